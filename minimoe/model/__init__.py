@@ -1,0 +1,31 @@
+"""A decoder-only transformer whose MLP may be a mixture of experts."""
+
+from minimoe.model.config import MoEConfig
+from minimoe.model.experts import Experts
+from minimoe.model.routing import (
+    RouterOutput,
+    route_expert_choice,
+    route_grouped,
+    route_hash,
+    route_noisy_topk,
+    route_switch,
+    route_topk,
+    route_topk_softmax,
+)
+from minimoe.model.transformer import CausalLMOutput, MoEForCausalLM, MoELayer
+
+__all__ = [
+    "CausalLMOutput",
+    "Experts",
+    "MoEConfig",
+    "MoEForCausalLM",
+    "MoELayer",
+    "RouterOutput",
+    "route_expert_choice",
+    "route_grouped",
+    "route_hash",
+    "route_noisy_topk",
+    "route_switch",
+    "route_topk",
+    "route_topk_softmax",
+]

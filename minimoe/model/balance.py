@@ -1,0 +1,148 @@
+"""Keeping the experts evenly busy: losses, a bias, a capacity, and how to measure the load.
+
+Shapes: T tokens, E experts, K experts per token. Everything takes what a router returned as an argument; nothing is
+kept between calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from minimoe.model.routing import RouterOutput
+
+
+def expert_load(indices: Tensor, num_experts: int) -> Tensor:
+    """How many slots each expert received, [E] int64. Dropped slots (index E) count for nobody.
+
+    Args:
+        indices: [T, K] int64.
+        num_experts: E.
+    """
+    return torch.bincount(indices.flatten(), minlength=num_experts + 1)[:num_experts]
+
+
+def max_violation(load: Tensor) -> float:
+    """MaxVio = max_i n_i / mean(n) - 1: 0 when balanced, E / K - 1 at worst (Wang et al. 2024, arXiv 2408.15664).
+
+    Args:
+        load: [E] counts.
+
+    Raises:
+        ValueError: no token was counted.
+    """
+    if load.sum() == 0:
+        raise ValueError(f"load={load.tolist()}: wanted at least one routed token")
+    load = load.double()
+    return float(load.max() / load.mean() - 1)
+
+
+def load_balancing_loss(
+    router_outputs: Sequence[RouterOutput], *, sequences: int = 1, across_layers: str = "mean"
+) -> Tensor:
+    """E * sum_i f_i P_i, with f_i the share of tokens that chose expert i and P_i its mean softmax probability.
+
+    f sums to K, so the balanced value is K (Fedus et al. 2021, arXiv 2101.03961, eq. 4-6). Only P carries a gradient.
+    f counts what the router chose, before any capacity drops it.
+
+    Args:
+        router_outputs: one per sparse layer.
+        sequences: take the loss in each of this many equal stretches of the T tokens, and average. 1 balances
+            the batch as a whole; the batch size balances every sequence (DeepSeek-V3, arXiv 2412.19437, eq. 17-20).
+        across_layers: "mean" of the layers' losses, or "pooled": f and P averaged over all layers first, as
+            transformers does. Pooling is there for parity only: two layers that collapsed in opposite ways
+            look perfectly balanced to it.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: no layer is sparse, the tokens do not divide into the sequences, or `across_layers` is unknown.
+    """
+    if not router_outputs:
+        raise ValueError("router_outputs is empty: wanted one entry per sparse layer, found a dense model")
+    if across_layers not in ("mean", "pooled"):
+        raise ValueError(f"across_layers={across_layers!r}: wanted 'mean' or 'pooled'")
+    chosen = torch.stack([_share_chosen(output, sequences) for output in router_outputs])  # [L, sequences, E]
+    probability = torch.stack([_mean_probability(output, sequences) for output in router_outputs])
+    if across_layers == "pooled":
+        chosen, probability = chosen.mean(0), probability.mean(0)
+    return chosen.shape[-1] * (chosen * probability).sum(-1).mean()
+
+
+def _share_chosen(output: RouterOutput, sequences: int) -> Tensor:
+    tokens, experts = output.logits.shape
+    chosen = output.logits.new_zeros(tokens, experts + 1)  # the last column takes the empty slots
+    chosen.scatter_(1, output.indices, 1.0)
+    return _split(chosen[:, :experts], sequences).mean(1)
+
+
+def _mean_probability(output: RouterOutput, sequences: int) -> Tensor:
+    return _split(output.logits.softmax(-1), sequences).mean(1)
+
+
+def _split(values: Tensor, sequences: int) -> Tensor:
+    if len(values) % sequences:
+        raise ValueError(f"sequences={sequences}: wanted a divisor of the {len(values)} tokens")
+    return values.unflatten(0, (sequences, -1))
+
+
+def router_z_loss(router_outputs: Sequence[RouterOutput]) -> Tensor:
+    """Mean over tokens and layers of logsumexp(logits)^2, which keeps logits small.
+
+    Source: ST-MoE (Zoph et al. 2022, arXiv 2202.08906, eq. 5).
+
+    Args:
+        router_outputs: one per sparse layer.
+    """
+    if not router_outputs:
+        raise ValueError("router_outputs is empty: wanted one entry per sparse layer, found a dense model")
+    return torch.stack([output.logits.logsumexp(-1).square().mean() for output in router_outputs]).mean()
+
+
+@torch.no_grad()
+def update_bias(bias: Tensor, load: Tensor, rate: float = 1e-3) -> None:
+    """Raise the selection bias of idle experts and lower that of busy ones, in place.
+
+    Source: Wang et al. 2024, arXiv 2408.15664.
+    d = rate * sign(mean(n) - n); d -= mean(d); bias += d. Once per optimizer step, with the load of training
+    forwards only.
+
+    Args:
+        bias: [E].
+        load: [E] counts since the last update.
+        rate: step size.
+    """
+    load = load.to(bias.dtype)
+    step = rate * torch.sign(load.mean() - load)
+    bias += step - step.mean()
+
+
+def expert_capacity(num_tokens: int, num_experts: int, k: int, capacity_factor: float) -> int:
+    """How many slots an expert accepts: floor(T * K / E * capacity_factor), at least 1 (Fedus et al. 2021, eq. 3).
+
+    The floor of 1 lets a model generate, one token at a time. Never more than T, which is all there is.
+    """
+    return min(num_tokens, max(1, int(num_tokens * k / num_experts * capacity_factor)))
+
+
+def apply_capacity(output: RouterOutput, capacity: int) -> RouterOutput:
+    """Drop what exceeds `capacity` slots per expert: such a slot gets weight 0 and index E.
+
+    All first choices are served before any second choice, and earlier tokens before later ones
+    (GShard, arXiv 2006.16668, algorithm 1; ST-MoE, arXiv 2202.08906).
+
+    Args:
+        output: of T tokens and K choices, best first.
+        capacity: slots per expert, at least 1.
+    """
+    if capacity < 1:
+        raise ValueError(f"capacity={capacity}: wanted at least 1")
+    experts = output.logits.shape[-1]
+    by_rank = output.indices.T.flatten()  # all first choices, then all second choices, ...
+    queue = torch.nn.functional.one_hot(by_rank, experts + 1).cumsum(0)
+    place = queue.gather(1, by_rank[:, None]).squeeze(1)  # 1 for the first in an expert's queue
+    kept = (place <= capacity).view(output.indices.T.shape).T
+    return output._replace(weights=output.weights * kept, indices=output.indices.where(kept, experts))

@@ -1,0 +1,231 @@
+"""The settings of a model: what Hugging Face configurations call them, checked, and counted.
+
+One frozen dataclass describes every model the kit knows: a dense Llama, a Mixtral, a Pangu Pro MoE or an
+experiment of your own. `families.py` translates it to and from the `config.json` of each published family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+ROUTERS = ("topk", "topk_softmax", "noisy_topk", "switch", "expert_choice", "grouped", "hash")
+SCORE_FUNCTIONS = ("softmax", "sigmoid")
+EXPERTS_IMPLEMENTATIONS = ("eager", "sorted", "grouped")
+QK_NORMS = (None, "head", "full")
+ROPE_TYPES = ("default", "linear", "llama3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoEConfig:
+    """Everything that fixes the shape and the function of a model.
+
+    `num_experts = 0` gives a dense model. Otherwise a layer is sparse unless `mlp_only_layers` names it or
+    `decoder_sparse_step` skips it (Qwen2-MoE's rule: layer i is sparse when (i + 1) % step == 0).
+
+    Raises:
+        ValueError: naming the field, the value found and the value wanted.
+    """
+
+    # The transformer around the experts.
+    vocab_size: int = 1024
+    hidden_size: int = 96
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int | None = None  # None: as many as attention heads
+    head_dim: int | None = None  # None: hidden_size / num_attention_heads
+    intermediate_size: int | None = None  # width of a dense MLP; None: 4 * hidden_size
+    max_position_embeddings: int = 512
+    rope_theta: float = 10000.0
+    rope_scaling: Mapping[str, Any] | None = None  # {"rope_type": "linear" | "llama3", "factor": ..., ...}
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = True
+    attention_bias: bool = False  # on q, k and v
+    attention_output_bias: bool = False  # on o
+    qk_norm: str | None = None  # "head": RMSNorm of each head (Qwen3); "full": of all heads at once (OLMoE)
+    clip_qkv: float | None = None  # clamp q, k and v to [-c, c] (OLMoE)
+
+    # The mixture.
+    num_experts: int = 8
+    num_experts_per_tok: int = 2
+    moe_intermediate_size: int | None = None  # width of an expert; None: intermediate_size
+    decoder_sparse_step: int = 1
+    mlp_only_layers: tuple[int, ...] = ()
+    shared_expert_intermediate_size: int = 0  # 0: no shared expert
+    shared_expert_gate: bool = False  # scale the shared expert by sigmoid(x w) (Qwen2-MoE)
+
+    # The router; `routing.py` has the formulas.
+    router: str = "topk"
+    score_func: str = "softmax"
+    norm_topk_prob: bool = True
+    e_score_correction_bias: bool = False  # a bias that selects but does not weigh (DeepSeek-V3)
+    n_group: int = 1
+    topk_group: int = 1
+    routed_scaling_factor: float = 1.0
+    router_scale: bool = False  # a learned factor per expert (Pangu Pro MoE)
+    capacity_factor: float | None = None  # None: no token is ever dropped
+    router_aux_loss_coef: float = 0.0
+    router_z_loss_coef: float = 0.0
+
+    # How it is run, and what it is called on disk.
+    experts_implementation: str = "sorted"
+    model_type: str = "minimoe"
+
+    def __post_init__(self) -> None:
+        self._fill("num_key_value_heads", self.num_attention_heads)
+        self._check_sizes()
+        self._fill("head_dim", self.hidden_size // self.num_attention_heads)
+        self._fill("intermediate_size", 4 * self.hidden_size)
+        self._fill("moe_intermediate_size", self.intermediate_size)
+        object.__setattr__(self, "mlp_only_layers", tuple(self.mlp_only_layers))
+        self._check_attention()
+        self._check_rope()
+        if self.num_experts:
+            self._check_experts()
+            self._check_router()
+
+    def _fill(self, name: str, default: int) -> None:
+        if getattr(self, name) is None:
+            object.__setattr__(self, name, default)
+
+    def _check_sizes(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type in ("int", "int | None") and value is not None:
+                least = 0 if field.name in ("num_experts", "shared_expert_intermediate_size") else 1
+                whole = isinstance(value, int) and not isinstance(value, bool)
+                _require(whole and value >= least, field.name, value, f"a whole number of at least {least}")
+        for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+
+    def _check_attention(self) -> None:
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        _require(heads % kv_heads == 0, "num_key_value_heads", kv_heads, f"a divisor of num_attention_heads={heads}")
+        _require(self.head_dim % 2 == 0, "head_dim", self.head_dim, "an even number (rotary embeddings pair them)")
+        _require(self.qk_norm in QK_NORMS, "qk_norm", self.qk_norm, _one_of(QK_NORMS))
+        _require(self.clip_qkv is None or self.clip_qkv > 0, "clip_qkv", self.clip_qkv, "None or a positive number")
+
+    def _check_rope(self) -> None:
+        if self.rope_scaling is None:
+            return
+        kind = self.rope_scaling.get("rope_type")
+        _require(kind in ROPE_TYPES, "rope_scaling['rope_type']", kind, _one_of(ROPE_TYPES))
+        wanted = {"default": (), "linear": ("factor",), "llama3": _LLAMA3_ROPE}[kind]
+        for name in wanted:
+            value = self.rope_scaling.get(name)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            _require(is_number and value > 0, f"rope_scaling[{name!r}]", value, "a positive number")
+
+    def _check_experts(self) -> None:
+        experts, k = self.num_experts, self.num_experts_per_tok
+        _require(k <= experts, "num_experts_per_tok", k, f"at most num_experts={experts}")
+        layers = range(self.num_hidden_layers)
+        for layer in self.mlp_only_layers:
+            _require(layer in layers, "mlp_only_layers", layer, f"layers from 0 to {len(layers) - 1}")
+        _require(
+            self.shared_expert_intermediate_size > 0 or not self.shared_expert_gate,
+            "shared_expert_gate",
+            self.shared_expert_gate,
+            "False, since shared_expert_intermediate_size=0 means that there is no shared expert",
+        )
+        _require(
+            self.experts_implementation in EXPERTS_IMPLEMENTATIONS,
+            "experts_implementation",
+            self.experts_implementation,
+            _one_of(EXPERTS_IMPLEMENTATIONS),
+        )
+
+    def _check_router(self) -> None:
+        experts, k, groups = self.num_experts, self.num_experts_per_tok, self.n_group
+        _require(self.router in ROUTERS, "router", self.router, _one_of(ROUTERS))
+        _require(self.score_func in SCORE_FUNCTIONS, "score_func", self.score_func, _one_of(SCORE_FUNCTIONS))
+        _require(experts % groups == 0, "n_group", groups, f"a divisor of num_experts={experts}")
+        _require(self.topk_group <= groups, "topk_group", self.topk_group, f"at most n_group={groups}")
+        if self.router == "topk":
+            reachable = experts // groups * self.topk_group
+            _require(k <= reachable, "num_experts_per_tok", k, f"at most {reachable}, the experts in topk_group groups")
+        if self.router == "grouped":
+            _require(k % groups == 0, "num_experts_per_tok", k, f"a multiple of n_group={groups}")
+        if self.router == "switch":
+            _require(k == 1, "num_experts_per_tok", k, "1 for router='switch'")
+        if self.router in ("expert_choice", "hash"):
+            _require(
+                self.router_aux_loss_coef == 0,
+                "router_aux_loss_coef",
+                self.router_aux_loss_coef,
+                f"0 for router={self.router!r}, which has nothing to balance",
+            )
+        _require(
+            self.router == "grouped" or not self.router_scale,
+            "router_scale",
+            self.router_scale,
+            f"False for router={self.router!r}; only 'grouped' has it",
+        )
+        _require(
+            self.router == "topk" or not self.e_score_correction_bias,
+            "e_score_correction_bias",
+            self.e_score_correction_bias,
+            f"False for router={self.router!r}; only 'topk' has it",
+        )
+        _require(
+            self.capacity_factor is None or self.capacity_factor > 0,
+            "capacity_factor",
+            self.capacity_factor,
+            "None or a positive number",
+        )
+        _require(
+            self.router != "expert_choice" or self.capacity_factor is not None,
+            "capacity_factor",
+            self.capacity_factor,
+            "a positive number for router='expert_choice', where it sets how many tokens an expert takes",
+        )
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether layer `layer` (from 0) is a mixture of experts."""
+        return (
+            self.num_experts > 0 and layer not in self.mlp_only_layers and (layer + 1) % self.decoder_sparse_step == 0
+        )
+
+    def num_parameters(self, *, active: bool = False) -> int:
+        """Number of trainable parameters; `active=True` counts only the K experts that one token meets.
+
+        Embedding and output head are included, as in the published totals.
+        """
+        total = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
+        total += self.hidden_size  # the final norm
+        for layer in range(self.num_hidden_layers):
+            total += self._attention_parameters() + 2 * self.hidden_size
+            total += self._moe_parameters(active) if self.is_sparse(layer) else self._mlp(self.intermediate_size)
+        return total
+
+    def _mlp(self, width: int) -> int:
+        return 3 * self.hidden_size * width
+
+    def _attention_parameters(self) -> int:
+        query = self.num_attention_heads * self.head_dim
+        key = self.num_key_value_heads * self.head_dim
+        total = 2 * self.hidden_size * (query + key)
+        total += (query + 2 * key) * self.attention_bias + self.hidden_size * self.attention_output_bias
+        return total + {None: 0, "head": 2 * self.head_dim, "full": query + key}[self.qk_norm]
+
+    def _moe_parameters(self, active: bool) -> int:
+        experts = self.num_experts_per_tok if active else self.num_experts
+        total = experts * self._mlp(self.moe_intermediate_size)
+        router_rows = {"hash": 0, "noisy_topk": 2}.get(self.router, 1)
+        total += router_rows * self.num_experts * self.hidden_size + self.num_experts * self.router_scale
+        total += self._mlp(self.shared_expert_intermediate_size) + self.hidden_size * self.shared_expert_gate
+        return total
+
+
+_LLAMA3_ROPE = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+
+def _require(holds: bool, name: str, found: object, wanted: str) -> None:
+    if not holds:
+        raise ValueError(f"{name}={found!r}: wanted {wanted}")
+
+
+def _one_of(choices: tuple) -> str:
+    return "one of " + ", ".join(map(repr, choices))

@@ -1,0 +1,30 @@
+"""One progress bar for all long work: shown to a person, silent in tests, in validation and in logs."""
+
+import os
+import sys
+
+
+def progress_bar(iterable=None, **options):
+    """`tqdm.auto.tqdm(iterable, **options)`, disabled where nobody is watching.
+
+    Shown in a terminal and in a notebook. Silent under pytest (nbval's kernels included), where `CI` is set, and where
+    standard error goes to a file. `MINIMOE_PROGRESS=0` silences it everywhere, `MINIMOE_PROGRESS=1` shows it everywhere.
+    """
+    from tqdm.auto import tqdm
+
+    return tqdm(iterable, disable=not _watched(), **options)
+
+
+def _watched() -> bool:
+    wish = os.environ.get("MINIMOE_PROGRESS")
+    if wish:
+        return wish != "0"
+    if "CI" in os.environ or "PYTEST_VERSION" in os.environ:
+        return False
+    return _in_notebook() or sys.stderr.isatty()
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return shell is not None and hasattr(shell, "kernel")
