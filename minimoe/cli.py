@@ -1,0 +1,160 @@
+"""The command line: `minimoe train`, `minimoe sample`, `minimoe figures`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Learn how mixture-of-experts language models work.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+
+
+class Balance(StrEnum):
+    """The two schools of keeping experts busy, or neither."""
+
+    loss = "loss"
+    bias = "bias"
+    none = "none"
+
+
+@app.command()
+def train(
+    corpus: Annotated[str, typer.Option(help="'real', 'planted', or a folder of text files.")] = "real",
+    out: Annotated[Path, typer.Option(help="Folder for log, checkpoints and model; resumes what it holds.")] = Path(
+        "runs/moe"
+    ),
+    steps: Annotated[int, typer.Option(min=1)] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the weights and of the batches.")] = 0,
+    experts: Annotated[int, typer.Option(min=0, help="0 trains a dense model of equal active parameters.")] = 8,
+    experts_per_token: Annotated[int, typer.Option(min=1)] = 2,
+    balance: Annotated[Balance, typer.Option(help="A balance loss, a selection bias, or no balancing.")] = Balance.loss,
+    threads: Annotated[int, typer.Option(min=1, help="More than one gives up bit-identical repeats.")] = 1,
+) -> None:
+    """Train a small mixture of experts and show what it has learnt."""
+    import torch
+
+    from minimoe.model import MoEForCausalLM
+    from minimoe.training import evaluate
+    from minimoe.training import train as run
+
+    torch.set_num_threads(threads)
+    with _plain_errors():
+        text = _corpus(corpus)
+        config = _config(text.vocab_size, experts, experts_per_token, balance)
+        model = MoEForCausalLM(config, seed=seed)
+        total, active = config.num_parameters(), config.num_parameters(active=True)
+        typer.echo(f"{total:,} parameters, {active:,} active per token; corpus: {', '.join(text.domains)}")
+        run(model, text, out=out, steps=steps, seed=seed)
+        typer.echo("\nHeld-out loss, nats per token")
+        for domain, loss in evaluate(model, text).items():
+            typer.echo(f"  {domain:<20} {loss:.2f}")
+        _show_samples(model, text, seed)
+        typer.echo(f"\nSaved in {out}. Try: minimoe sample {out} --prompt 'def '")
+
+
+@app.command()
+def sample(
+    model: Annotated[Path, typer.Argument(help="A model folder with a tokenizer.json.")],
+    prompt: Annotated[str, typer.Option()] = "def ",
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 120,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(min=1)] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0)] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Continue a prompt with a trained model."""
+    import torch
+    from tokenizers import Tokenizer
+
+    from minimoe.model import MoEForCausalLM
+
+    torch.set_num_threads(1)
+    with _plain_errors():
+        network = MoEForCausalLM.from_pretrained(model)
+        if not (model / "tokenizer.json").exists():
+            raise FileNotFoundError(f"{model} has no tokenizer.json: wanted one beside the weights")
+        tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+        ids = tokenizer.encode(prompt).ids
+        if not ids:
+            raise ValueError("prompt='': wanted at least one character")
+        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        continued = network.generate(torch.tensor([ids]), max_new_tokens, **options)
+        typer.echo(tokenizer.decode(continued[0].tolist(), skip_special_tokens=False))
+
+
+@app.command()
+def figures(
+    names: Annotated[list[str] | None, typer.Argument(help="Which ones; all when left out.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for PNG, SVG and CSV files.")] = Path("figures"),
+) -> None:
+    """Make the figures of the course, with their numbers."""
+    import torch
+
+    from minimoe.course import figures as course_figures
+
+    torch.set_num_threads(1)
+    with _plain_errors():
+        for path in course_figures.make(names, out):
+            typer.echo(path)
+
+
+def _corpus(name: str):
+    from minimoe.training import Corpus
+
+    if name == "real":
+        return Corpus.real()
+    if name == "planted":
+        return Corpus.planted()
+    return Corpus.from_folder(name)
+
+
+def _config(vocab_size: int, experts: int, experts_per_token: int, balance: Balance):
+    """About 1.5 M parameters by default; the layout of Mixtral wherever that can express the model."""
+    from minimoe.model import MoEConfig
+
+    width = 128
+    shape = {"vocab_size": vocab_size, "hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4}
+    if experts == 0:
+        return MoEConfig(**shape, num_experts=0, intermediate_size=width * experts_per_token, model_type="llama")
+    with_bias = balance is Balance.bias
+    return MoEConfig(
+        **shape,
+        intermediate_size=width,
+        num_experts=experts,
+        num_experts_per_tok=experts_per_token,
+        score_func="sigmoid" if with_bias else "softmax",
+        e_score_correction_bias=with_bias,
+        router_aux_loss_coef=0.01 if balance is Balance.loss else 0.0,
+        model_type="minimoe" if with_bias else "mixtral",
+    )
+
+
+def _show_samples(model, corpus, seed: int) -> None:
+    """Continue the beginning of one held-out stretch of each domain."""
+    import torch
+
+    for domain in corpus.domains:
+        prompt = corpus.tokens(domain, "held_out")[1:13].tolist()
+        continued = model.generate(torch.tensor([prompt]), 60, temperature=0.7, seed=seed)[0].tolist()
+        typer.secho(f"\n--- {domain}", bold=True)
+        typer.echo(corpus.decode(prompt) + typer.style(corpus.decode(continued[len(prompt) :]), fg="green"))
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Turn the errors a user can cause into one line and exit status 1."""
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(1) from error
+
+
+if __name__ == "__main__":
+    app()

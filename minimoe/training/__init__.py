@@ -1,0 +1,6 @@
+"""Corpora in, checkpoints out."""
+
+from minimoe.training.corpus import Batch, Corpus
+from minimoe.training.loop import Settings, evaluate, train
+
+__all__ = ["Batch", "Corpus", "Settings", "evaluate", "train"]

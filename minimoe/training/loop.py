@@ -1,0 +1,306 @@
+"""Training: `train(model, corpus)` from the first step to the last, and again from wherever it was killed.
+
+One step: draw a batch that depends on (seed, step) alone; forward with the router losses the configuration asks for;
+backward; clip; AdamW with warm-up and cosine decay; move the selection bias, if the model has one.
+
+A run with a folder `out` keeps there
+
+    log.jsonl                   one line per step
+    training_state.safetensors  weights, optimizer and random state of the last saved step, in one atomic file
+    config.json, model.safetensors, tokenizer.json, training.json    the finished model and how it was made
+
+and continues from the saved state when it is started again: on one thread to bit-identical weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from minimoe.atomic import write_atomically
+from minimoe.model.balance import expert_load, max_violation, update_bias
+from minimoe.model.transformer import CausalLMOutput, MoEForCausalLM
+from minimoe.progress import progress_bar
+from minimoe.training.corpus import Corpus
+
+STATE_FILE = "training_state.safetensors"
+LOG_FILE = "log.jsonl"
+RECIPE_FILE = "training.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What decides the outcome of a run, besides the model it starts from and the corpus."""
+
+    steps: int = 800
+    batch_size: int = 16
+    seq_len: int = 128
+    learning_rate: float = 4e-3
+    warmup_steps: int = 50
+    final_learning_rate: float = 0.1  # as a share of learning_rate, where the cosine ends
+    weight_decay: float = 0.1  # on matrices only
+    max_grad_norm: float = 1.0
+    bias_update_rate: float = 1e-3  # of e_score_correction_bias, where the model has one
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            least = 1 if field.name in ("steps", "batch_size") else 2 if field.name == "seq_len" else 0
+            if not value >= least:
+                raise ValueError(f"{field.name}={value!r}: wanted at least {least}")
+
+
+def train(
+    model: MoEForCausalLM,
+    corpus: Corpus,
+    *,
+    out: str | Path | None = None,
+    save_every: int = 100,
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """Train `model` in place and return its log, one record per step.
+
+    The model's configuration chooses how its experts are balanced: `router_aux_loss_coef` > 0 adds the balance loss,
+    `e_score_correction_bias` moves a bias after each step, both or neither are possible.
+
+    Args:
+        model: starts from its present weights.
+        corpus: where batches come from.
+        out: a folder to log to, save to, and resume from; None keeps everything in memory.
+        save_every: steps between saved states. It does not influence the result.
+        **settings: fields of `Settings`.
+
+    Returns:
+        Records with step, loss, cross_entropy (nats per token), aux_loss, learning_rate, grad_norm,
+        max_violation (per sparse layer) and seconds since the start.
+
+    Raises:
+        ValueError: a setting is impossible, the vocabularies differ, or `out` holds a run with other settings.
+        FloatingPointError: the loss is no longer finite. The last saved state stays.
+    """
+    run = _Run(model, corpus, Settings(**settings), out and Path(out), save_every)
+    run.resume()
+    bar = progress_bar(total=run.settings.steps, initial=run.step, unit="step", desc="training", leave=True)
+    model.train()
+    with bar:
+        while run.step < run.settings.steps:
+            record = run.advance()
+            tokens = run.settings.batch_size * run.settings.seq_len * record["step"]
+            bar.set_postfix_str(f"loss {record['loss']:.3f}, {tokens / record['seconds']:,.0f} tokens/s", refresh=False)
+            bar.update()
+    model.eval()
+    run.finish()
+    return run.log
+
+
+@torch.no_grad()
+def evaluate(
+    model: MoEForCausalLM, corpus: Corpus, *, batches: int = 8, batch_size: int = 16, seq_len: int = 128, seed: int = 0
+) -> dict[str, float]:
+    """Held-out cross-entropy in nats per token, by domain.
+
+    Args:
+        model: put into evaluation mode for the while.
+        corpus: its held-out split is read.
+        batches: how many batches; each sequence counts for its own domain. A domain that was not drawn is absent.
+        batch_size: sequences per batch.
+        seq_len: tokens per sequence.
+        seed: of the draw.
+    """
+    was_training = model.training
+    model.eval()
+    losses: dict[str, list[float]] = {domain: [] for domain in corpus.domains}
+    for step in range(batches):
+        batch = corpus.batch("held_out", batch_size=batch_size, seq_len=seq_len, seed=seed, step=step)
+        for ids, domain in zip(batch.input_ids, batch.domains.tolist(), strict=True):
+            loss = model(ids[None], labels=ids[None]).cross_entropy
+            losses[corpus.domains[domain]].append(float(loss))
+    model.train(was_training)
+    return {domain: sum(values) / len(values) for domain, values in losses.items() if values}
+
+
+def learning_rate(step: int, settings: Settings) -> float:
+    """Linear warm-up, then half a cosine down to `final_learning_rate` (Loshchilov & Hutter 2017, arXiv 1608.03983).
+
+    Args:
+        step: from 0; the first step already learns.
+        settings: of the run.
+    """
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    progress = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+    floor = settings.final_learning_rate
+    return settings.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+class _Run:
+    """The state of one training run and how it is stored."""
+
+    def __init__(
+        self, model: MoEForCausalLM, corpus: Corpus, settings: Settings, out: Path | None, save_every: int
+    ) -> None:
+        if corpus.vocab_size > model.config.vocab_size:
+            raise ValueError(
+                f"vocab_size={model.config.vocab_size}: wanted at least {corpus.vocab_size}, that of the corpus"
+            )
+        if save_every < 1:
+            raise ValueError(f"save_every={save_every}: wanted at least 1")
+        self.model, self.corpus, self.settings, self.out, self.save_every = model, corpus, settings, out, save_every
+        self.optimizer = _optimizer(model, settings)
+        self.step = 0
+        self.log: list[dict[str, Any]] = []
+        self.seconds_before = 0.0
+        self.started = time.perf_counter()
+        if not (out and (out / STATE_FILE).exists()):
+            torch.manual_seed(settings.seed)  # only a noisy router draws from it
+
+    def advance(self) -> dict[str, Any]:
+        """Take one step, log it, and save if it is time."""
+        settings = self.settings
+        batch = self.corpus.batch(
+            "train", batch_size=settings.batch_size, seq_len=settings.seq_len, seed=settings.seed, step=self.step
+        )
+        rate = learning_rate(self.step, settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        output = self.model(batch.input_ids, labels=batch.input_ids, output_router_logits=True)
+        if not output.loss.isfinite():
+            raise FloatingPointError(f"loss={output.loss.item()} at step {self.step + 1}: wanted a finite number")
+        output.loss.backward()
+        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
+        loads = _loads(output, self.model.config.num_experts)
+        _update_biases(self.model, loads, settings.bias_update_rate)
+        self.optimizer.step()
+        self.step += 1
+        self._record(output, rate, grad_norm, loads)
+        if self.out and (self.step % self.save_every == 0 or self.step == settings.steps):
+            self.save()
+        return self.log[-1]
+
+    def _record(self, output: CausalLMOutput, rate: float, grad_norm: Tensor, loads: list[Tensor]) -> None:
+        record = {
+            "step": self.step,
+            "loss": output.loss.item(),
+            "cross_entropy": output.cross_entropy.item(),
+            "aux_loss": None if output.aux_loss is None else output.aux_loss.item(),
+            "learning_rate": rate,
+            "grad_norm": grad_norm.item(),
+            "max_violation": [max_violation(load) for load in loads],
+            "seconds": self.seconds_before + time.perf_counter() - self.started,
+        }
+        self.log.append(record)
+        if self.out:
+            self.out.mkdir(parents=True, exist_ok=True)
+            with open(self.out / LOG_FILE, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def save(self) -> None:
+        """Write weights, optimizer and random state as one file, replacing the last one only when complete."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
+        tensors["torch_rng_state"] = torch.get_rng_state()
+        about = {**self._identity(), "step": self.step, "seconds": self.log[-1]["seconds"]}
+        write_atomically(self.out / STATE_FILE, to_safetensors(tensors, metadata={"minimoe": json.dumps(about)}))
+
+    def resume(self) -> None:
+        """Continue from the saved state, if there is one."""
+        if not (self.out and (self.out / STATE_FILE).exists()):
+            return
+        with safe_open(self.out / STATE_FILE, framework="pt") as file:
+            about = json.loads(file.metadata()["minimoe"])
+            self._check_identity(about)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        self.model.load_state_dict(_with_prefix(tensors, "model."))
+        self.optimizer.load_state_dict(
+            {**self.optimizer.state_dict(), "state": _nested(_with_prefix(tensors, "optimizer."))}
+        )
+        torch.set_rng_state(tensors["torch_rng_state"])
+        self.step, self.seconds_before = about["step"], about["seconds"]
+        self._rewind_log()
+
+    def _rewind_log(self) -> None:
+        """Forget the steps that were logged after the saved state: they are taken again."""
+        lines = (self.out / LOG_FILE).read_text(encoding="utf-8").splitlines()[: self.step]
+        self.log = [json.loads(line) for line in lines]
+        write_atomically(self.out / LOG_FILE, "".join(line + "\n" for line in lines).encode())
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a run to be continued."""
+        config = json.loads(json.dumps(asdict(self.model.config)))  # as it will be read back
+        return {"settings": asdict(self.settings), "config": config, "corpus_sha256": self.corpus.sha256}
+
+    def _check_identity(self, found: dict[str, Any]) -> None:
+        wanted = self._identity()
+        differences = [
+            f"{name}={found['settings'].get(name)!r} there, {value!r} asked for"
+            for name, value in wanted["settings"].items()
+            if found["settings"].get(name) != value
+        ]
+        differences += [
+            f"model.{name}={found['config'].get(name)!r} there, {value!r} asked for"
+            for name, value in wanted["config"].items()
+            if found["config"].get(name) != value
+        ]
+        if found["corpus_sha256"] != wanted["corpus_sha256"]:
+            differences.append("another corpus")
+        if differences:
+            raise ValueError(
+                f"{self.out} holds a run with other settings: {'; '.join(differences)}. "
+                "Use another folder, or remove this one to start again"
+            )
+
+    def finish(self) -> None:
+        """Leave a complete model folder behind, and the recipe that made it."""
+        if not self.out:
+            return
+        self.model.save_pretrained(self.out)
+        write_atomically(self.out / "tokenizer.json", self.corpus.tokenizer.to_str(pretty=True).encode())
+        recipe = {**self._identity(), "tokens": self.step * self.settings.batch_size * self.settings.seq_len}
+        write_atomically(self.out / RECIPE_FILE, (json.dumps(recipe, indent=2) + "\n").encode())
+
+
+def _optimizer(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95), fused=True)
+
+
+def _loads(output: CausalLMOutput, num_experts: int) -> list[Tensor]:
+    return [expert_load(chosen.indices, num_experts) for chosen in output.router_outputs]
+
+
+def _update_biases(model: MoEForCausalLM, loads: list[Tensor], rate: float) -> None:
+    if not model.config.e_score_correction_bias:
+        return
+    sparse = [block.mlp for block in model.model.layers if block.is_sparse]
+    for layer, load in zip(sparse, loads, strict=True):
+        update_bias(layer.gate.e_score_correction_bias, load, rate)
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _nested(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """{"3.exp_avg": x} -> {3: {"exp_avg": x}}, as an optimizer's state_dict has it."""
+    nested: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, key = name.split(".")
+        nested.setdefault(int(index), {})[key] = tensor
+    return nested

@@ -1,0 +1,305 @@
+"""train(): what it optimises, how it balances, and that a killed run ends where an undisturbed one does."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+
+from minimoe.model import MoEConfig, MoEForCausalLM
+from minimoe.model.balance import expert_load, max_violation
+from minimoe.training import Settings, evaluate, train
+from minimoe.training.loop import LOG_FILE, RECIPE_FILE, STATE_FILE, learning_rate
+
+TINY = MoEConfig(
+    vocab_size=32,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=16,
+    num_experts=4,
+    tie_word_embeddings=False,
+)
+FEW = {"steps": 8, "batch_size": 4, "seq_len": 16, "warmup_steps": 2}
+
+
+class Cycles:
+    """A corpus in which the next token is certain: two domains that count upwards in steps of 1 and of 3."""
+
+    domains = ("ones", "threes")
+    vocab_size = 32
+    sha256 = "cycles"
+    tokenizer = Tokenizer(models.BPE())
+
+    def batch(self, split, *, batch_size, seq_len, seed, step):
+        rng = np.random.default_rng([seed, step, split == "train"])
+        domains = rng.integers(2, size=batch_size)
+        starts = rng.integers(32, size=batch_size)
+        ids = (starts[:, None] + np.arange(seq_len) * np.array([1, 3])[domains][:, None]) % 32
+        return SimpleNamespace(input_ids=torch.from_numpy(ids), domains=torch.from_numpy(domains))
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same_weights(model, expected):
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def without_clock(log):
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in log]
+
+
+def test_learns_what_can_be_learnt():
+    model = MoEForCausalLM(TINY)
+    before = evaluate(model, Cycles(), batches=2, seq_len=16)
+    train(model, Cycles(), steps=150, batch_size=8, seq_len=16, warmup_steps=10, learning_rate=1e-2)
+    after = evaluate(model, Cycles(), batches=2, seq_len=16)
+    assert before.keys() == after.keys() == {"ones", "threes"}
+    assert min(before.values()) > 3.3  # log 32 = 3.47
+    # Only the second of 16 tokens is in doubt (which domain?): at best log 2 / 15 = 0.05 nats per token remain.
+    assert max(after.values()) < 0.3
+
+
+def test_first_step_is_adamw_by_hand():
+    """One step from the formulas of Loshchilov & Hutter: the first update is -lr * (sign-like step + decay)."""
+    model = MoEForCausalLM(replace(TINY, router_aux_loss_coef=0.01))
+    before, reference = weights(model), MoEForCausalLM(model.config)
+    settings = Settings(**FEW, learning_rate=1e-3, weight_decay=0.1)
+    batch = Cycles().batch("train", batch_size=4, seq_len=16, seed=0, step=0)
+    output = reference.train()(batch.input_ids, labels=batch.input_ids, output_router_logits=True)
+    (output.cross_entropy + 0.01 * output.aux_loss).backward()
+    norm = math.sqrt(sum(float(p.grad.square().sum()) for p in reference.parameters()))
+    scale = min(1.0, settings.max_grad_norm / (norm + 1e-6))
+    log = train(model, Cycles(), **{**FEW, "steps": 1}, learning_rate=1e-3, weight_decay=0.1)
+    assert log[0]["grad_norm"] == pytest.approx(norm, rel=1e-5)
+    rate = learning_rate(0, settings)
+    for name, parameter in reference.named_parameters():
+        grad = parameter.grad * scale
+        decay = 0.1 if parameter.dim() > 1 else 0.0
+        wanted = before[name] * (1 - rate * decay) - rate * grad / (grad.abs() + 1e-8)
+        torch.testing.assert_close(model.state_dict()[name], wanted, rtol=1e-4, atol=1e-7)
+
+
+def test_learning_rate_warms_up_and_follows_half_a_cosine():
+    settings = Settings(steps=110, warmup_steps=10, learning_rate=1.0, final_learning_rate=0.1)
+    rates = [learning_rate(step, settings) for step in range(111)]
+    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert rates[10] == 1.0
+    assert rates[60] == pytest.approx(0.55)  # half-way between 1 and 0.1
+    assert rates[110] == pytest.approx(0.1)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_log_agrees_with_an_independent_forward():
+    model = MoEForCausalLM(replace(TINY, router_aux_loss_coef=0.01))
+    start = MoEForCausalLM(model.config)
+    log = train(model, Cycles(), **FEW)
+    batch = Cycles().batch("train", batch_size=4, seq_len=16, seed=0, step=0)
+    output = start(batch.input_ids, labels=batch.input_ids, output_router_logits=True)
+    assert [record["step"] for record in log] == list(range(1, 9))
+    assert log[0]["cross_entropy"] == pytest.approx(output.cross_entropy.item(), rel=1e-5)
+    assert log[0]["aux_loss"] == pytest.approx(output.aux_loss.item(), rel=1e-5)
+    assert log[0]["loss"] == pytest.approx(log[0]["cross_entropy"] + 0.01 * log[0]["aux_loss"], rel=1e-5)
+    loads = [expert_load(chosen.indices, 4) for chosen in output.router_outputs]
+    assert log[0]["max_violation"] == pytest.approx([max_violation(load) for load in loads])
+
+
+def violations(config, **settings):
+    """MaxVio, mean over layers, of the first step and the last ten of a run in which all tokens prefer expert 0."""
+    model = MoEForCausalLM(config)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.add_(0.02)  # what all tokens have in common ...
+        for block in model.model.layers:
+            block.mlp.gate.weight[0].add_(0.1)  # ... is what expert 0 asks for
+    log = train(model, Cycles(), **{**FEW, "steps": 80, "batch_size": 16}, **settings)
+    return np.mean(log[0]["max_violation"]), np.mean([record["max_violation"] for record in log[-10:]])
+
+
+@pytest.mark.parametrize("score_func", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("school", ["loss", "bias"])
+def test_either_school_balances_a_skewed_router(score_func, school):
+    config = replace(TINY, score_func=score_func, e_score_correction_bias=school == "bias")
+    if school == "loss":  # slow enough that the language modelling loss alone changes little
+        off, on = config, replace(config, router_aux_loss_coef=10.0)
+        settings = [{"learning_rate": 5e-4}] * 2
+    else:  # no gradient at all: only the bias moves
+        off, on = config, config
+        settings = [{"learning_rate": 0.0, "bias_update_rate": rate} for rate in (0.0, 0.01)]
+    first, last_without = violations(off, **settings[0])
+    _, last = violations(on, **settings[1])
+    assert first > 0.9  # 1 is the worst for 4 experts, 2 per token
+    assert last < 0.6 * last_without
+
+
+def test_bias_moves_only_where_the_model_has_one():
+    biased = replace(TINY, e_score_correction_bias=True, score_func="sigmoid")
+    model = MoEForCausalLM(biased)
+    train(model, Cycles(), **FEW, bias_update_rate=0.01)
+    for block in model.model.layers:
+        bias = block.mlp.gate.e_score_correction_bias
+        assert bias.abs().max() > 0
+        assert bias.sum().abs() < 1e-6  # the update has no mean
+
+
+def test_trains_a_dense_model():
+    log = train(MoEForCausalLM(replace(TINY, num_experts=0)), Cycles(), **FEW)
+    assert log[0]["aux_loss"] is None
+    assert log[0]["max_violation"] == []
+
+
+def test_repeats_to_the_bit_and_seeds_differ():
+    runs = [MoEForCausalLM(TINY) for _ in range(3)]
+    logs = [train(model, Cycles(), **FEW, seed=seed) for model, seed in zip(runs, (0, 0, 1), strict=True)]
+    assert_same_weights(runs[1], weights(runs[0]))
+    assert without_clock(logs[0]) == without_clock(logs[1]) != without_clock(logs[2])
+
+
+def test_interrupted_run_continues_to_the_same_weights_and_log(tmp_path, monkeypatch):
+    config = replace(TINY, router="noisy_topk", router_aux_loss_coef=0.01)  # draws random numbers at every step
+    whole = MoEForCausalLM(config)
+    log = train(whole, Cycles(), **FEW)
+
+    class Interrupting(Cycles):
+        def batch(self, *args, step, **rest):
+            if step == 5:
+                raise KeyboardInterrupt
+            return super().batch(*args, step=step, **rest)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(MoEForCausalLM(config), Interrupting(), out=tmp_path, save_every=2, **FEW)
+    assert len((tmp_path / LOG_FILE).read_text().splitlines()) == 5  # one step beyond the saved state
+    torch.manual_seed(123)  # whatever else went on meanwhile
+    resumed = MoEForCausalLM(config)
+    resumed_log = train(resumed, Cycles(), out=tmp_path, save_every=2, **FEW)
+    assert_same_weights(resumed, weights(whole))
+    assert without_clock(resumed_log) == without_clock(log)
+    assert [json.loads(line) for line in (tmp_path / LOG_FILE).read_text().splitlines()] == resumed_log
+
+
+KILLED_RUN = """
+    import sys, torch
+    torch.set_num_threads(1)
+    sys.path.insert(0, sys.argv[1])
+    from test_loop import Cycles, TINY
+    from minimoe.model import MoEForCausalLM
+    from minimoe.training import train
+    train(MoEForCausalLM(TINY), Cycles(), out=sys.argv[2], save_every=1, steps=60, batch_size=4, seq_len=16)
+"""
+
+
+def test_sigkill_at_any_moment_then_resume(tmp_path):
+    """Kill -9 the run over and over, at whatever moment it happens to be, until it gets through."""
+    here = os.path.dirname(__file__)
+    command = [sys.executable, "-c", textwrap.dedent(KILLED_RUN), here, str(tmp_path)]
+    killed, target = 0, 5
+    for _ in range(20):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        while process.poll() is None and killed < 2:
+            steps = len((tmp_path / LOG_FILE).read_bytes().splitlines()) if (tmp_path / LOG_FILE).exists() else 0
+            if steps >= target:
+                process.send_signal(signal.SIGKILL)
+                killed, target = killed + 1, target + 20
+                break
+            time.sleep(0.002)
+        errors = process.communicate()[1].decode()
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, errors
+    assert killed == 2 and process.returncode == 0
+    whole = MoEForCausalLM(TINY)
+    train(whole, Cycles(), steps=60, batch_size=4, seq_len=16)
+    assert_same_weights(MoEForCausalLM.from_pretrained(tmp_path), weights(whole))
+    assert len((tmp_path / LOG_FILE).read_text().splitlines()) == 60
+
+
+def test_finished_run_is_left_alone(tmp_path):
+    log = train(MoEForCausalLM(TINY), Cycles(), out=tmp_path, **FEW)
+    before = (tmp_path / STATE_FILE).read_bytes()
+    assert train(MoEForCausalLM(TINY), Cycles(), out=tmp_path, **FEW) == log
+    assert (tmp_path / STATE_FILE).read_bytes() == before
+
+
+def test_folder_holds_a_complete_model_and_its_recipe(tmp_path):
+    model = MoEForCausalLM(TINY)
+    train(model, Cycles(), out=tmp_path, **FEW)
+    assert_same_weights(MoEForCausalLM.from_pretrained(tmp_path), weights(model))
+    assert Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    recipe = json.loads((tmp_path / RECIPE_FILE).read_text())
+    assert recipe["corpus_sha256"] == "cycles"
+    assert recipe["settings"]["steps"] == 8
+    assert recipe["tokens"] == 8 * 4 * 16
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "message"),
+    [
+        (TINY, {"learning_rate": 1e-2}, "learning_rate=0.004 there, 0.01 asked for"),
+        (TINY, {"seed": 1}, "seed=0 there, 1 asked for"),
+        (replace(TINY, router_aux_loss_coef=0.5), {}, "model.router_aux_loss_coef=0.0 there, 0.5 asked for"),
+    ],
+)
+def test_refuses_to_continue_another_run(tmp_path, model, settings, message):
+    train(MoEForCausalLM(TINY), Cycles(), out=tmp_path, **FEW)
+    before = (tmp_path / STATE_FILE).read_bytes()
+    with pytest.raises(ValueError, match=message):
+        train(MoEForCausalLM(model), Cycles(), out=tmp_path, **{**FEW, **settings})
+    assert (tmp_path / STATE_FILE).read_bytes() == before
+
+
+def test_failed_save_leaves_the_last_state(tmp_path, monkeypatch):
+    train(MoEForCausalLM(TINY), Cycles(), out=tmp_path, **FEW)
+    before = sorted(path.name for path in tmp_path.iterdir()), (tmp_path / STATE_FILE).read_bytes()
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        train(MoEForCausalLM(TINY), Cycles(), out=tmp_path, **FEW)
+    after = sorted(path.name for path in tmp_path.iterdir()), (tmp_path / STATE_FILE).read_bytes()
+    assert after == before
+
+
+def test_stops_at_a_loss_that_is_no_number():
+    model = MoEForCausalLM(replace(TINY, num_experts=0))
+    with torch.no_grad():
+        model.model.norm.weight[0] = torch.inf
+    with pytest.raises(FloatingPointError, match=r"loss=(nan|inf) at step 1: wanted a finite number"):
+        train(model, Cycles(), **FEW)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "steps=0: wanted at least 1"),
+        ({"seq_len": 1}, "seq_len=1: wanted at least 2"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0: wanted at least 0"),
+        ({"learning_rate": math.nan}, "learning_rate=nan: wanted at least 0"),
+        ({"save_every": 0}, "save_every=0: wanted at least 1"),
+    ],
+)
+def test_impossible_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        train(MoEForCausalLM(TINY), Cycles(), **{**FEW, **settings})
+
+
+def test_vocabulary_must_hold_the_corpus():
+    with pytest.raises(ValueError, match="vocab_size=31: wanted at least 32"):
+        train(MoEForCausalLM(replace(TINY, vocab_size=31)), Cycles(), **FEW)
+
+
+def test_evaluate_leaves_the_model_as_it_was():
+    model = MoEForCausalLM(TINY).train()
+    before = weights(model)
+    evaluate(model, Cycles(), batches=1)
+    assert model.training
+    assert_same_weights(model, before)
