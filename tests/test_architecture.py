@@ -1,0 +1,80 @@
+"""docs/architecture.md, held against the code: imports run downwards, without cycles, and `import minimoe` is light."""
+
+import ast
+import graphlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted((ROOT / "minimoe").rglob("*.py"))
+}
+# What a room may import from the rest of the package.
+ALLOWED = {
+    "minimoe.model": {"minimoe.model"},
+    "minimoe.training": {"minimoe.model", "minimoe.training"},
+    "minimoe.course": {"minimoe.model", "minimoe.training", "minimoe.course"},
+}
+SMALL_HELPERS = {"minimoe.atomic", "minimoe.progress", "minimoe.data_files"}
+
+
+def imports(module):
+    """Modules of ours that `module` imports anywhere, and the names of foreign packages."""
+    ours, foreign = set(), set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            assert not isinstance(node, ast.ImportFrom), f"{module} imports relatively"
+            continue
+        for name in names:
+            if name.split(".")[0] == "minimoe":
+                known = name if name in MODULES else name.rpartition(".")[0]
+                ours.add(known)
+            else:
+                foreign.add(name.split(".")[0])
+    return ours, foreign
+
+
+def room(module):
+    return ".".join(module.split(".")[:2])
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_downwards(module):
+    if room(module) not in ALLOWED:
+        pytest.skip("a module outside the rooms")
+    above = {found for found in imports(module)[0] if room(found) not in ALLOWED[room(module)] | SMALL_HELPERS}
+    assert not above, f"{module} imports {above}"
+
+
+def test_no_import_cycles():
+    graph = {module: imports(module)[0] - {module} for module in MODULES}
+    assert list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_the_model_needs_only_torch_numpy_and_safetensors():
+    for module in MODULES:
+        if room(module) == "minimoe.model":
+            extra = imports(module)[1] - set(sys.stdlib_module_names) - {"torch", "numpy", "safetensors"}
+            assert not extra, f"{module} imports {extra}"
+
+
+def test_import_is_light():
+    """Neither the package nor the model and its training bring in what only figures and widgets use."""
+    heavy = "matplotlib", "ipywidgets", "scipy", "sklearn", "transformers", "IPython"
+    program = f"import minimoe, minimoe.model, minimoe.training, sys; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_file_is_on_the_map():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    missing = [path.name for path in MODULES.values() if path.name != "__init__.py" and path.name not in page]
+    assert not missing
