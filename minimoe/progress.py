@@ -7,8 +7,8 @@ import sys
 def progress_bar(iterable=None, **options):
     """`tqdm.auto.tqdm(iterable, **options)`, disabled where nobody is watching.
 
-    Shown in a terminal and in a notebook. Silent under pytest (nbval's kernels included), where `CI` is set, and where
-    standard error goes to a file. `MINIMOE_PROGRESS=0` silences it everywhere, `MINIMOE_PROGRESS=1` shows it everywhere.
+    Shown in a terminal and in a notebook. Silent under pytest (nbval's kernels included), where `CI` is set, and
+    where standard error goes to a file. `MINIMOE_PROGRESS=0` silences it everywhere, any other value shows it.
     """
     from tqdm.auto import tqdm
 

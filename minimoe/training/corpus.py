@@ -1,0 +1,316 @@
+"""Corpora: text of several domains as streams of token ids, split for good into text to train on and text held out.
+
+`Corpus.planted()` is generated, `Corpus.real()` is read from installed packages, `Corpus.from_folder(path)` reads
+the files of a folder. All three give the same thing: for each domain and split one stream of ids, `<|endoftext|>`
+before every document and after the last. Shape legend: B batch, S sequence.
+"""
+
+import hashlib
+import io
+import json
+import os
+import warnings
+import zipfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from minimoe.atomic import write_atomically
+from minimoe.progress import progress_bar
+from minimoe.training import planted, real
+from minimoe.training.documents import HELD_OUT, SPLITS, TRAIN, Document, digest, distinct, planted_documents
+from minimoe.training.tokenizer import END_OF_TEXT_ID, load_tokenizer
+
+FEWEST_TOKENS = 64  # that a domain must have in each split
+FEW_FILES = 20  # below this, a folder's files are split by block instead of by file
+BLOCK = 500  # characters
+CODE = ("corpus.py", "documents.py", "planted*.py", "real.py")  # the cache holds for these as they are
+
+Documents = dict[str, list[Document]]  # by domain
+Streams = dict[str, dict[str, np.ndarray]]  # domain -> split -> ids, uint16
+
+
+class Batch(NamedTuple):
+    """What one training step sees. The labels are the ids themselves: the model shifts them."""
+
+    input_ids: torch.Tensor  # [B, S] int64
+    domains: torch.Tensor  # [B] int64, index into Corpus.domains
+
+
+class Corpus:
+    """Token streams by domain. Make one with `planted`, `real` or `from_folder`.
+
+    domains: the names, in order. vocab_size: 1,024. tokenizer: a `tokenizers.Tokenizer`.
+    sha256: of what was assembled, that is, of names, text and splits of all domains in order; the tokenizer has no
+    part in it. digests: the same for each domain. shares: the probability of each domain in a batch.
+    """
+
+    def __init__(self, streams: Streams, digests: dict[str, str], tokenizer: Tokenizer):
+        self.domains = tuple(streams)
+        self.tokenizer = tokenizer
+        self.vocab_size = tokenizer.get_vocab_size()
+        self.digests = digests
+        self.sha256 = hashlib.sha256(json.dumps(list(digests.items())).encode()).hexdigest()
+        self._streams = streams
+        for array in (array for splits in streams.values() for array in splits.values()):
+            array.flags.writeable = False
+        self.shares = _shares([len(streams[domain][TRAIN]) for domain in self.domains])
+
+    @classmethod
+    def planted(cls, *, documents_per_domain: int = 1000, seed: int = 0) -> "Corpus":
+        """The generated corpus: four languages x four topics, code and arithmetic. Every tenth document is held out.
+
+        Raises ValueError for fewer than 10 documents, which would leave none held out.
+        """
+        if documents_per_domain < 10:
+            raise ValueError(f"documents_per_domain: found {documents_per_domain}, wanted at least 10")
+
+        def assemble() -> Documents:
+            domains = progress_bar(planted.DOMAINS, desc="planting", unit="domain", leave=False)
+            return {domain: planted_documents(domain, documents_per_domain, seed=seed) for domain in domains}
+
+        return cls._prepare(f"planted {documents_per_domain} {seed}", assemble)
+
+    @classmethod
+    def real(cls, *, domains: Sequence[str] | None = None) -> "Corpus":
+        """Code, prose, French, Chinese, English and arithmetic out of installed packages; see `training/real.py`.
+
+        domains: some of these, or None for all whose packages are installed; a warning names the rest and how to
+        get them. Another warning tells when the installed versions give other text than the tested ones.
+        Raises ValueError for an unknown domain, ModuleNotFoundError for a named one whose package is missing.
+        """
+        wanted = real.available_domains(domains)
+        corpus = cls._prepare(f"real {wanted} {real.fingerprint(wanted)}", lambda: real.assemble(wanted))
+        real.check_against_manifest(corpus.digests)
+        return corpus
+
+    @classmethod
+    def from_folder(cls, path: str | Path) -> "Corpus":
+        """Your own text files (UTF-8): one domain for each subfolder, with all that lies below it; files directly in
+        the folder make one more, named after the folder.
+
+        A document is a file; in a domain of fewer than 20 files, it is a run of neighbouring paragraphs. A tenth of
+        the documents is held out. Hidden files, links to folders and empty files are ignored; binary ones are too,
+        with a warning.
+        Raises FileNotFoundError, PermissionError, or ValueError when the path is a file or holds too little text.
+        """
+        found = _read_folder(Path(path))
+        return cls._prepare(f"folder {_digests(found)}", lambda: found)
+
+    @classmethod
+    def _prepare(cls, recipe: str, assemble: Callable[[], Documents]) -> "Corpus":
+        """Assemble and tokenize, or take what an earlier call with the same recipe, tokenizer and code left."""
+        tokenizer = load_tokenizer()
+        sources = [path for pattern in CODE for path in sorted(Path(__file__).parent.glob(pattern))]
+        code = "".join(path.read_text(encoding="utf-8") for path in sources)
+        key = hashlib.sha256("\0".join((recipe, tokenizer.to_str(), code)).encode()).hexdigest()
+        cache = cache_folder() / f"corpus-{key[:32]}.npz"
+        kept = _read_cache(cache)
+        if kept is None:
+            documents = assemble()
+            kept = _tokenize(documents, tokenizer), _digests(documents)
+            _write_cache(cache, *kept)
+        return cls(*kept, tokenizer)
+
+    def batch(self, split: str, *, batch_size: int, seq_len: int, seed: int, step: int) -> Batch:
+        """Windows of `seq_len` tokens, each from the stream of a domain drawn by `shares`, starting anywhere in it.
+
+        Stateless: the same seed and step (both >= 0) give the same batch on every machine, so a resumed run needs no
+        record of where it was. Returns input_ids [B, S] and domains [B].
+        Raises ValueError when a domain's stream is shorter than `seq_len`.
+        """
+        streams = [self.tokens(domain, split) for domain in self.domains]
+        shortest = min(range(len(streams)), key=lambda index: len(streams[index]))
+        if not 0 < seq_len <= len(streams[shortest]):
+            raise ValueError(
+                f"seq_len: found {seq_len}, wanted 1 to {len(streams[shortest])}, the number of tokens that domain "
+                f"{self.domains[shortest]!r} has in split {split!r}"
+            )
+        # raw 64-bit words: numpy promises them to stay the same, but not what its distributions make of them
+        words = np.random.PCG64([seed, step, SPLITS.index(split)]).random_raw(2 * batch_size)
+        draws, places = words[:batch_size] / 2.0**64, words[batch_size:]
+        domains = np.searchsorted(np.cumsum(self.shares)[:-1], draws, side="right")
+        windows = np.empty((batch_size, seq_len), dtype=np.int64)
+        for row, (domain, place) in enumerate(zip(domains, places, strict=True)):
+            start = int(place) % (len(streams[domain]) - seq_len + 1)
+            windows[row] = streams[domain][start : start + seq_len]
+        return Batch(torch.from_numpy(windows), torch.from_numpy(domains.astype(np.int64)))
+
+    def tokens(self, domain: str, split: str) -> np.ndarray:
+        """The stream of a domain's split: ids, uint16, read-only. Raises ValueError for an unknown domain or split."""
+        if domain not in self._streams:
+            raise ValueError(f"domain: found {domain!r}, wanted one of {list(self.domains)}")
+        if split not in SPLITS:
+            raise ValueError(f"split: found {split!r}, wanted one of {list(SPLITS)}")
+        return self._streams[domain][split]
+
+    def documents(self, domain: str, split: str = HELD_OUT) -> list[str]:
+        """The text of a domain's documents, in the order of the stream."""
+        stream = self.tokens(domain, split)
+        ends = np.flatnonzero(stream == END_OF_TEXT_ID)
+        return [self.decode(stream[start + 1 : end]) for start, end in pairwise(ends)]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of any text; `decode` gives it back unchanged."""
+        return self.tokenizer.encode(text).ids
+
+    def decode(self, ids: Sequence[int] | np.ndarray | torch.Tensor) -> str:
+        """The text of token ids; bytes that are no UTF-8, as at a cut, come out as U+FFFD."""
+        return self.tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
+
+    def __repr__(self) -> str:
+        rows = (
+            f"  {domain:20} {len(splits[TRAIN]):10,} train {len(splits[HELD_OUT]):9,} held out   share {share:.3f}"
+            for (domain, splits), share in zip(self._streams.items(), self.shares, strict=True)
+        )
+        return "\n".join((f"Corpus of {len(self.domains)} domains, in tokens; sha256 {self.sha256[:16]}", *rows))
+
+
+def _shares(sizes: list[int]) -> np.ndarray:
+    """Probabilities in proportion to size ** 0.3: in proportion to the size, the small domains would hardly be seen;
+    all alike, they would be read over and over while most of the large ones goes unread."""
+    weights = np.array(sizes, dtype=np.float64) ** 0.3
+    return weights / weights.sum()
+
+
+def _digests(documents: Documents) -> dict[str, str]:
+    return {domain: digest(texts) for domain, texts in documents.items()}
+
+
+# --- tokens -----------------------------------------------------------------------------------------------
+
+
+def _tokenize(documents: Documents, tokenizer: Tokenizer) -> Streams:
+    """Streams of ids. Raises ValueError when a domain has too few tokens in a split."""
+    streams = {domain: {} for domain in documents}
+    size = sum(len(document.text) for texts in documents.values() for document in texts)
+    with progress_bar(total=size, desc="tokenizing", unit="char", unit_scale=True, leave=False) as bar:
+        for domain, texts in documents.items():
+            for split in SPLITS:
+                ids = [END_OF_TEXT_ID]
+                for text in (document.text for document in texts if document.split == split):
+                    ids += tokenizer.encode(text).ids
+                    ids.append(END_OF_TEXT_ID)
+                    bar.update(len(text))
+                streams[domain][split] = np.array(ids, dtype=np.uint16)
+            train, held_out = (len(streams[domain][split]) for split in SPLITS)
+            if min(train, held_out) < FEWEST_TOKENS:
+                raise ValueError(
+                    f"domain {domain!r} is too small: found {train} tokens to train on and {held_out} held out, "
+                    f"wanted at least {FEWEST_TOKENS} of each; add text"
+                )
+    return streams
+
+
+# --- the cache --------------------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Where tokenized corpora are kept: `MINIMOE_CACHE`, or else `~/.cache/minimoe`. Deleting it is harmless."""
+    return Path(os.environ.get("MINIMOE_CACHE") or os.path.expanduser("~/.cache/minimoe"))
+
+
+def _write_cache(path: Path, streams: Streams, digests: dict[str, str]) -> None:
+    """Keep the streams. A folder that cannot be written to costs only the time that the cache would save."""
+    arrays = {"digests": np.array(json.dumps(digests))}
+    for index, splits in enumerate(streams.values()):
+        arrays.update({f"{index}-{split}": array for split, array in splits.items()})
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    with suppress(OSError):
+        write_atomically(path, buffer.getvalue())
+
+
+def _read_cache(path: Path) -> tuple[Streams, dict[str, str]] | None:
+    """What was kept, or None where there is nothing whole: zip files carry a checksum of each array."""
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            digests = json.loads(str(file["digests"]))
+            streams = {
+                domain: {split: file[f"{index}-{split}"] for split in SPLITS} for index, domain in enumerate(digests)
+            }
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    return streams, digests
+
+
+# --- your own folder --------------------------------------------------------------------------------------
+
+
+def _read_folder(folder: Path) -> Documents:
+    """The documents of each domain of a folder. Raises as `Corpus.from_folder` says."""
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: found a file, wanted a folder of text files")
+    files, skipped = {}, []
+    for path in _visible_files(folder):
+        try:
+            text = _read_text(path)
+        except ValueError as error:
+            skipped.append(str(error))
+            continue
+        if text.strip():
+            below = path.relative_to(folder).parts[:-1]
+            files.setdefault(below[0] if below else folder.resolve().name, []).append(text)
+    if not files:
+        raise ValueError(f"{folder}: wanted text files, found {skipped[0] if skipped else 'none that holds any text'}")
+    if skipped:
+        warnings.warn(f"{folder}: {len(skipped)} binary files ignored, the first is {skipped[0]}", stacklevel=3)
+    return {domain: distinct(_split_files(texts)) for domain, texts in sorted(files.items())}
+
+
+def _visible_files(folder: Path) -> list[Path]:
+    """The regular files below a folder that are not hidden, in an order that no machine changes."""
+
+    def refuse(error: OSError) -> None:
+        raise error  # os.walk would go on without the folder
+
+    found = []
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in names if not name.startswith(".")]
+    return sorted((path for path in found if path.is_file()), key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _read_text(path: Path) -> str:
+    """A file's text, newlines as `\\n`. Raises ValueError, naming the file, when it is binary."""
+    data = path.read_bytes()
+    if b"\0" in data:
+        raise ValueError(f"{path} (a NUL at byte {data.index(0)}: no text)")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} (byte {error.start} is not UTF-8)") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _split_files(texts: list[str]) -> list[Document]:
+    """Documents out of the files of one domain. The tenth of the pieces with the smallest sha256 is held out, so there
+    is always one, and equal pieces are on one side; neighbours on the same side make one document."""
+    files = [[text] if len(texts) >= FEW_FILES else _blocks(text) for text in texts]
+    pieces = sorted(
+        {piece for file in files for piece in file}, key=lambda text: hashlib.sha256(text.encode()).digest()
+    )
+    held_out = set(pieces[: max(1, round(len(pieces) / 10))])
+    return [
+        Document("".join(run), HELD_OUT if out else TRAIN)
+        for file in files
+        for out, run in groupby(file, key=held_out.__contains__)
+    ]
+
+
+def _blocks(text: str) -> list[str]:
+    """The text in pieces of about 500 characters that end with a paragraph, or at 1,000 with a line."""
+    blocks = [""]
+    for line in text.splitlines(keepends=True):
+        blocks[-1] += line
+        if len(blocks[-1]) >= (2 * BLOCK if line.strip() else BLOCK):
+            blocks.append("")
+    return [block for block in blocks if block]

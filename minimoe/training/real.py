@@ -1,0 +1,274 @@
+"""The real corpus: text assembled on the reader's machine from installed packages, so that none of it is shipped.
+
+| domain                   | from                                                                            |
+|--------------------------|---------------------------------------------------------------------------------|
+| code                     | the sources of sympy and networkx without docstrings; a document is a module    |
+| prose                    | those docstrings without their doctests; a document is a module's docstrings    |
+| french, chinese, english | JupyterLab's language packs; a document is a message, said and split alike in   |
+|                          | all three                                                                       |
+| arithmetic               | generated, as in the planted corpus                                             |
+
+The sources are read, never imported. Tests, benchmarks and generated parsers are left out. `data/corpora/manifest.json`
+records what the tested versions give; `python -m minimoe.training.rebuild` writes it again.
+"""
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from minimoe.data_files import data_path
+from minimoe.progress import progress_bar
+from minimoe.training.documents import Document, digest, distinct, planted_documents, split_of
+
+
+class Package(NamedTuple):
+    """An installed package that text is read from."""
+
+    name: str  # on PyPI
+    module: str
+    licence: str
+    install: str  # what brings it
+
+
+LIBRARIES = (
+    Package("sympy", "sympy", "BSD-3-Clause", "pip install sympy"),
+    Package("networkx", "networkx", "BSD-3-Clause", "pip install networkx"),
+)
+LANGUAGE_PACKS = tuple(
+    Package(
+        f"jupyterlab-language-pack-{locale}",
+        f"jupyterlab_language_pack_{locale.replace('-', '_')}",
+        "BSD-3-Clause",
+        "pip install 'minimoe[text]'",
+    )
+    for locale in ("fr-FR", "zh-CN")
+)
+PACKAGES = {
+    "code": LIBRARIES,
+    "prose": LIBRARIES,
+    "french": LANGUAGE_PACKS,
+    "chinese": LANGUAGE_PACKS,
+    "english": LANGUAGE_PACKS,
+    "arithmetic": (),
+}
+DOMAINS = tuple(PACKAGES)
+LEFT_OUT = {"tests", "benchmarks", "_antlr"}  # folders of the libraries
+ARITHMETIC_DOCUMENTS = 10_000
+
+
+# --- which packages are here ------------------------------------------------------------------------------
+
+
+def installed_version(package: Package) -> str | None:
+    """The version of an installed package, or None."""
+    try:
+        return importlib.metadata.version(package.name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def available_domains(domains: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The domains to assemble: the ones named, or else all whose packages are installed, with a warning about the rest.
+
+    Raises ValueError for an unknown domain, and ModuleNotFoundError when a named domain's package is not installed.
+    """
+    wanted = DOMAINS if domains is None else tuple(dict.fromkeys(domains))
+    unknown = [domain for domain in wanted if domain not in DOMAINS]
+    if unknown or not wanted:
+        raise ValueError(f"domains: found {list(wanted)}, wanted some of {list(DOMAINS)}")
+    missing = {
+        domain: [package for package in PACKAGES[domain] if installed_version(package) is None] for domain in wanted
+    }
+    lacking = [domain for domain in wanted if missing[domain]]
+    if lacking:
+        packages = list(dict.fromkeys(package for domain in lacking for package in missing[domain]))
+        message = (
+            f"{', '.join(lacking)}: not installed: {', '.join(package.name for package in packages)}; "
+            f"get it with: {' && '.join(dict.fromkeys(package.install for package in packages))}"
+        )
+        if domains is not None:
+            raise ModuleNotFoundError(message)
+        warnings.warn(f"going on without {message}", stacklevel=3)
+    return tuple(domain for domain in wanted if not missing[domain])
+
+
+def _root(package: Package) -> Path:
+    """The package's folder, found without importing it."""
+    return Path(importlib.util.find_spec(package.module).submodule_search_locations[0])
+
+
+def source_files(package: Package) -> dict[str, Path]:
+    """The files that text is read from, by their path inside the package, in an order that no machine changes."""
+    root = _root(package)
+    pattern = "*.py" if package in LIBRARIES else "locale/*/LC_MESSAGES/*.json"
+    names = {path.relative_to(root).as_posix(): path for path in root.rglob(pattern)}
+    return {name: names[name] for name in sorted(names) if not LEFT_OUT & set(name.split("/"))}
+
+
+def fingerprint(domains: Sequence[str]) -> str:
+    """sha256 of every file that the domains are assembled from, names included."""
+    state = hashlib.sha256()
+    for package in dict.fromkeys(package for domain in domains for package in PACKAGES[domain]):
+        for name, path in source_files(package).items():
+            data = path.read_bytes()
+            state.update(f"{package.name}/{name} {len(data)}\n".encode())
+            state.update(data)
+    return state.hexdigest()
+
+
+# --- text out of packages ---------------------------------------------------------------------------------
+
+
+def assemble(domains: Sequence[str]) -> dict[str, list[Document]]:
+    """The documents of each domain, in a fixed order. A module's code and prose are in the same split, as are the
+    versions of a message."""
+    found = {domain: [] for domain in DOMAINS}
+    if {"code", "prose"} & set(domains):
+        for name, source in _modules():
+            code, prose = code_and_prose(source)
+            found["code"].append(Document(code, split_of(name)))
+            found["prose"].append(Document(prose, split_of(name)))
+    if {"french", "chinese", "english"} & set(domains):
+        for message in _messages():
+            split = split_of(message["english"])
+            for language, text in message.items():
+                found[language].append(Document(text, split))
+    if "arithmetic" in domains:
+        found["arithmetic"] = planted_documents("arithmetic", ARITHMETIC_DOCUMENTS)
+    return {domain: distinct(found[domain]) for domain in domains}
+
+
+def _modules() -> Iterator[tuple[str, str]]:
+    """Name and source of every module of the libraries, newlines as `\\n`."""
+    paths = {f"{package.name}/{name}": path for package in LIBRARIES for name, path in source_files(package).items()}
+    for name, path in progress_bar(paths.items(), desc="reading modules", unit="file", leave=False):
+        yield name, path.read_text(encoding="utf-8")
+
+
+def code_and_prose(source: str) -> tuple[str, str]:
+    """A module without its docstrings, and the docstrings without their doctests.
+
+    The code parses to the module's syntax tree less the docstrings, `pass` where nothing else was in a body; every
+    other character stays. A doctest is a paragraph with a `>>>` in it.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # old escapes such as "\d" are the libraries' concern
+        tree = ast.parse(source)
+    lines = source.encode().splitlines(keepends=True)  # ast counts columns in bytes
+    owners = list(_documented(tree))
+    for node in reversed(owners):  # from the end, so that earlier positions stay true
+        _cut(lines, node)
+    paragraphs = (
+        paragraph
+        for node in owners
+        for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(node.body[0].value.value))
+        if ">>>" not in paragraph
+    )
+    return b"".join(lines).decode(), "\n\n".join(paragraphs)
+
+
+def _documented(node: ast.AST) -> Iterator[ast.AST]:
+    """The module, classes and functions below and at `node` that have a docstring, in the order of the source."""
+    if _has_docstring(node):
+        yield node
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case):  # no expression holds a definition
+            yield from _documented(child)
+
+
+def _has_docstring(node: ast.AST) -> bool:
+    if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or not node.body:
+        return False
+    value = getattr(node.body[0], "value", None)
+    return isinstance(node.body[0], ast.Expr) and isinstance(value, ast.Constant) and isinstance(value.value, str)
+
+
+def _cut(lines: list[bytes], node: ast.AST) -> None:
+    """Take the docstring of `node` out of `lines`, in place."""
+    docstring = node.body[0]
+    first, last = docstring.lineno - 1, docstring.end_lineno - 1
+    before = lines[first][: docstring.col_offset]
+    after = lines[last][docstring.end_col_offset :]
+    if len(node.body) == 1 and not isinstance(node, ast.Module):
+        before += b"pass"
+    else:
+        after = re.sub(rb"^[ \t]*;[ \t]*", b"", after)
+    rest = before + after
+    lines[first : last + 1] = [rest] if rest.strip() else []
+
+
+def _messages() -> list[dict[str, str]]:
+    """The interface messages that the language packs say in English, French and Chinese.
+
+    Left out: a message that a pack leaves in English (names, mostly), and one whose text another has in any language.
+    The order is that of a hash, since neighbours in the alphabet resemble each other.
+    """
+    french, chinese = (_catalogue(package) for package in LANGUAGE_PACKS)
+    messages, seen = [], set()
+    for english in sorted(french.keys() & chinese.keys(), key=lambda text: hashlib.sha256(text.encode()).digest()):
+        texts = {"french": french[english], "chinese": chinese[english], "english": english}
+        if len(set(texts.values())) == 3 and all(texts.values()) and seen.isdisjoint(texts.values()):
+            seen.update(texts.values())
+            messages.append(texts)
+    return messages
+
+
+def _catalogue(package: Package) -> dict[str, str]:
+    """English message -> translation. A pack's catalogues say `{"context\\x04message": [singular, plural]}`."""
+    translations = {}
+    for path in source_files(package).values():
+        for message, forms in json.loads(path.read_text(encoding="utf-8")).items():
+            if message:  # the empty one is the catalogue's header
+                translations.setdefault(message.split("\x04")[-1].strip(), forms[0].strip())
+    return translations
+
+
+# --- the manifest -----------------------------------------------------------------------------------------
+
+
+def describe(domain: str, documents: list[Document]) -> dict:
+    """A domain's entry in the manifest."""
+    return {
+        "packages": [
+            {
+                "name": package.name,
+                "version": installed_version(package),
+                "licence": package.licence,
+                "files": len(source_files(package)),
+            }
+            for package in PACKAGES[domain]
+        ],
+        "documents": len(documents),
+        "bytes": sum(len(document.text.encode()) for document in documents),
+        "sha256": digest(documents),
+    }
+
+
+def read_manifest() -> dict:
+    """Domain -> packages, documents, bytes and sha256, as the tested versions gave them."""
+    return json.loads(data_path("corpora/manifest.json").read_text(encoding="utf-8"))["domains"]
+
+
+def check_against_manifest(digests: dict[str, str]) -> None:
+    """Warn if text assembled here (domain -> sha256) is not the text that the project's numbers come from."""
+    manifest = read_manifest()
+    changed = [domain for domain, found in digests.items() if found != manifest[domain]["sha256"]]
+    if not changed:
+        return
+    tested = {package["name"]: package["version"] for domain in changed for package in manifest[domain]["packages"]}
+    installed = {package.name: installed_version(package) for domain in changed for package in PACKAGES[domain]}
+    others = [f"{name} {found} (tested: {tested[name]})" for name, found in installed.items() if found != tested[name]]
+    warnings.warn(
+        f"{', '.join(changed)}: other text than the tested one, because of "
+        f"{', '.join(others) or 'files that differ from those of the tested versions'}. Losses, samples and routing "
+        "statistics of models trained on it may move, and so does the corpus hash that checkpoints record.",
+        stacklevel=3,
+    )

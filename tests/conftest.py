@@ -1,0 +1,49 @@
+"""What all tests share: one thread, fixed seeds, bounded and repeatable property tests, and every kind of router."""
+
+import random
+
+import numpy
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+torch.set_num_threads(1)
+settings.register_profile(
+    "minimoe", derandomize=True, deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("minimoe")
+
+# One configuration of every kind of router, for 6 experts. Experts per group differ from experts per token.
+ROUTERS = {
+    "softmax": {"router": "topk", "norm_topk_prob": False},
+    "softmax, normalised": {"router": "topk", "norm_topk_prob": True},
+    "softmax in groups": {"router": "topk", "n_group": 3, "topk_group": 2},
+    "sigmoid and bias in groups": {
+        "router": "topk",
+        "score_func": "sigmoid",
+        "e_score_correction_bias": True,
+        "n_group": 3,
+        "topk_group": 2,
+        "routed_scaling_factor": 2.5,
+    },
+    "top-k then softmax": {"router": "topk_softmax"},
+    "noisy": {"router": "noisy_topk"},
+    "switch": {"router": "switch", "num_experts_per_tok": 1},
+    "switch with capacity": {"router": "switch", "num_experts_per_tok": 1, "capacity_factor": 1.0},
+    "expert choice": {"router": "expert_choice", "capacity_factor": 1.0},
+    "grouped": {"router": "grouped", "n_group": 2, "router_scale": True, "shared_expert_intermediate_size": 6},
+    "hash": {"router": "hash", "shared_expert_intermediate_size": 6, "shared_expert_gate": True},
+}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Start every test from the same random state (a hook, since hypothesis objects to such a fixture)."""
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=ROUTERS, scope="session")
+def router_settings(request: pytest.FixtureRequest) -> dict:
+    """The settings of each kind of router in turn, to pass to `MoEConfig(**router_settings)`."""
+    return {"num_experts": 6, "num_experts_per_tok": 2} | ROUTERS[request.param]

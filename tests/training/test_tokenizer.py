@@ -1,0 +1,109 @@
+"""The tokenizer: every text survives it, digits stand alone, training it twice gives the same file."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
+
+from minimoe.data_files import data_path
+from minimoe.training import rebuild
+from minimoe.training import tokenizer as tokenizer_module
+from minimoe.training.tokenizer import END_OF_TEXT, END_OF_TEXT_ID, load_tokenizer, train_tokenizer
+
+SAMPLE = [
+    "Der Hafen ist still. El puerto está en calma.",
+    "def total(values):\n    return sum(values)\n",
+    "Le marché ouvre à huit heures : 17 + 25 = 42",
+    "打开文件 关闭文件 保存文件",
+] * 5
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return load_tokenizer()
+
+
+def test_the_shipped_file_has_1024_tokens_and_all_bytes(shipped):
+    vocabulary = shipped.get_vocab()
+    assert sorted(vocabulary.values()) == list(range(1024))
+    assert vocabulary[END_OF_TEXT] == END_OF_TEXT_ID == 0
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    assert len(alphabet) == 256 and set(alphabet) <= set(vocabulary)
+
+
+def test_the_shipped_file_is_a_standard_one():
+    transformers = pytest.importorskip("transformers")
+    loaded = transformers.PreTrainedTokenizerFast(tokenizer_file=str(data_path("tokenizer.json")))
+    for text in SAMPLE:
+        assert loaded(text).input_ids == load_tokenizer().encode(text).ids
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text())
+def test_every_text_survives(text):
+    shipped = load_tokenizer()
+    ids = shipped.encode(text).ids
+    assert shipped.decode(ids, skip_special_tokens=False) == text
+    assert END_OF_TEXT_ID not in ids
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<|endoftext|>", "a<|endoftext|>b", "\r\n\t \u00a0", "\x00\x7f", "e\u0301\u200d", "👩‍🔧", "\U0010ffff"],
+)
+def test_awkward_texts_survive(shipped, text):
+    ids = shipped.encode(text).ids
+    assert shipped.decode(ids, skip_special_tokens=False) == text
+    assert END_OF_TEXT_ID not in ids
+
+
+def test_every_character_of_the_basic_plane_survives(shipped):
+    text = "".join(chr(code) for code in range(0x10000) if not 0xD800 <= code < 0xE000)
+    assert shipped.decode(shipped.encode(text).ids, skip_special_tokens=False) == text
+
+
+@given(st.integers(min_value=0, max_value=10**12))
+def test_a_digit_is_a_token(number):
+    shipped = load_tokenizer()
+    tokens = shipped.encode(f"x{number}y").tokens
+    assert tokens == ["x", *str(number), "y"]
+
+
+def test_no_token_but_a_digit_holds_one(shipped):
+    assert [token for token in shipped.get_vocab() if len(token) > 1 and set(token) & set("0123456789")] == []
+
+
+def test_training_is_deterministic_across_processes():
+    script = (
+        "import json, sys\n"
+        "from minimoe.training.tokenizer import train_tokenizer\n"
+        "print(train_tokenizer(json.load(sys.stdin), vocab_size=320).to_str())"
+    )
+    command = [sys.executable, "-c", script]
+    run = subprocess.run(command, input=json.dumps(SAMPLE), capture_output=True, text=True, check=True)
+    for _ in range(5):
+        assert json.loads(run.stdout) == json.loads(train_tokenizer(SAMPLE, vocab_size=320).to_str())
+
+
+def test_a_frequent_word_becomes_a_token():
+    tokenizer = train_tokenizer(SAMPLE, vocab_size=512)
+    assert "ĠHafen" in tokenizer.encode(" Hafen").tokens
+
+
+def test_a_missing_file_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(tokenizer_module, "data_path", lambda name: tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"python -m minimoe.training.rebuild"):
+        load_tokenizer()
+
+
+def test_retraining_replaces_the_file_whole(monkeypatch, tmp_path):
+    monkeypatch.setattr(rebuild, "data_path", lambda name: tmp_path / name)
+    monkeypatch.setattr(tokenizer_module, "training_texts", lambda: SAMPLE)
+    rebuild.rebuild_tokenizer()
+    written = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
+    assert json.loads(written) == json.loads(train_tokenizer(SAMPLE).to_str())
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
