@@ -84,7 +84,7 @@ def _mean_probability(output: RouterOutput, sequences: int) -> Tensor:
 
 
 def _split(values: Tensor, sequences: int) -> Tensor:
-    if len(values) % sequences:
+    if sequences < 1 or len(values) % sequences:
         raise ValueError(f"sequences={sequences}: wanted a divisor of the {len(values)} tokens")
     return values.unflatten(0, (sequences, -1))
 
@@ -125,14 +125,15 @@ def expert_capacity(num_tokens: int, num_experts: int, k: int, capacity_factor: 
 
     The floor of 1 lets a model generate, one token at a time. Never more than T, which is all there is.
     """
-    return min(num_tokens, max(1, int(num_tokens * k / num_experts * capacity_factor)))
+    return max(1, int(min(num_tokens, num_tokens * k * capacity_factor / num_experts)))
 
 
 def apply_capacity(output: RouterOutput, capacity: int) -> RouterOutput:
     """Drop what exceeds `capacity` slots per expert: such a slot gets weight 0 and index E.
 
     All first choices are served before any second choice, and earlier tokens before later ones
-    (GShard, arXiv 2006.16668, algorithm 1; ST-MoE, arXiv 2202.08906).
+    (GShard, arXiv 2006.16668, algorithm 1; ST-MoE, arXiv 2202.08906). **Not causal** for K > 1: the first choice of
+    a later token can push out the second choice of an earlier one.
 
     Args:
         output: of T tokens and K choices, best first.

@@ -92,95 +92,92 @@ class MoEConfig:
 
     def _check_sizes(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type in ("int", "int | None") and value is not None:
+            if field.type in ("int", "int | None"):
                 least = 0 if field.name in ("num_experts", "shared_expert_intermediate_size") else 1
+                value = getattr(self, field.name)
                 whole = isinstance(value, int) and not isinstance(value, bool)
-                _require(whole and value >= least, field.name, value, f"a whole number of at least {least}")
-        for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+                self._require(
+                    field.name,
+                    (value is None and "None" in field.type) or (whole and value >= least),
+                    f"a whole number of at least {least}",
+                )
+        for name in ("rope_theta", "rms_norm_eps", "initializer_range", "routed_scaling_factor"):
+            self._require(name, _is_positive(getattr(self, name)), "a positive number")
+        for name in ("router_aux_loss_coef", "router_z_loss_coef"):
+            value = getattr(self, name)
+            self._require(name, value == 0 or _is_positive(value), "0 or a positive number")
+        heads = self.num_attention_heads
+        divisible = self.head_dim is not None or self.hidden_size % heads == 0
+        self._require("hidden_size", divisible, f"a multiple of num_attention_heads={heads}, as head_dim is not given")
 
     def _check_attention(self) -> None:
-        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
-        _require(heads % kv_heads == 0, "num_key_value_heads", kv_heads, f"a divisor of num_attention_heads={heads}")
-        _require(self.head_dim % 2 == 0, "head_dim", self.head_dim, "an even number (rotary embeddings pair them)")
-        _require(self.qk_norm in QK_NORMS, "qk_norm", self.qk_norm, _one_of(QK_NORMS))
-        _require(self.clip_qkv is None or self.clip_qkv > 0, "clip_qkv", self.clip_qkv, "None or a positive number")
+        heads = self.num_attention_heads
+        divides = heads % self.num_key_value_heads == 0
+        self._require("num_key_value_heads", divides, f"a divisor of num_attention_heads={heads}")
+        self._require("head_dim", self.head_dim % 2 == 0, "an even number (rotary embeddings pair them)")
+        self._require("qk_norm", self.qk_norm in QK_NORMS, _one_of(QK_NORMS))
+        self._require("clip_qkv", self.clip_qkv is None or _is_positive(self.clip_qkv), "None or a positive number")
 
     def _check_rope(self) -> None:
         if self.rope_scaling is None:
             return
         kind = self.rope_scaling.get("rope_type")
-        _require(kind in ROPE_TYPES, "rope_scaling['rope_type']", kind, _one_of(ROPE_TYPES))
-        wanted = {"default": (), "linear": ("factor",), "llama3": _LLAMA3_ROPE}[kind]
-        for name in wanted:
+        _require("rope_scaling['rope_type']", kind, kind in ROPE_TYPES, _one_of(ROPE_TYPES))
+        for name in {"default": (), "linear": ("factor",), "llama3": _LLAMA3_ROPE}[kind]:
             value = self.rope_scaling.get(name)
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            _require(is_number and value > 0, f"rope_scaling[{name!r}]", value, "a positive number")
+            _require(f"rope_scaling[{name!r}]", value, _is_positive(value), "a positive number")
+        if kind == "llama3":
+            low, high = self.rope_scaling["low_freq_factor"], self.rope_scaling["high_freq_factor"]
+            _require("rope_scaling['high_freq_factor']", high, high > low, f"more than low_freq_factor={low}")
 
     def _check_experts(self) -> None:
-        experts, k = self.num_experts, self.num_experts_per_tok
-        _require(k <= experts, "num_experts_per_tok", k, f"at most num_experts={experts}")
-        layers = range(self.num_hidden_layers)
+        experts, k, layers = self.num_experts, self.num_experts_per_tok, self.num_hidden_layers
+        self._require("num_experts_per_tok", k <= experts, f"at most num_experts={experts}")
         for layer in self.mlp_only_layers:
-            _require(layer in layers, "mlp_only_layers", layer, f"layers from 0 to {len(layers) - 1}")
-        _require(
-            self.shared_expert_intermediate_size > 0 or not self.shared_expert_gate,
+            _require("mlp_only_layers", layer, layer in range(layers), f"layers from 0 to {layers - 1}")
+        self._require(
             "shared_expert_gate",
-            self.shared_expert_gate,
+            self.shared_expert_intermediate_size > 0 or not self.shared_expert_gate,
             "False, since shared_expert_intermediate_size=0 means that there is no shared expert",
         )
-        _require(
-            self.experts_implementation in EXPERTS_IMPLEMENTATIONS,
-            "experts_implementation",
-            self.experts_implementation,
-            _one_of(EXPERTS_IMPLEMENTATIONS),
-        )
+        known = self.experts_implementation in EXPERTS_IMPLEMENTATIONS
+        self._require("experts_implementation", known, _one_of(EXPERTS_IMPLEMENTATIONS))
 
     def _check_router(self) -> None:
-        experts, k, groups = self.num_experts, self.num_experts_per_tok, self.n_group
-        _require(self.router in ROUTERS, "router", self.router, _one_of(ROUTERS))
-        _require(self.score_func in SCORE_FUNCTIONS, "score_func", self.score_func, _one_of(SCORE_FUNCTIONS))
-        _require(experts % groups == 0, "n_group", groups, f"a divisor of num_experts={experts}")
-        _require(self.topk_group <= groups, "topk_group", self.topk_group, f"at most n_group={groups}")
-        if self.router == "topk":
-            reachable = experts // groups * self.topk_group
-            _require(k <= reachable, "num_experts_per_tok", k, f"at most {reachable}, the experts in topk_group groups")
-        if self.router == "grouped":
-            _require(k % groups == 0, "num_experts_per_tok", k, f"a multiple of n_group={groups}")
-        if self.router == "switch":
-            _require(k == 1, "num_experts_per_tok", k, "1 for router='switch'")
-        if self.router in ("expert_choice", "hash"):
-            _require(
-                self.router_aux_loss_coef == 0,
-                "router_aux_loss_coef",
-                self.router_aux_loss_coef,
-                f"0 for router={self.router!r}, which has nothing to balance",
-            )
-        _require(
-            self.router == "grouped" or not self.router_scale,
-            "router_scale",
-            self.router_scale,
-            f"False for router={self.router!r}; only 'grouped' has it",
-        )
-        _require(
-            self.router == "topk" or not self.e_score_correction_bias,
-            "e_score_correction_bias",
-            self.e_score_correction_bias,
-            f"False for router={self.router!r}; only 'topk' has it",
-        )
-        _require(
-            self.capacity_factor is None or self.capacity_factor > 0,
+        router, k, groups = self.router, self.num_experts_per_tok, self.n_group
+        self._require("router", router in ROUTERS, _one_of(ROUTERS))
+        self._require("score_func", self.score_func in SCORE_FUNCTIONS, _one_of(SCORE_FUNCTIONS))
+        for name, readers in _READ_BY.items():
+            default = getattr(type(self), name)
+            read = router in readers or getattr(self, name) == default
+            self._require(name, read, f"{default!r} for router={router!r}; it is read by {' and '.join(readers)}")
+        self._check_groups()
+        if router == "switch":
+            self._require("num_experts_per_tok", k == 1, "1 for router='switch'")
+        if router == "grouped":
+            self._require("num_experts_per_tok", k % groups == 0, f"a multiple of n_group={groups}")
+        if router in ("expert_choice", "hash"):
+            idle = self.router_aux_loss_coef == 0
+            self._require("router_aux_loss_coef", idle, f"0 for router={router!r}, which has nothing to balance")
+        factor = self.capacity_factor
+        self._require("capacity_factor", factor is None or _is_positive(factor), "None or a positive number")
+        self._require(
             "capacity_factor",
-            self.capacity_factor,
-            "None or a positive number",
-        )
-        _require(
-            self.router != "expert_choice" or self.capacity_factor is not None,
-            "capacity_factor",
-            self.capacity_factor,
+            router != "expert_choice" or factor is not None,
             "a positive number for router='expert_choice', where it sets how many tokens an expert takes",
         )
+
+    def _check_groups(self) -> None:
+        experts, groups = self.num_experts, self.n_group
+        self._require("n_group", experts % groups == 0, f"a divisor of num_experts={experts}")
+        self._require("topk_group", self.topk_group <= groups, f"at most n_group={groups}")
+        if self.router == "topk":
+            reachable = experts // groups * self.topk_group
+            fits = self.num_experts_per_tok <= reachable
+            self._require("num_experts_per_tok", fits, f"at most {reachable}, the experts in topk_group groups")
+
+    def _require(self, name: str, holds: bool, wanted: str) -> None:
+        _require(name, getattr(self, name), holds, wanted)
 
     def is_sparse(self, layer: int) -> bool:
         """Whether layer `layer` (from 0) is a mixture of experts."""
@@ -221,10 +218,24 @@ class MoEConfig:
 
 _LLAMA3_ROPE = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
+# Settings that only some routers read. Elsewhere they must keep their defaults: a setting is never silently ignored.
+_READ_BY = {
+    "score_func": ("topk",),
+    "e_score_correction_bias": ("topk",),
+    "n_group": ("topk", "grouped"),
+    "topk_group": ("topk",),
+    "routed_scaling_factor": ("topk",),
+    "router_scale": ("grouped",),
+}
 
-def _require(holds: bool, name: str, found: object, wanted: str) -> None:
+
+def _require(name: str, found: object, holds: bool, wanted: str) -> None:
     if not holds:
         raise ValueError(f"{name}={found!r}: wanted {wanted}")
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def _one_of(choices: tuple) -> str:

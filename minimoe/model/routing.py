@@ -154,8 +154,8 @@ def route_expert_choice(logits: Tensor, capacity: int) -> RouterOutput:
     Returns:
         K = E slots a token: slot e holds expert e, or is empty (weight 0, index E).
     """
-    tokens, experts = logits.shape
     _check_logits(logits, 1)
+    tokens, experts = logits.shape
     if not 1 <= capacity <= tokens:
         raise ValueError(f"capacity={capacity}: wanted 1 to {tokens}, the number of tokens")
     scores = logits.softmax(-1)

@@ -176,10 +176,12 @@ class Router(nn.Module):
         correction = torch.zeros(config.num_experts) if config.e_score_correction_bias else None
         self.register_buffer("e_score_correction_bias", correction)
 
-    def forward(self, x: Tensor, input_ids: Tensor) -> RouterOutput:
-        """Route x [T, H] of the tokens input_ids [T]."""
+    def forward(self, x: Tensor, input_ids: Tensor | None) -> RouterOutput:
+        """Route x [T, H] of the tokens input_ids [T], which only the hash router looks at."""
         config, k = self.config, self.config.num_experts_per_tok
         if config.router == "hash":
+            if input_ids is None:
+                raise ValueError("input_ids=None: wanted the token ids, which router='hash' needs")
             return routing.route_hash(input_ids, config.num_experts, k)
         x = _at_least_float32(x)
         logits = F.linear(x, self.weight.to(x.dtype))
@@ -351,8 +353,8 @@ class MoEForCausalLM(nn.Module):
         return CausalLMOutput(logits, loss, cross_entropy, aux_loss, chosen if output_router_logits else None, present)
 
     def _check_ids(self, input_ids: Tensor) -> None:
-        if input_ids.dim() != 2 or input_ids.shape[1] == 0:
-            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}: wanted [batch, sequence >= 1]")
+        if input_ids.dim() != 2 or input_ids.numel() == 0:
+            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}: wanted [batch >= 1, sequence >= 1]")
         low, high = int(input_ids.min()), int(input_ids.max())
         if low < 0 or high >= self.config.vocab_size:
             wrong = low if low < 0 else high
@@ -390,22 +392,25 @@ class MoEForCausalLM(nn.Module):
             ValueError: naming the argument, what was found and what was wanted.
         """
         _check_sampling(max_new_tokens, temperature, top_k, top_p, self.config.vocab_size)
+        self._check_ids(input_ids)
         generator = torch.Generator(input_ids.device).manual_seed(seed)
-        was_training = self.training
-        self.eval()
         finished = torch.zeros(len(input_ids), 1, dtype=torch.bool, device=input_ids.device)
         ids, cache = input_ids, None
-        for _ in range(max_new_tokens):
-            output = self(ids if cache is None else ids[:, -1:], cache=cache)
-            cache = output.cache if use_cache else None
-            token = _pick(output.logits[:, -1], temperature, top_k, top_p, generator)
-            if eos_token_id is not None:
-                token = token.where(~finished, eos_token_id)
-                finished = finished | (token == eos_token_id)
-            ids = torch.cat([ids, token], dim=1)
-            if finished.all():
-                break
-        self.train(was_training)
+        was_training = self.training
+        self.eval()
+        try:
+            for _ in range(max_new_tokens):
+                output = self(ids if cache is None else ids[:, -1:], cache=cache)
+                cache = output.cache if use_cache else None
+                token = _pick(output.logits[:, -1], temperature, top_k, top_p, generator)
+                if eos_token_id is not None:
+                    token = token.where(~finished, eos_token_id)
+                    finished = finished | (token == eos_token_id)
+                ids = torch.cat([ids, token], dim=1)
+                if finished.all():
+                    break
+        finally:
+            self.train(was_training)
         return ids
 
     @classmethod
@@ -441,6 +446,10 @@ class MoEForCausalLM(nn.Module):
 def _next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     if labels.shape != logits.shape[:2]:
         raise ValueError(f"labels has shape {tuple(labels.shape)}: wanted {tuple(logits.shape[:2])}, that of input_ids")
+    if labels.shape[1] < 2:
+        raise ValueError(
+            f"labels has shape {tuple(labels.shape)}: wanted at least 2 positions, to score one on the next"
+        )
     return F.cross_entropy(_at_least_float32(logits[:, :-1]).flatten(0, 1), labels[:, 1:].flatten())
 
 
@@ -450,7 +459,7 @@ def _pick(
     """The next token of each sequence, [B, 1], from its logits [B, V]."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
-    values, tokens = (_at_least_float32(logits) / temperature).sort(-1, descending=True, stable=True)
+    values, tokens = (_at_least_float32(logits) / temperature).sort(dim=-1, descending=True, stable=True)
     if top_k is not None:
         values[:, top_k:] = -torch.inf
     probabilities = values.softmax(-1)

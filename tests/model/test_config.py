@@ -1,0 +1,297 @@
+"""Impossible settings are refused by name; parameter counts are those of the model built, and of published models."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minimoe.model import Experts, MoEConfig, MoEForCausalLM
+
+
+def divisors(number: int) -> st.SearchStrategy[int]:
+    return st.sampled_from([d for d in range(1, number + 1) if number % d == 0])
+
+
+@st.composite
+def configs(draw, **fixed) -> MoEConfig:
+    """Small models with every optional part present or absent; `fixed` holds the settings of the mixture."""
+    heads = draw(st.integers(1, 6))
+    layers = draw(st.integers(1, 4))
+    return MoEConfig(
+        vocab_size=draw(st.integers(1, 50)),
+        hidden_size=2 * heads * draw(st.integers(1, 4)),
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=draw(st.none() | divisors(heads)),
+        head_dim=draw(st.sampled_from([None, 2, 6])),
+        intermediate_size=draw(st.none() | st.integers(1, 20)),
+        tie_word_embeddings=draw(st.booleans()),
+        attention_bias=draw(st.booleans()),
+        attention_output_bias=draw(st.booleans()),
+        qk_norm=draw(st.sampled_from([None, "head", "full"])),
+        moe_intermediate_size=draw(st.none() | st.integers(1, 20)),
+        decoder_sparse_step=draw(st.integers(1, 3)),
+        mlp_only_layers=draw(st.lists(st.integers(0, layers - 1), unique=True)),
+        **fixed,
+    )
+
+
+@given(data=st.data())
+def test_parameter_counts_are_those_of_the_model(router_settings, data):
+    check_parameter_counts(data.draw(configs(**router_settings)))
+
+
+@given(configs(num_experts=0))
+def test_parameter_counts_of_a_dense_model(config):
+    check_parameter_counts(config)
+    assert config.num_parameters(active=True) == config.num_parameters()
+
+
+@given(st.integers(1, 12), st.data())
+def test_parameter_counts_with_any_number_of_experts(experts, data):
+    k, shared = data.draw(st.integers(1, experts)), data.draw(st.integers(0, 5))
+    gate = shared > 0 and data.draw(st.booleans())
+    check_parameter_counts(
+        data.draw(
+            configs(
+                num_experts=experts,
+                num_experts_per_tok=k,
+                shared_expert_intermediate_size=shared,
+                shared_expert_gate=gate,
+            )
+        )
+    )
+
+
+def check_parameter_counts(config: MoEConfig) -> None:
+    with torch.device("meta"):
+        model = MoEForCausalLM(config)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    expert_parameters = sum(
+        p.numel() for module in model.modules() if isinstance(module, Experts) for p in module.parameters()
+    )
+    idle = expert_parameters * (config.num_experts - config.num_experts_per_tok) // max(1, config.num_experts)
+    assert config.num_parameters() == total
+    assert config.num_parameters(active=True) == total - idle
+
+
+PANGU = MoEConfig(
+    vocab_size=153376,
+    hidden_size=5120,
+    num_hidden_layers=48,
+    num_attention_heads=40,
+    num_key_value_heads=8,
+    head_dim=128,
+    attention_bias=True,
+    attention_output_bias=True,
+    tie_word_embeddings=False,
+    num_experts=64,
+    num_experts_per_tok=8,
+    n_group=8,
+    router="grouped",
+    router_scale=True,
+    moe_intermediate_size=1344,
+    shared_expert_intermediate_size=5376,
+)
+QWEN25_14B = MoEConfig(
+    vocab_size=152064,
+    hidden_size=5120,
+    num_hidden_layers=48,
+    num_attention_heads=40,
+    num_key_value_heads=8,
+    intermediate_size=13824,
+    attention_bias=True,
+    tie_word_embeddings=False,
+    num_experts=0,
+)
+QWEN15_MOE = MoEConfig(
+    vocab_size=151936,
+    hidden_size=2048,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    attention_bias=True,
+    tie_word_embeddings=False,
+    num_experts=60,
+    num_experts_per_tok=4,
+    moe_intermediate_size=1408,
+    shared_expert_intermediate_size=5632,
+    shared_expert_gate=True,
+)
+QWEN3_30B = MoEConfig(
+    vocab_size=151936,
+    hidden_size=2048,
+    num_hidden_layers=48,
+    num_attention_heads=32,
+    num_key_value_heads=4,
+    head_dim=128,
+    qk_norm="head",
+    tie_word_embeddings=False,
+    num_experts=128,
+    num_experts_per_tok=8,
+    moe_intermediate_size=768,
+)
+OLMOE = MoEConfig(
+    vocab_size=50304,
+    hidden_size=2048,
+    num_hidden_layers=16,
+    num_attention_heads=16,
+    qk_norm="full",
+    tie_word_embeddings=False,
+    num_experts=64,
+    num_experts_per_tok=8,
+    moe_intermediate_size=1024,
+)
+MIXTRAL = MoEConfig(
+    vocab_size=32000,
+    hidden_size=4096,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    tie_word_embeddings=False,
+    num_experts=8,
+    num_experts_per_tok=2,
+    moe_intermediate_size=14336,
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "total", "active"),
+    [(PANGU, "71.99", "16.50"), (QWEN25_14B, "14.77", "14.77")],
+    ids=["Pangu Pro MoE", "Qwen2.5-14B"],
+)
+def test_published_parameter_counts(config, total, active):
+    """In billions (arXiv 2505.21411 for Pangu Pro MoE)."""
+    assert f"{config.num_parameters() / 1e9:.2f}" == total
+    assert f"{config.num_parameters(active=True) / 1e9:.2f}" == active
+
+
+def test_sizes_that_models_are_named_after():
+    """Qwen1.5-MoE-A2.7B, Qwen3-30B-A3B, OLMoE-1B-7B; an 8x7B shares its attention, so it is less than 8 times 7."""
+    assert f"{QWEN15_MOE.num_parameters(active=True) / 1e9:.1f}" == "2.7"
+    assert QWEN3_30B.num_parameters() // 10**9 == 30
+    assert QWEN3_30B.num_parameters(active=True) // 10**9 == 3
+    assert f"{OLMOE.num_parameters() / 1e9:.0f}" == "7"
+    assert OLMOE.num_parameters(active=True) // 10**9 == 1
+    per_expert = dataclasses.replace(MIXTRAL, num_experts=1, num_experts_per_tok=1).num_parameters()
+    assert f"{per_expert / 1e9:.0f}" == "7"
+    assert 7 * per_expert > MIXTRAL.num_parameters() > 6 * per_expert
+
+
+IMPOSSIBLE = [
+    ({"vocab_size": 0}, "vocab_size=0: wanted a whole number of at least 1"),
+    ({"hidden_size": -4}, "hidden_size=-4: wanted a whole number of at least 1"),
+    ({"hidden_size": 96.0}, "hidden_size=96.0: wanted a whole number"),
+    ({"num_hidden_layers": True}, "num_hidden_layers=True: wanted a whole number"),
+    ({"num_attention_heads": "4"}, "num_attention_heads='4': wanted a whole number"),
+    ({"num_experts": -1}, "num_experts=-1: wanted a whole number of at least 0"),
+    ({"num_experts_per_tok": 0}, "num_experts_per_tok=0: wanted a whole number of at least 1"),
+    ({"moe_intermediate_size": 0}, "moe_intermediate_size=0: wanted a whole number of at least 1"),
+    ({"shared_expert_intermediate_size": -1}, "shared_expert_intermediate_size=-1: wanted .* at least 0"),
+    ({"decoder_sparse_step": 0}, "decoder_sparse_step=0: wanted a whole number of at least 1"),
+    ({"rope_theta": 0.0}, "rope_theta=0.0: wanted a positive number"),
+    ({"rope_theta": float("nan")}, "rope_theta=nan: wanted a positive number"),
+    ({"rope_theta": "1e6"}, "rope_theta='1e6': wanted a positive number"),
+    ({"routed_scaling_factor": -1.0}, "routed_scaling_factor=-1.0: wanted a positive number"),
+    ({"router_aux_loss_coef": -0.01}, "router_aux_loss_coef=-0.01: wanted 0 or a positive number"),
+    ({"router_z_loss_coef": float("nan")}, "router_z_loss_coef=nan: wanted 0 or a positive number"),
+    ({"capacity_factor": "1.25"}, "capacity_factor='1.25': wanted None or a positive number"),
+    ({"rms_norm_eps": -1e-6}, "rms_norm_eps=-1e-06: wanted a positive number"),
+    ({"initializer_range": 0}, "initializer_range=0: wanted a positive number"),
+    ({"num_key_value_heads": 3}, "num_key_value_heads=3: wanted a divisor of num_attention_heads=4"),
+    ({"num_key_value_heads": 8}, "num_key_value_heads=8: wanted a divisor of num_attention_heads=4"),
+    ({"head_dim": 5}, "head_dim=5: wanted an even number"),
+    ({"hidden_size": 20, "num_attention_heads": 4}, "head_dim=5: wanted an even number"),
+    ({"hidden_size": 98, "num_attention_heads": 4}, "hidden_size=98: wanted a multiple of num_attention_heads=4"),
+    ({"hidden_size": 2, "num_attention_heads": 4}, "hidden_size=2: wanted a multiple of num_attention_heads=4"),
+    ({"qk_norm": "layer"}, "qk_norm='layer': wanted one of None, 'head', 'full'"),
+    ({"clip_qkv": 0}, "clip_qkv=0: wanted None or a positive number"),
+    ({"rope_scaling": {}}, r"rope_scaling\['rope_type'\]=None: wanted one of 'default', 'linear', 'llama3'"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, r"rope_scaling\['rope_type'\]='yarn': wanted one of"),
+    ({"rope_scaling": {"rope_type": "linear"}}, r"rope_scaling\['factor'\]=None: wanted a positive number"),
+    ({"rope_scaling": {"rope_type": "linear", "factor": -1}}, r"rope_scaling\['factor'\]=-1: wanted a positive"),
+    (
+        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}},
+        r"rope_scaling\['original_max_position_embeddings'\]=None: wanted a positive number",
+    ),
+    (
+        {
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 4.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            }
+        },
+        r"rope_scaling\['high_freq_factor'\]=4.0: wanted more than low_freq_factor=4.0",
+    ),
+    ({"num_experts_per_tok": 9}, "num_experts_per_tok=9: wanted at most num_experts=8"),
+    ({"mlp_only_layers": [4]}, "mlp_only_layers=4: wanted layers from 0 to 3"),
+    ({"mlp_only_layers": [-1]}, "mlp_only_layers=-1: wanted layers from 0 to 3"),
+    ({"shared_expert_gate": True}, "shared_expert_gate=True: wanted False, since shared_expert_intermediate_size=0"),
+    ({"experts_implementation": "fast"}, "experts_implementation='fast': wanted one of 'eager', 'sorted', 'grouped'"),
+    ({"router": "random"}, "router='random': wanted one of 'topk'"),
+    ({"score_func": "relu"}, "score_func='relu': wanted one of 'softmax', 'sigmoid'"),
+    ({"n_group": 3}, "n_group=3: wanted a divisor of num_experts=8"),
+    ({"n_group": 4, "topk_group": 5}, "topk_group=5: wanted at most n_group=4"),
+    (
+        {"n_group": 4, "topk_group": 1, "num_experts_per_tok": 3},
+        "num_experts_per_tok=3: wanted at most 2, the experts in",
+    ),
+    ({"router": "grouped", "n_group": 4}, "num_experts_per_tok=2: wanted a multiple of n_group=4"),
+    ({"router": "switch"}, "num_experts_per_tok=2: wanted 1 for router='switch'"),
+    ({"router": "hash", "router_aux_loss_coef": 0.01}, "router_aux_loss_coef=0.01: wanted 0 for router='hash'"),
+    (
+        {"router": "expert_choice", "capacity_factor": 1.0, "router_aux_loss_coef": 0.01},
+        "router_aux_loss_coef=0.01: wanted 0 for router='expert_choice'",
+    ),
+    ({"router": "hash", "score_func": "sigmoid"}, "score_func='sigmoid': wanted 'softmax' for router='hash'"),
+    (
+        {"router": "topk_softmax", "n_group": 2},
+        "n_group=2: wanted 1 for router='topk_softmax'; it is read by topk and grouped",
+    ),
+    ({"router_scale": True}, "router_scale=True: wanted False for router='topk'; it is read by grouped"),
+    (
+        {"router": "topk_softmax", "e_score_correction_bias": True},
+        "e_score_correction_bias=True: wanted False for router='topk_softmax'; it is read by topk",
+    ),
+    ({"capacity_factor": 0.0}, "capacity_factor=0.0: wanted None or a positive number"),
+    ({"capacity_factor": float("nan")}, "capacity_factor=nan: wanted None or a positive number"),
+    ({"router": "expert_choice"}, "capacity_factor=None: wanted a positive number for router='expert_choice'"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), IMPOSSIBLE, ids=[str(settings) for settings, _ in IMPOSSIBLE])
+def test_impossible_settings(settings, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        MoEConfig(**settings)
+
+
+def test_what_is_left_out_is_derived():
+    config = MoEConfig(hidden_size=64, num_attention_heads=8)
+    assert (config.num_key_value_heads, config.head_dim) == (8, 8)
+    assert config.intermediate_size == config.moe_intermediate_size == 256
+    assert dataclasses.replace(config, head_dim=6).head_dim == 6
+    assert MoEConfig(hidden_size=98, num_attention_heads=4, head_dim=6).head_dim == 6
+
+
+def test_a_configuration_does_not_change():
+    config = MoEConfig(mlp_only_layers=[1])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.num_experts = 4
+    assert config.mlp_only_layers == (1,)
+    with pytest.raises(TypeError):
+        MoEConfig(1024)  # positions mean nothing in so long a list
+
+
+def test_which_layers_are_sparse():
+    def sparse(**settings) -> list[int]:
+        config = MoEConfig(num_hidden_layers=6, **settings)
+        return [layer for layer in range(6) if config.is_sparse(layer)]
+
+    assert sparse() == [0, 1, 2, 3, 4, 5]
+    assert sparse(num_experts=0) == []
+    assert sparse(decoder_sparse_step=2) == [1, 3, 5]
+    assert sparse(mlp_only_layers=(0, 3), decoder_sparse_step=2) == [1, 5]
