@@ -29,7 +29,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for log, checkpoints and model; resumes what it holds.")] = Path(
         "runs/moe"
     ),
-    steps: Annotated[int, typer.Option(min=1)] = 1000,
+    steps: Annotated[int, typer.Option(min=1, help="Of 8 x 128 tokens each.")] = 1600,
     seed: Annotated[int, typer.Option(min=0, help="Of the weights and of the batches.")] = 0,
     experts: Annotated[int, typer.Option(min=0, help="0 trains a dense model of equal active parameters.")] = 8,
     experts_per_token: Annotated[int, typer.Option(min=1)] = 2,

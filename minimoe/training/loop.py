@@ -41,11 +41,11 @@ RECIPE_FILE = "training.json"
 class Settings:
     """What decides the outcome of a run, besides the model it starts from and the corpus."""
 
-    steps: int = 800
-    batch_size: int = 16
+    steps: int = 1600
+    batch_size: int = 8
     seq_len: int = 128
     learning_rate: float = 4e-3
-    warmup_steps: int = 50
+    warmup_steps: int = 100
     final_learning_rate: float = 0.1  # as a share of learning_rate, where the cosine ends
     weight_decay: float = 0.1  # on matrices only
     max_grad_norm: float = 1.0

@@ -1,0 +1,419 @@
+"""Checkpoint folders in the Hugging Face layout: config.json beside one or several safetensors files.
+
+Reading is lazy: opening a folder reads configuration and headers, one tensor costs one tensor's memory. Writing
+puts a complete model in place, or leaves the old one. Nothing that a checkpoint holds is ever executed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from functools import cached_property, reduce
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from minimoe.model.config import MoEConfig
+from minimoe.model.families import Family, find_family, read_config, write_config
+
+CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+MAX_SHARD_SIZE = 5 * 10**9
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint folder is not what it should be; the message names the file or tensor."""
+
+
+class _Stored(NamedTuple):
+    """Where a tensor lies."""
+
+    file: Path
+    start: int  # of its bytes
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Checkpoint:
+    """A folder with config.json and safetensors files, read piece by piece.
+
+    Iterating gives the names of the tensors on disk, `checkpoint[name]` reads one of them. No file stays open.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or a pickle; shards and index disagree.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            found = "a file" if self.path.exists() else "nothing"
+            raise CheckpointError(f"{self.path}: wanted a folder with {CONFIG} and {SINGLE}, found {found} there")
+        self.hf_config: dict[str, Any] = _read_json(self.path / CONFIG)
+        self._stored = _open_tensors(self.path)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Read one tensor, in the dtype it is stored in."""
+        stored = self._find(name)
+        tensor = torch.empty(stored.shape, dtype=_dtype(name, stored), device="cpu")
+        with stored.file.open("rb") as file:
+            file.seek(stored.start)
+            found = file.readinto(tensor.flatten().view(torch.uint8).numpy())
+        if found != tensor.nbytes:
+            raise CheckpointError(f"{stored.file}: found {found} bytes of {name}, wanted {tensor.nbytes}")
+        return tensor
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one tensor, from its header."""
+        return self._find(name).shape
+
+    @cached_property
+    def model_config(self) -> MoEConfig:
+        """config.json, translated.
+
+        Raises:
+            CheckpointError: the model is of an unknown family or asks for what is not supported.
+        """
+        try:
+            return read_config(self.hf_config)
+        except ValueError as error:
+            raise CheckpointError(f"{self.path / CONFIG}: {error}") from error
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The narrowest dtype that holds every stored tensor exactly, whatever config.json says.
+
+        Raises:
+            CheckpointError: a tensor is stored as integers or in 8 bits.
+        """
+        return reduce(torch.promote_types, {_dtype(name, stored) for name, stored in self._stored.items()})
+
+    def _find(self, name: str) -> _Stored:
+        if name not in self._stored:
+            raise CheckpointError(f"{self.path}: no tensor {name!r} among its {len(self)}")
+        return self._stored[name]
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> None:
+    """Fill every parameter and buffer of `model` from `checkpoint`, one tensor in memory at a time.
+
+    Args:
+        model: built from `checkpoint.model_config`, on the meta device or anywhere else.
+        checkpoint: of any family; its experts may lie in separate tensors.
+        dtype: of the parameters; None: as stored.
+
+    Raises:
+        CheckpointError: tensors are missing, unexpected or of the wrong shape; a router weight is not finite. The
+            model is as it was.
+    """
+    family = find_family(checkpoint.model_config.model_type)
+    dtype = dtype or checkpoint.dtype
+    _check_tensors(checkpoint, _tensors_on_disk(model, family))
+    if any(parameter.is_meta for parameter in model.parameters()):
+        memory = {name: torch.empty(like.shape, dtype=dtype, device="cpu") for name, like in model.state_dict().items()}
+        model.load_state_dict(memory, assign=True)  # `to_empty` would import sympy, which takes most of a second
+    else:
+        model.to(dtype)
+    for name, tensor in _tensors_on_disk(model, family).items():
+        tensor.copy_(checkpoint[name])
+
+
+def save_model(
+    model: nn.Module, path: str | Path, model_type: str | None = None, max_shard_size: int = MAX_SHARD_SIZE
+) -> None:
+    """Write `model` as a checkpoint folder, in place of the model that was there. Other files stay.
+
+    A failure leaves the old model as it was. A kill while the files are being exchanged leaves the old model, the
+    new one, or a folder without config.json, which nothing reads; never a mixture.
+
+    Args:
+        model: with a `config`.
+        path: the folder, made if missing.
+        model_type: the family to write as; None: that of the configuration.
+        max_shard_size: bytes per file.
+
+    Raises:
+        ValueError: the family cannot express this model.
+    """
+    family = find_family(model.config.model_type if model_type is None else model_type)
+    tensors = _tensors_on_disk(model, family)
+    dtype = str(reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))).removeprefix("torch.")
+    config = write_config(model.config, family.model_type, dtype)
+    folder, existed = Path(path), Path(path).exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".saving-"))  # inside: on the same file system
+    try:
+        new = _write_files(temporary, tensors, config, max_shard_size)
+        _exchange(folder, temporary, new)
+    except BaseException:
+        shutil.rmtree(temporary)
+        if not existed:
+            folder.rmdir()
+        raise
+    for left_over in folder.glob(".saving-*"):  # this one, and those of processes that were killed
+        shutil.rmtree(left_over)
+
+
+# -- the tensors of a model, under their names on disk
+
+
+def _tensors_on_disk(model: nn.Module, family: Family) -> dict[str, Tensor]:
+    """Views of the model's tensors, one per expert: to fill them is to fill the model."""
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        for own_name, piece in _per_expert(name, tensor):
+            disk_name = family.on_disk(own_name)
+            tensors[disk_name] = piece.unsqueeze(0) if disk_name.endswith(family.rows) else piece
+    return tensors
+
+
+def _per_expert(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    experts, _, projection = name.rpartition(".")
+    if not experts.endswith(".mlp.experts"):
+        yield name, tensor
+        return
+    for expert, piece in enumerate(tensor.unbind()):
+        yield f"{experts}.{expert}.{projection}.weight", piece
+
+
+# -- reading
+
+
+def _open_tensors(folder: Path) -> dict[str, _Stored]:
+    """Where each tensor lies, from the headers alone."""
+    if (folder / SINGLE).exists():  # first, as in transformers
+        return _read_header(folder / SINGLE)
+    if (folder / INDEX).exists():
+        return _open_shards(folder)
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
+    if pickles:
+        raise CheckpointError(
+            f"{folder / pickles[0]}: a pickle, and reading a pickle runs whatever code it holds; wanted {SINGLE}. "
+            "Convert it with a tool you trust, from a source you trust"
+        )
+    raise CheckpointError(f"{folder}: found neither {SINGLE} nor {INDEX}")
+
+
+def _open_shards(folder: Path) -> dict[str, _Stored]:
+    index = folder / INDEX
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise CheckpointError(f"{index}: weight_map is {weight_map!r:.80}, wanted an object of file names")
+    stored: dict[str, _Stored] = {}
+    for file in sorted(set(weight_map.values())):
+        for name, found in _read_header(_inside(folder, file)).items():
+            if name in stored:
+                raise CheckpointError(f"{index}: {name} is stored twice, in {stored[name].file.name} and in {file}")
+            stored[name] = found
+    for name in sorted(weight_map.keys() | stored.keys()):
+        said, found = weight_map.get(name), stored[name].file.name if name in stored else None
+        if found is None or said is None or Path(said).name != found:
+            raise CheckpointError(f"{index}: says that {name} is in {said}, found it in {found}")
+    return stored
+
+
+def _inside(folder: Path, file: str) -> Path:
+    """The path of a shard; a link may lead into the blobs of a Hugging Face cache, nowhere else."""
+    roots = [folder.resolve()]
+    if roots[0].parent.name == "snapshots":
+        roots.append(roots[0].parent.parent / "blobs")
+    target = (folder / file).resolve()
+    if not any(target.is_relative_to(root) for root in roots):
+        raise CheckpointError(
+            f"{folder / INDEX}: names {file!r}, which lies outside the folder; wanted a file inside it"
+        )
+    if not target.is_file():
+        raise CheckpointError(f"{folder / INDEX}: names {file!r}, which is missing; wanted a file inside the folder")
+    return folder / file
+
+
+def _read_header(file: Path) -> dict[str, _Stored]:
+    try:
+        with safe_open(file, framework="pt", device="cpu"):
+            pass  # safetensors itself checks that the header is sound and the file complete
+    except (SafetensorError, OSError) as error:
+        size = file.stat().st_size
+        raise CheckpointError(f"{file}: found {size} bytes, wanted a whole safetensors file ({error})") from error
+    with file.open("rb") as opened:  # it does not tell where a tensor starts, and opening it anew for each is slow
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+    return {
+        name: _Stored(file, 8 + length + entry["data_offsets"][0], entry["dtype"], tuple(entry["shape"]))
+        for name, entry in header.items()
+    }
+
+
+def _dtype(name: str, stored: _Stored) -> torch.dtype:
+    if stored.dtype not in _DTYPES:
+        raise CheckpointError(f"{stored.file}: {name} is stored as {stored.dtype}, wanted one of {', '.join(_DTYPES)}")
+    return _DTYPES[stored.dtype]
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file}: not found") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: wanted JSON, found something else ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: wanted a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"the key {twice!r} appears twice")
+    return content
+
+
+def _check_tensors(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> None:
+    """Compare names and shapes, then look into the routers: small, and one NaN there spoils every token."""
+    ignored = {name for name in checkpoint if name.endswith("rotary_emb.inv_freq")}  # in old files
+    if "lm_head.weight" not in wanted and "lm_head.weight" in checkpoint:
+        _check_tied_head(checkpoint)
+        ignored.add("lm_head.weight")
+    found = set(checkpoint) - ignored
+    reshaped = [
+        f"{name} is {list(checkpoint.shape(name))}, wanted {list(wanted[name].shape)}"
+        for name in sorted(found & wanted.keys())
+        if checkpoint.shape(name) != tuple(wanted[name].shape)
+    ]
+    problems = [
+        _list_some("missing", sorted(wanted.keys() - found)),
+        _list_some("unexpected", sorted(found - wanted.keys())),
+        _list_some("of the wrong shape", reshaped),
+    ]
+    if any(problems):
+        raise CheckpointError(f"{checkpoint.path}: {'; '.join(filter(None, problems))}")
+    for name in wanted:
+        if ".gate." in name or name.endswith("router_scale"):
+            _check_finite(name, checkpoint[name])
+
+
+def _check_tied_head(checkpoint: Checkpoint) -> None:
+    """A tied model may store its head all the same, if it is the embedding."""
+    head, embedding = (
+        checkpoint[name].to(checkpoint.dtype) for name in ("lm_head.weight", "model.embed_tokens.weight")
+    )
+    if not torch.equal(head, embedding):
+        raise CheckpointError(
+            f"{checkpoint.path}: lm_head.weight differs from model.embed_tokens.weight although tie_word_embeddings is "
+            "true; wanted equal tensors, or tie_word_embeddings false in config.json"
+        )
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    bad = (~tensor.isfinite()).nonzero()
+    if len(bad):
+        place = bad[0].tolist()
+        raise CheckpointError(
+            f"{name}: {float(tensor[tuple(place)])} at {place}, wanted finite numbers ({len(bad)} are not)"
+        )
+
+
+def _list_some(what: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{len(names)} tensors {what}: {', '.join(names[:3])}{more}"
+
+
+# -- writing
+
+
+def _write_files(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], max_shard_size: int) -> list[str]:
+    """Write a complete checkpoint; returns its files, config.json last."""
+    shards = _split(tensors, max_shard_size)
+    files = (
+        [SINGLE]
+        if len(shards) == 1
+        else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    )
+    for file, names in zip(files, shards, strict=True):
+        pieces = {name: tensors[name].contiguous() for name in names}
+        save_file(pieces, folder / file, metadata={"format": "pt"})  # transformers refuses files without it
+    if len(shards) > 1:
+        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        files.append(INDEX)
+    _write_json(folder / CONFIG, config)
+    for file in folder.iterdir():
+        file.chmod(0o644)  # safetensors makes files that only their owner may read
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
+    return [*files, CONFIG]
+
+
+def _split(tensors: dict[str, Tensor], max_shard_size: int) -> list[list[str]]:
+    """The names in order, cut so that no file exceeds `max_shard_size` unless a single tensor does."""
+    shards, size = [[]], 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > max_shard_size:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += tensor.nbytes
+    return shards
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _exchange(folder: Path, temporary: Path, new: list[str]) -> None:
+    """Put the files of `temporary` in place of the old model; on failure put the old one back.
+
+    config.json leaves first and comes last. Where it stays the same and one file holds all weights, as between two
+    checkpoints of one training run, a single rename does it and the folder is readable at every moment.
+    """
+    old = _model_files(folder)
+    if new == old == [SINGLE, CONFIG] and (folder / CONFIG).read_bytes() == (temporary / CONFIG).read_bytes():
+        os.replace(temporary / SINGLE, folder / SINGLE)
+        return
+    aside = temporary / "old"
+    aside.mkdir()
+    moved_away, moved_in = [], []
+    try:
+        for name in reversed(old):
+            os.replace(folder / name, aside / name)
+            moved_away.append(name)
+        for name in new:
+            os.replace(temporary / name, folder / name)
+            moved_in.append(name)
+    except BaseException:
+        for name in moved_in:
+            (folder / name).unlink()
+        for name in reversed(moved_away):
+            os.replace(aside / name, folder / name)
+        raise
+
+
+def _model_files(folder: Path) -> list[str]:
+    """The model that lies in `folder`: weights, index, config.json last."""
+    shards = sorted(file.name for file in folder.glob("model-*-of-*.safetensors"))
+    return shards + [name for name in (SINGLE, INDEX, CONFIG) if (folder / name).exists()]

@@ -1,0 +1,504 @@
+"""How each published family writes a model down: the keys of its config.json, the names of its tensors.
+
+One table per family; the functions at the end interpret them. `read_config` and `write_config` translate
+between a `config.json` and a `MoEConfig`, `Family.on_disk` between the names of tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from minimoe.model.config import MoEConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What sets one family's checkpoints apart."""
+
+    model_type: str
+    architecture: str  # the class that transformers builds
+    keys: Mapping[str, str]  # MoEConfig field -> key of config.json
+    defaults: Mapping[str, Any]  # MoEConfig field -> what an absent key means
+    fixed: Mapping[str, Any]  # MoEConfig field -> its one value in this family, which no key sets
+    optional: tuple[str, ...] = ()  # keys the family itself does not have, written only where they say something
+    renames: tuple[tuple[str, str], ...] = ()  # parts of tensor names: ours, on disk
+    rows: tuple[str, ...] = ()  # tensors (by the end of their name on disk) stored as [1, n] instead of [n]
+    disk_type: str | None = None  # model_type in config.json, where it is spelt differently
+    aliases: tuple[str, ...] = ()  # further spellings, in lower case
+
+    def on_disk(self, name: str) -> str:
+        """The name on disk of the tensor that the model calls `name`, with one tensor per expert."""
+        for ours, theirs in self.renames:
+            name = name.replace(ours, theirs)
+        return name
+
+
+def _same(*names: str) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+_DECODER = _same(
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "initializer_range",
+    "tie_word_embeddings",
+)
+_HEAD_DIM = _same("head_dim")
+_ONE_BIAS_KEY = {"attention_bias": "attention_bias", "attention_output_bias": "attention_bias"}
+_MIXTURE = _same("num_experts", "num_experts_per_tok", "router_aux_loss_coef", "router_z_loss_coef")
+_QWEN_MIXTURE = _MIXTURE | _same("moe_intermediate_size", "decoder_sparse_step", "mlp_only_layers", "norm_topk_prob")
+_EXPERTS_ONLY = {"moe_intermediate_size": "intermediate_size"}  # no dense layer, hence one width
+
+_DENSE = {"num_experts": 0}
+_TOPK = {"router": "topk", "score_func": "softmax", "e_score_correction_bias": False, "capacity_factor": None}
+_TOPK |= {"n_group": 1, "routed_scaling_factor": 1.0}
+_NO_SHARED_EXPERT = {"shared_expert_intermediate_size": 0, "shared_expert_gate": False}
+_PLAIN_ATTENTION = {"qk_norm": None, "clip_qkv": None}
+_BIAS_ON_QKV = {"attention_bias": True, "attention_output_bias": False}
+
+# The defaults are those of transformers' configuration classes; a test compares them.
+_DECODER_DEFAULTS = {
+    "initializer_range": 0.02,
+    "tie_word_embeddings": False,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+}
+_QWEN_DEFAULTS = _DECODER_DEFAULTS | {"vocab_size": 151936, "max_position_embeddings": 32768, "head_dim": None}
+_QWEN_DENSE_DEFAULTS = _QWEN_DEFAULTS | {
+    "hidden_size": 4096,
+    "intermediate_size": 22016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+}
+_QWEN_MOE_DEFAULTS = _QWEN_DEFAULTS | {
+    "hidden_size": 2048,
+    "num_hidden_layers": 24,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": (),
+    "norm_topk_prob": False,
+    "router_aux_loss_coef": 0.001,
+    "router_z_loss_coef": 0.0,
+}
+
+LLAMA = Family(
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    keys=_DECODER | _HEAD_DIM | _ONE_BIAS_KEY,
+    defaults=_DECODER_DEFAULTS
+    | {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": None,
+        "head_dim": None,
+        "max_position_embeddings": 2048,
+        "attention_bias": False,
+        "attention_output_bias": False,
+    },
+    fixed=_DENSE | _PLAIN_ATTENTION,
+)
+
+QWEN2 = Family(
+    model_type="qwen2",
+    architecture="Qwen2ForCausalLM",
+    keys=_DECODER | _HEAD_DIM,
+    defaults=_QWEN_DENSE_DEFAULTS,
+    fixed=_DENSE | _PLAIN_ATTENTION | _BIAS_ON_QKV,
+)
+
+QWEN3 = Family(
+    model_type="qwen3",
+    architecture="Qwen3ForCausalLM",
+    keys=_DECODER | _HEAD_DIM | _ONE_BIAS_KEY,
+    defaults=_QWEN_DENSE_DEFAULTS | {"head_dim": 128, "attention_bias": False, "attention_output_bias": False},
+    fixed=_DENSE | {"qk_norm": "head", "clip_qkv": None},
+)
+
+MIXTRAL = Family(
+    model_type="mixtral",
+    architecture="MixtralForCausalLM",
+    keys=_DECODER | _HEAD_DIM | _MIXTURE | _EXPERTS_ONLY | {"num_experts": "num_local_experts"},
+    defaults=_DECODER_DEFAULTS
+    | {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "moe_intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": None,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1000000.0,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "router_aux_loss_coef": 0.001,
+        "router_z_loss_coef": 0.0,
+    },
+    fixed=_TOPK
+    | _PLAIN_ATTENTION
+    | _NO_SHARED_EXPERT
+    | {
+        "norm_topk_prob": True,
+        "attention_bias": False,
+        "attention_output_bias": False,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": (),
+    },
+    optional=("router_z_loss_coef",),
+    renames=(
+        (".mlp.", ".block_sparse_moe."),
+        (".gate_proj.", ".w1."),
+        (".up_proj.", ".w3."),
+        (".down_proj.", ".w2."),
+    ),
+)
+
+QWEN2_MOE = Family(
+    model_type="qwen2_moe",
+    architecture="Qwen2MoeForCausalLM",
+    keys=_DECODER
+    | _HEAD_DIM
+    | _QWEN_MIXTURE
+    | _same("shared_expert_intermediate_size")
+    | {"attention_bias": "qkv_bias"},
+    defaults=_QWEN_MOE_DEFAULTS
+    | {
+        "intermediate_size": 5632,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "attention_bias": True,
+        "moe_intermediate_size": 1408,
+        "shared_expert_intermediate_size": 5632,
+        "num_experts": 60,
+        "num_experts_per_tok": 4,
+    },
+    fixed=_TOPK | _PLAIN_ATTENTION | {"attention_output_bias": False, "shared_expert_gate": True},
+    optional=("router_z_loss_coef",),
+)
+
+QWEN3_MOE = Family(
+    model_type="qwen3_moe",
+    architecture="Qwen3MoeForCausalLM",
+    keys=_DECODER | _HEAD_DIM | _ONE_BIAS_KEY | _QWEN_MIXTURE,
+    defaults=_QWEN_MOE_DEFAULTS
+    | {
+        "intermediate_size": 6144,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "attention_bias": False,
+        "attention_output_bias": False,
+        "moe_intermediate_size": 768,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+    },
+    fixed=_TOPK | _NO_SHARED_EXPERT | {"qk_norm": "head", "clip_qkv": None},
+    optional=("router_z_loss_coef",),
+)
+
+OLMOE = Family(
+    model_type="olmoe",
+    architecture="OlmoeForCausalLM",
+    keys=_DECODER | _ONE_BIAS_KEY | _MIXTURE | _EXPERTS_ONLY | _same("norm_topk_prob", "clip_qkv"),
+    defaults=_DECODER_DEFAULTS
+    | {
+        "vocab_size": 50304,
+        "hidden_size": 2048,
+        "intermediate_size": 2048,
+        "moe_intermediate_size": 2048,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "num_key_value_heads": None,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "attention_bias": False,
+        "attention_output_bias": False,
+        "clip_qkv": None,
+        "num_experts": 64,
+        "num_experts_per_tok": 8,
+        "norm_topk_prob": False,
+        "router_aux_loss_coef": 0.01,
+        "router_z_loss_coef": 0.0,
+    },
+    fixed=_TOPK | _NO_SHARED_EXPERT | {"qk_norm": "full", "decoder_sparse_step": 1, "mlp_only_layers": ()},
+    optional=("router_z_loss_coef",),
+)
+
+# As in its published configuration and vllm-ascend's implementation. Neither has a key for the number of groups: it is
+# that of the active experts. `n_group` is ours, for models where it is not.
+PANGU_PRO_MOE = Family(
+    model_type="pangu_pro_moe",
+    architecture="PanguProMoEForCausalLM",
+    keys=_DECODER
+    | _MIXTURE
+    | _same("moe_intermediate_size", "shared_expert_intermediate_size", "mlp_only_layers", "n_group"),
+    defaults=_DECODER_DEFAULTS
+    | {
+        "vocab_size": 153376,
+        "hidden_size": 5120,
+        "intermediate_size": None,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 16000000.0,
+        "moe_intermediate_size": 1344,
+        "shared_expert_intermediate_size": 5376,
+        "mlp_only_layers": (),
+        "num_experts": 64,
+        "num_experts_per_tok": 8,
+        "n_group": None,
+        "router_aux_loss_coef": 0.001,
+        "router_z_loss_coef": 0.0,
+    },
+    fixed=_PLAIN_ATTENTION
+    | {
+        "attention_bias": True,
+        "attention_output_bias": True,
+        "router": "grouped",
+        "router_scale": True,
+        "norm_topk_prob": False,
+        "capacity_factor": None,
+        "shared_expert_gate": False,
+        "decoder_sparse_step": 1,
+    },
+    optional=("mlp_only_layers", "n_group", "router_z_loss_coef"),
+    renames=((".mlp.gate.router_scale", ".mlp.router_scale"),),
+    rows=(".mlp.router_scale",),
+    disk_type="PanguProMoE",
+    aliases=("pangupromoe", "pangumoe"),
+)
+
+# Our own layout, for models that no published family can express.
+_OWN = [field for field in fields(MoEConfig) if field.name not in ("model_type", "rope_theta", "rope_scaling")]
+MINIMOE = Family(
+    model_type="minimoe",
+    architecture="MoEForCausalLM",
+    keys=_same(*(field.name for field in _OWN)),
+    defaults={field.name: field.default for field in _OWN},
+    fixed={},
+)
+
+FAMILIES = {
+    family.model_type: family
+    for family in (LLAMA, QWEN2, QWEN3, MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE, PANGU_PRO_MOE, MINIMOE)
+}
+
+# Keys that would change what the model computes, and the values that leave it as it is here. Not among them are those
+# that only training looks at: router_jitter_noise, attention_dropout, output_router_logits.
+_UNDERSTOOD: dict[str, tuple] = {
+    "hidden_act": ("silu", "swish"),  # two names of one function
+    "mlp_bias": (False, None),
+    "use_sliding_window": (False, None),
+    "pretraining_tp": (1, None),
+    "partial_rotary_factor": (1, None),
+    "quantization_config": (None,),
+}
+_OTHER_NAME = {"num_experts": "num_local_experts", "num_local_experts": "num_experts"}
+_ROPE_KEYS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+_JSON_TYPES = {
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": (bool, "true or false"),
+    "str": (str, "a text"),
+    "tuple": (list | tuple, "a list"),
+}
+
+# What a comparison of two configurations skips: fields that a model of this kind never looks at.
+_RUN_TIME = {"experts_implementation", "model_type"}
+_TOPK_FIELDS = {
+    "score_func",
+    "norm_topk_prob",
+    "e_score_correction_bias",
+    "n_group",
+    "topk_group",
+    "routed_scaling_factor",
+}
+_GROUPED_FIELDS = {"n_group", "router_scale"}
+_MIXTURE_FIELDS = _TOPK_FIELDS | _GROUPED_FIELDS | set(_QWEN_MIXTURE)
+_MIXTURE_FIELDS |= {"router", "capacity_factor", "shared_expert_intermediate_size", "shared_expert_gate"}
+
+
+def find_family(model_type: object) -> Family:
+    """The family called `model_type`, in any case.
+
+    Raises:
+        ValueError: there is none; the message lists those there are.
+    """
+    name = str(model_type).lower()
+    for family in FAMILIES.values():
+        if name == family.model_type or name in family.aliases:
+            return family
+    raise ValueError(f"model_type={model_type!r}: wanted one of {', '.join(FAMILIES)}")
+
+
+def read_config(raw: Mapping[str, Any]) -> MoEConfig:
+    """Translate the content of a `config.json`, of today's transformers or of earlier ones.
+
+    Raises:
+        ValueError: naming the key, the value found and the value wanted.
+    """
+    family = find_family(raw.get("model_type"))
+    for key, understood in _UNDERSTOOD.items():
+        _require(
+            raw.get(key, understood[0]) in understood, key, raw.get(key), f"{understood[0]!r}, all that is supported"
+        )
+    config = MoEConfig(**_read_fields(family, raw), model_type=family.model_type)
+    if family is not MINIMOE and "num_experts" in family.keys:
+        key = family.keys["num_experts"]
+        _require(config.num_experts > 0, key, 0, f"at least 1 for model_type={family.model_type!r}")
+    _check_windows(raw, config)
+    return config
+
+
+def write_config(config: MoEConfig, model_type: str | None, dtype: str) -> dict[str, Any]:
+    """The content of a `config.json` that transformers 5 reads, and tools that know only the earlier names.
+
+    Args:
+        config: of the model.
+        model_type: the family; None: `config.model_type`.
+        dtype: of the parameters, such as "float32".
+
+    Raises:
+        ValueError: the family cannot express the model; the message names the fields.
+    """
+    family = find_family(config.model_type if model_type is None else model_type)
+    rope = _rope_scaling(config)
+    config = replace(config, rope_scaling=rope)
+    raw = {
+        "architectures": [family.architecture],
+        "model_type": family.disk_type or family.model_type,
+        "dtype": dtype,
+        "torch_dtype": dtype,
+        "hidden_act": "silu",
+        # Nothing here knows special tokens. Left out, they would default to ids that may lie outside the vocabulary.
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+        "rope_theta": float(config.rope_theta),
+        "rope_scaling": rope,
+        "rope_parameters": {"rope_theta": float(config.rope_theta), **(rope or {"rope_type": "default"})},
+    }
+    raw |= {key: getattr(config, field) for field, key in family.keys.items()}
+    _require_expressible(config, family, raw)
+    for key in family.optional:
+        shorter = {name: value for name, value in raw.items() if name != key}
+        if _read_fields(family, shorter) == _read_fields(family, raw):
+            raw = shorter
+    return raw
+
+
+def _read_fields(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
+    annotations = {field.name: str(field.type) for field in fields(MoEConfig)}
+    given = {}
+    for field, key in family.keys.items():
+        value = _lookup(raw, key, family.defaults[field])
+        if field == "mlp_only_layers" and value is None:
+            value = ()
+        if not (value is None and family.defaults[field] is None):
+            _check_type(key, value, annotations[field])
+        given[field] = value
+    if given.get("n_group", 1) is None:  # Pangu Pro MoE: one expert from each group
+        given["n_group"] = given["num_experts_per_tok"]
+    theta, scaling = _read_rope(raw, family.defaults.get("rope_theta", 10000.0), given["max_position_embeddings"])
+    return {**family.fixed, **given, "rope_theta": theta, "rope_scaling": scaling}
+
+
+def _lookup(raw: Mapping[str, Any], key: str, default: Any) -> Any:
+    other = _OTHER_NAME.get(key, key)
+    if key in raw and other in raw:
+        _require(raw[key] == raw[other], key, raw[key], f"{raw[other]!r}, as {other} says")
+    return raw.get(key, raw.get(other, default))
+
+
+def _check_type(key: str, value: Any, annotation: str) -> None:
+    """Refuse what JSON can hold but this field cannot, such as "64" for 64."""
+    if value is None and "None" in annotation:
+        return
+    expected, wanted = _JSON_TYPES[annotation.split(" ")[0].split("[")[0]]
+    fits = isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
+    _require(fits, key, value, wanted)
+
+
+def _read_rope(raw: Mapping[str, Any], theta: float, max_positions: int) -> tuple[float, dict[str, Any] | None]:
+    """Base and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
+    key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+    found = raw.get(key) or {}
+    _require(isinstance(found, Mapping), key, found, "an object")
+    theta = found.get("rope_theta", raw.get("rope_theta", theta))
+    _check_type("rope_theta", theta, "float")
+    kind = found.get("rope_type", found.get("type", "default"))
+    nested = any(isinstance(value, Mapping) for value in found.values())
+    _require(not nested, key, found, "one set of rope parameters for all layers")
+    _require(kind in tuple(_ROPE_KEYS), f"{key}['rope_type']", kind, f"one of {', '.join(_ROPE_KEYS)}")
+    part = found.get("partial_rotary_factor", 1)
+    _require(part == 1, f"{key}['partial_rotary_factor']", part, "1, all that is supported")
+    if kind == "default":
+        return theta, None
+    missing = {"original_max_position_embeddings": max_positions} if kind == "llama3" else {}
+    return theta, {"rope_type": kind, **{name: found.get(name, missing.get(name)) for name in _ROPE_KEYS[kind]}}
+
+
+def _rope_scaling(config: MoEConfig) -> dict[str, Any] | None:
+    """`config.rope_scaling` in the one form that reading gives."""
+    return _read_rope({"rope_scaling": config.rope_scaling}, config.rope_theta, config.max_position_embeddings)[1]
+
+
+def _check_windows(raw: Mapping[str, Any], config: MoEConfig) -> None:
+    """Refuse attention that does not see all earlier positions."""
+    window, positions = raw.get("sliding_window"), config.max_position_embeddings
+    _check_type("sliding_window", window, "int | None")
+    # Qwen writes a width even where `use_sliding_window` switches it off; Mixtral has no such switch.
+    if config.model_type == "mixtral" and window is not None:
+        _require(window >= positions, "sliding_window", window, f"null or at least max_position_embeddings={positions}")
+    kinds = raw.get("layer_types") or []
+    _require(all(kind == "full_attention" for kind in kinds), "layer_types", kinds, "'full_attention' for every layer")
+
+
+def _require_expressible(config: MoEConfig, family: Family, raw: Mapping[str, Any]) -> None:
+    """Read back what was written: what does not return cannot be expressed."""
+    looked_at = _fields_that_matter(config)
+    lost = {name: value for name, value in family.fixed.items() if name in looked_at and getattr(config, name) != value}
+    if not lost:
+        back = read_config(raw)
+        lost = {name: getattr(back, name) for name in looked_at if getattr(config, name) != getattr(back, name)}
+    if lost:
+        listed = "; ".join(f"{name}={getattr(config, name)!r}: wanted {lost[name]!r}" for name in sorted(lost))
+        raise ValueError(
+            f"model_type={family.model_type!r} cannot express this model ({listed}); model_type='minimoe' can"
+        )
+
+
+def _fields_that_matter(config: MoEConfig) -> set[str]:
+    names = {field.name for field in fields(config)} - _RUN_TIME
+    if config.num_experts == 0:
+        return names - _MIXTURE_FIELDS | {"num_experts"}
+    used = {"topk": _TOPK_FIELDS, "grouped": _GROUPED_FIELDS}.get(config.router, set())
+    names -= (_TOPK_FIELDS | _GROUPED_FIELDS) - used
+    if config.n_group == 1:
+        names -= {"topk_group"}
+    if all(config.is_sparse(layer) for layer in range(config.num_hidden_layers)):
+        names -= {"intermediate_size"}
+    return names
+
+
+def _require(holds: bool, key: str, found: object, wanted: str) -> None:
+    if not holds:
+        raise ValueError(f"{key}={found!r}: wanted {wanted}")

@@ -1,0 +1,301 @@
+"""Against transformers: what it saves and what we save mean the same model to both.
+
+Each case is a small random model of one family. transformers is the oracle: its weights, its logits, its losses.
+Distances are max |a - b| / max |b|.
+"""
+
+import json
+import logging
+import os
+import random
+from typing import NamedTuple
+
+os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from minimoe.model import MoEConfig, MoEForCausalLM
+from minimoe.model.balance import load_balancing_loss
+from minimoe.model.checkpoint import save_model
+from minimoe.model.families import FAMILIES, read_config, write_config
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+DENSE = ("llama", "qwen2", "qwen3")
+SPARSE = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
+CASES = [(family, number) for family in DENSE for number in range(12)]
+CASES += [(family, number) for family in SPARSE for number in range(16)]
+
+
+def random_settings(family: str, number: int) -> dict:
+    """Arguments of a transformers configuration. Even cases go to one file, odd ones to shards."""
+    draw = random.Random(f"{family} {number}")
+    heads, layers = draw.choice([2, 4]), draw.choice([2, 3])
+    settings = {
+        "vocab_size": draw.choice([31, 40]),
+        "hidden_size": draw.choice([16, 24, 32]),
+        "intermediate_size": draw.choice([12, 20]),
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": draw.choice([n for n in (1, 2, 4) if heads % n == 0]),
+        "max_position_embeddings": 64,
+        "rms_norm_eps": draw.choice([1e-6, 1e-5]),
+        "tie_word_embeddings": draw.random() < 0.3,
+        "rope_parameters": random_rope(draw),
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,  # of a padding token transformers computes no gradient
+    }
+    if family != "olmoe" and draw.random() < 0.7:
+        settings["head_dim"] = draw.choice([4, 8, 12])
+    elif family == "qwen3":
+        settings["head_dim"] = settings["hidden_size"] // heads  # its default is 128
+    if family in ("llama", "qwen3", "qwen3_moe", "olmoe"):
+        settings["attention_bias"] = draw.random() < 0.5
+    if family in SPARSE:
+        experts = draw.choice([1, 3, 4, 8])
+        key = "num_local_experts" if family == "mixtral" else "num_experts"
+        settings[key] = experts
+        settings["num_experts_per_tok"] = draw.choice([k for k in (1, 2, 3, 4) if k <= experts])
+        settings["router_aux_loss_coef"] = draw.choice([0.0, 0.02])
+    if family in ("qwen2_moe", "qwen3_moe", "olmoe"):
+        settings["norm_topk_prob"] = draw.random() < 0.5
+    if family in ("qwen2_moe", "qwen3_moe"):
+        settings["moe_intermediate_size"] = draw.choice([8, 12])
+        settings["decoder_sparse_step"] = draw.choice([1, 1, 2])
+        settings["mlp_only_layers"] = draw.choice([[], [], [0]])
+    if family == "qwen2_moe":
+        settings["qkv_bias"] = draw.random() < 0.7
+        settings["shared_expert_intermediate_size"] = draw.choice([8, 20])
+    if family == "olmoe":
+        settings["clip_qkv"] = draw.choice([None, 0.5])
+    return settings
+
+
+def random_rope(draw: random.Random) -> dict:
+    rope = {"rope_theta": draw.choice([10000.0, 500.0]), "rope_type": draw.choice(["default", "linear", "llama3"])}
+    if rope["rope_type"] != "default":
+        rope["factor"] = draw.choice([2.0, 3.5])
+    if rope["rope_type"] == "llama3":
+        rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+    return rope
+
+
+@torch.no_grad()
+def randomise(model: torch.nn.Module, seed: int) -> None:
+    """Norms away from 1, biases away from 0, routers that decide: what an initialisation leaves trivial."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        parameter.normal_(0, 0.3, generator=generator)
+        if "norm" in name:
+            parameter.add_(1)
+        if name.endswith("gate.weight"):
+            parameter.mul_(3)
+
+
+def cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """The parameters alone: `model.to` would round the rotary frequencies as well."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+class Case(NamedTuple):
+    theirs: torch.nn.Module
+    ours: MoEForCausalLM
+    folder: str
+    bfloat16: bool
+    sharded: bool
+    ids: torch.Tensor
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+def case(request, tmp_path_factory) -> Case:
+    """A random model, saved by transformers and read by us."""
+    family, number = request.param
+    bfloat16, sharded = number % 3 == 0, number % 2 == 1
+    config = transformers.AutoConfig.for_model(family, **random_settings(family, number))
+    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
+    randomise(theirs, number)
+    folder = tmp_path_factory.mktemp("theirs")
+    if bfloat16:
+        cast(theirs, torch.bfloat16)
+    theirs.save_pretrained(folder, max_shard_size="8KB" if sharded else "5GB")
+    cast(theirs, torch.float32)
+    assert (folder / "model.safetensors").exists() != sharded
+    ids = torch.randint(config.vocab_size, (2, 11), generator=torch.Generator().manual_seed(number))
+    return Case(theirs, MoEForCausalLM.from_pretrained(folder, dtype=torch.float32), folder, bfloat16, sharded, ids)
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    a, b = a.detach(), b.detach()
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def test_logits_are_equal(case):
+    with torch.no_grad():
+        ours, theirs = case.ours(case.ids).logits, case.theirs(case.ids).logits
+    assert distance(ours, theirs) < 1e-5
+
+
+def test_greedy_tokens_are_equal(case):
+    prompt = case.ids[:, :5]
+    expected = case.theirs.generate(prompt, max_new_tokens=6, do_sample=False)
+    assert torch.equal(case.ours.generate(prompt, 6, use_cache=True), expected)
+    assert torch.equal(case.ours.generate(prompt, 6, use_cache=False), expected)
+
+
+def test_losses_and_gradients_are_equal(case):
+    sparse = case.ours.config.num_experts > 0
+    theirs = case.theirs(case.ids, labels=case.ids, **({"output_router_logits": True} if sparse else {}))
+    ours = case.ours(case.ids, labels=case.ids, output_router_logits=sparse)
+    loss = ours.cross_entropy
+    if sparse:
+        pooled = load_balancing_loss(ours.router_outputs, across_layers="pooled")
+        assert distance(pooled, theirs.aux_loss) < 1e-5
+        loss = loss + case.ours.config.router_aux_loss_coef * pooled
+    assert distance(loss, theirs.loss) < 1e-5
+    case.ours.zero_grad()
+    case.theirs.zero_grad()
+    loss.backward()
+    theirs.loss.backward()
+    expected = dict(case.theirs.named_parameters())
+    compared = [name for name, _ in case.ours.named_parameters() if name in expected]  # all but the fused experts
+    assert len(compared) > 10
+    for name in compared:
+        ours_gradient, theirs_gradient = case.ours.get_parameter(name).grad, expected[name].grad
+        scale = max(float(theirs_gradient.abs().max()), 1e-3)  # where the gradient is 0 but for rounding
+        assert float((ours_gradient - theirs_gradient).abs().max()) / scale < 1e-4, name
+
+
+def test_what_we_save_transformers_reads_and_gives_back(case, tmp_path):
+    ours = MoEForCausalLM.from_pretrained(case.folder)
+    assert ours.lm_head is None or ours.lm_head.weight.dtype == (torch.bfloat16 if case.bfloat16 else torch.float32)
+    save_model(ours, tmp_path / "ours", max_shard_size=8000 if case.sharded else 10**9)
+    assert (tmp_path / "ours" / "model.safetensors.index.json").exists() == case.sharded
+
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(info.values()), info
+    assert theirs.dtype == ours.model.norm.weight.dtype
+    cast(theirs, torch.float32)
+    with torch.no_grad():
+        logits, expected = theirs(case.ids).logits, case.theirs(case.ids).logits
+    assert distance(logits, expected) < 1e-6  # not 0: even transformers' own sums depend on where memory is aligned
+    for name, parameter in case.theirs.named_parameters():
+        assert torch.equal(theirs.get_parameter(name), parameter), name
+
+    cast(theirs, torch.bfloat16 if case.bfloat16 else torch.float32)
+    theirs.save_pretrained(tmp_path / "back", max_shard_size="8KB" if case.sharded else "5GB")
+    back = MoEForCausalLM.from_pretrained(tmp_path / "back")
+    assert back.config == ours.config
+    assert back.state_dict().keys() == ours.state_dict().keys()
+    for name, tensor in back.state_dict().items():
+        assert tensor.dtype == ours.state_dict()[name].dtype
+        assert torch.equal(tensor, ours.state_dict()[name]), name
+
+
+def test_the_cases_cover_what_the_families_can_do():
+    """Guards the sampling: every kind of setting must occur in some case of each family that has it."""
+    for family in DENSE + SPARSE:
+        drawn = [random_settings(family, number) for kind, number in CASES if kind == family]
+        assert {rope["rope_parameters"]["rope_type"] for rope in drawn} == {"default", "linear", "llama3"}
+        assert {settings["tie_word_embeddings"] for settings in drawn} == {True, False}
+        assert len({s["num_attention_heads"] // s["num_key_value_heads"] for s in drawn}) >= 2
+        for key in ("attention_bias", "qkv_bias", "norm_topk_prob", "decoder_sparse_step", "clip_qkv"):
+            values = {settings.get(key) for settings in drawn}
+            assert len(values) == 1 + any(key in settings for settings in drawn), (family, key)
+        if family in SPARSE:
+            assert len({settings["num_experts_per_tok"] for settings in drawn}) >= 3
+
+
+@pytest.mark.parametrize("family", DENSE + SPARSE)
+def test_absent_fields_mean_what_they_mean_to_transformers(family):
+    full = transformers.AutoConfig.for_model(family).to_dict()
+    if family == "qwen3_moe":
+        assert full.get("head_dim") is None
+    assert read_config({"model_type": family}) == read_config(full)
+    assert full["num_hidden_layers"] == read_config({"model_type": family}).num_hidden_layers
+
+
+OLD_ROPE = [
+    {"rope_theta": 50000.0},
+    {"rope_theta": 50000.0, "rope_scaling": None},
+    {"rope_theta": 20000, "rope_scaling": {"type": "linear", "factor": 4.0}},
+    {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+    {
+        "rope_theta": 500000.0,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    },
+    {"rope_scaling": {"type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}},
+]
+
+
+@pytest.mark.parametrize("rope", OLD_ROPE)
+@pytest.mark.parametrize("family", DENSE + SPARSE)
+def test_earlier_configurations_mean_what_they_mean_to_transformers(family, rope):
+    """transformers itself translates the old names; both readings must give one model."""
+    settings = random_settings(family, 0)
+    del settings["rope_parameters"]
+    old = {"torch_dtype": "float16", **settings, **rope}
+    translated = transformers.AutoConfig.for_model(family, **json.loads(json.dumps(old)))
+    new = json.loads(translated.to_json_string(use_diff=False))
+    assert "rope_parameters" in new
+    assert read_config(old | {"model_type": family}) == read_config(new)
+
+
+@pytest.mark.parametrize("family", SPARSE)
+def test_the_number_of_experts_has_two_names(family):
+    for name in ("num_experts", "num_local_experts"):
+        assert read_config({"model_type": family, name: 16}).num_experts == 16
+    with pytest.raises(ValueError, match=r"num_\w*experts=\d+: wanted \d+, as num_\w*experts says"):
+        read_config({"model_type": family, "num_experts": 8, "num_local_experts": 16})
+
+
+@pytest.mark.parametrize("family", DENSE + SPARSE)
+def test_our_configuration_raises_no_warning_in_transformers(family, tmp_path):
+    settings = random_settings(family, 3)
+    raw = write_config(read_config({"model_type": family, **settings}), family, "float32")
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    heard: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())
+    transformers.logging.set_verbosity_warning()
+    transformers.logging.add_handler(handler)
+    try:
+        config = transformers.AutoConfig.from_pretrained(tmp_path)
+    finally:
+        transformers.logging.remove_handler(handler)
+        transformers.logging.set_verbosity_error()
+    assert heard == []
+    assert config.dtype == torch.float32
+    assert config.architectures == [FAMILIES[family].architecture]
+    assert hasattr(transformers, FAMILIES[family].architecture)
+
+
+@pytest.mark.parametrize("family", DENSE + SPARSE)
+def test_names_on_disk_are_those_that_transformers_writes(family, tmp_path):
+    config = transformers.AutoConfig.for_model(family, **random_settings(family, 2))
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "theirs")
+    MoEForCausalLM.from_pretrained(tmp_path / "theirs").save_pretrained(tmp_path / "ours")
+    theirs, ours = (load_file(tmp_path / who / "model.safetensors") for who in ("theirs", "ours"))
+    assert {name: tensor.shape for name, tensor in ours.items()} == {name: t.shape for name, t in theirs.items()}
+
+
+def test_a_model_trained_here_opens_there(tmp_path):
+    """From our side alone: a configuration written by hand, converted to a published family."""
+    config = MoEConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_experts=4, moe_intermediate_size=12)
+    ours = MoEForCausalLM(config, seed=3).eval()
+    ours.save_pretrained(tmp_path, model_type="mixtral")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        assert distance(ours(ids).logits, theirs(ids).logits) < 1e-5
