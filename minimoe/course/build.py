@@ -1,0 +1,157 @@
+"""Writes what is generated under `notebooks/`.
+
+    python -m minimoe.course.build notebooks    execute notebooks and solutions, keep their outputs; write the exercises
+    python -m minimoe.course.build exercises    write the exercises from the solutions
+    python -m minimoe.course.build figure-data  write the CSV files that the figures are compared with
+
+A notebook that fails is left as it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbformat import NotebookNode
+
+from minimoe.atomic import write_atomically
+from minimoe.progress import progress_bar
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = ROOT / "notebooks"
+FIGURE_DATA = ROOT / "tests" / "figures"
+# Committed outputs are those of one thread, without progress bars: what validation will see.
+_KERNEL_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "MINIMOE_PROGRESS": "0"}
+_METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
+}
+_WIDGET = "application/vnd.jupyter.widget-view+json"
+_SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n.*?^ *### END SOLUTION$", re.MULTILINE | re.DOTALL)
+
+
+def sources(folder: Path = NOTEBOOKS) -> list[Path]:
+    """The notebooks that are executed, in reading order: the course, then the solutions."""
+    return sorted(folder.glob("*.ipynb")) + sorted(folder.glob("solutions/*.ipynb"))
+
+
+def execute(notebook: NotebookNode, folder: Path) -> NotebookNode:
+    """Run every cell in a fresh kernel whose working directory is `folder`; return the normalised result.
+
+    Raises:
+        CellExecutionError: a cell failed.
+    """
+    executed = copy.deepcopy(notebook)
+    client = NotebookClient(
+        executed,
+        kernel_name="python3",
+        timeout=600,
+        record_timing=False,
+        store_widget_state=False,
+        extra_arguments=["--log-level=ERROR"],
+        resources={"metadata": {"path": str(folder)}},
+    )
+    client.execute(env=os.environ | _KERNEL_ENVIRONMENT)
+    return normalise(executed)
+
+
+def normalise(notebook: NotebookNode) -> NotebookNode:
+    """A copy as every machine would write it: no timings, no widget state, one kernelspec, tags only."""
+    tidy = copy.deepcopy(notebook)
+    tidy.metadata = nbformat.from_dict(_METADATA)
+    for cell in tidy.cells:
+        tags = cell.metadata.get("tags")
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        for output in cell.get("outputs", []):
+            if _WIDGET in output.get("data", {}):
+                # A view without its kernel shows an error; a line of text says what would be here.
+                output.data = nbformat.from_dict({"text/plain": "Run this cell for the interactive version."})
+    return tidy
+
+
+def make_exercise(solution: NotebookNode) -> NotebookNode:
+    """The exercise of a solution: no outputs, and a gap where a cell has `### BEGIN SOLUTION ... ### END SOLUTION`.
+
+    Raises:
+        ValueError: there is no such region, or one is not closed.
+    """
+    exercise = normalise(solution)
+    gaps = 0
+    for cell in exercise.cells:
+        if cell.cell_type != "code":
+            continue
+        cell.outputs, cell.execution_count = [], None
+        cell.source, found = _SOLUTION.subn(r"\1# YOUR CODE HERE\n\1raise NotImplementedError", cell.source)
+        gaps += found
+        if "SOLUTION" in cell.source:
+            raise ValueError(f"cell {cell.id}: wanted each '### BEGIN SOLUTION' closed by '### END SOLUTION'")
+    if not gaps:
+        raise ValueError("no cell has a '### BEGIN SOLUTION': wanted at least one gap to fill")
+    return exercise
+
+
+def write(notebook: NotebookNode, path: Path) -> None:
+    """Write a valid notebook to `path`, whole or not at all."""
+    nbformat.validate(notebook)
+    write_atomically(path, (nbformat.writes(notebook, indent=1) + "\n").encode())
+
+
+def read(path: Path) -> NotebookNode:
+    """The notebook at `path`."""
+    return nbformat.read(path, as_version=4)
+
+
+def build_notebooks(folder: Path = NOTEBOOKS) -> list[str]:
+    """Execute all notebooks in place and print the seconds each took; return the names of those that failed."""
+    failed = []
+    for path in progress_bar(sources(folder), desc="notebooks", unit="notebook"):
+        start = time.perf_counter()
+        try:
+            write(execute(read(path), path.parent), path)
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+            failed.append(path.name)
+            print(f"{path.name}: FAILED, left as it was\n{error}", file=sys.stderr)
+        else:
+            print(f"{path.name}: {time.perf_counter() - start:.0f} s")
+    return failed
+
+
+def build_exercises(folder: Path = NOTEBOOKS) -> None:
+    """Write `exercises/` from `solutions/`."""
+    for path in sorted(folder.glob("solutions/*.ipynb")):
+        write(make_exercise(read(path)), folder / "exercises" / path.name)
+
+
+def build_figure_data(folder: Path = FIGURE_DATA) -> None:
+    """Write the numbers in every figure, to be compared with from now on."""
+    from minimoe.course.figures import FIGURES, to_csv
+
+    for name, draw in FIGURES.items():
+        write_atomically(folder / f"{name}.csv", to_csv(draw()[1]).encode())
+
+
+def main(arguments: list[str]) -> int:
+    """Do what the first argument says; 1 when a notebook failed, 2 for an unknown argument."""
+    if arguments == ["notebooks"]:
+        failed = build_notebooks()
+        build_exercises()
+        return 1 if failed else 0
+    if arguments == ["exercises"]:
+        build_exercises()
+    elif arguments == ["figure-data"]:
+        build_figure_data()
+    else:
+        print(__doc__, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,107 @@
+"""Executing notebooks and making exercises from solutions."""
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from minimoe.course.build import (
+    FIGURE_DATA,
+    build_exercises,
+    build_figure_data,
+    build_notebooks,
+    main,
+    make_exercise,
+    normalise,
+    read,
+    write,
+)
+
+SOLUTION = '''def double(x):
+    """Twice x."""
+    ### BEGIN SOLUTION
+    y = x
+    return y + y
+    ### END SOLUTION'''
+
+
+def solution(*sources: str):
+    outputs = [new_output("stream", name="stdout", text="2")]
+    return new_notebook(
+        cells=[
+            new_markdown_cell("# Exercise"),
+            *(new_code_cell(s, execution_count=1, outputs=outputs) for s in sources),
+        ]
+    )
+
+
+def test_an_exercise_has_a_gap_and_no_outputs():
+    exercise = make_exercise(solution(SOLUTION, "print(double(1))"))
+    assert (
+        exercise.cells[1].source
+        == 'def double(x):\n    """Twice x."""\n    # YOUR CODE HERE\n    raise NotImplementedError'
+    )
+    assert [cell.execution_count for cell in exercise.cells[1:]] == [None, None]
+    assert [cell.outputs for cell in exercise.cells[1:]] == [[], []]
+
+
+def test_several_gaps_in_one_cell():
+    two = f"{SOLUTION}\n\n{SOLUTION.replace('double', 'twice')}"
+    exercise = make_exercise(solution(two))
+    assert exercise.cells[1].source.count("raise NotImplementedError") == 2
+    assert "y + y" not in exercise.cells[1].source
+
+
+@pytest.mark.parametrize("broken", ["### END SOLUTION", "### BEGIN SOLUTION"])
+def test_an_open_region_is_refused(broken):
+    with pytest.raises(ValueError, match="wanted each '### BEGIN SOLUTION' closed"):
+        make_exercise(solution(SOLUTION.replace(broken, "#")))
+
+
+def test_a_solution_without_a_gap_is_refused():
+    with pytest.raises(ValueError, match="wanted at least one gap"):
+        make_exercise(solution("print(1)"))
+
+
+def test_exercises_are_written_beside_the_solutions(tmp_path):
+    write(solution(SOLUTION), tmp_path / "solutions" / "01_a.ipynb")
+    build_exercises(tmp_path)
+    assert "raise NotImplementedError" in read(tmp_path / "exercises" / "01_a.ipynb").cells[1].source
+
+
+def test_normalising_keeps_tags_and_drops_what_differs_between_machines():
+    view = {"text/plain": "VBox()", "application/vnd.jupyter.widget-view+json": {"model_id": "a"}}
+    cell = new_code_cell("box", outputs=[new_output("display_data", view)])
+    cell.metadata = nbformat.from_dict(
+        {"tags": ["nbval-ignore-output"], "execution": {"start": "now"}, "scrolled": True}
+    )
+    tidy = normalise(
+        new_notebook(cells=[cell], metadata={"widgets": {}, "kernelspec": {"name": "mine", "display_name": "Mine"}})
+    )
+    assert tidy.cells[0].metadata == {"tags": ["nbval-ignore-output"]}
+    assert list(tidy.cells[0].outputs[0].data) == ["text/plain"]
+    assert tidy.metadata.kernelspec.name == "python3" and "widgets" not in tidy.metadata
+
+
+def test_notebooks_are_executed_in_their_folder_and_a_failing_one_is_left_alone(tmp_path, capsys):
+    (tmp_path / "word.txt").write_text("moe")
+    write(
+        new_notebook(cells=[new_code_cell("print(open('word.txt').read())"), new_code_cell("1 / 0")]),
+        tmp_path / "00_bad.ipynb",
+    )
+    write(new_notebook(cells=[new_code_cell("print(open('word.txt').read())")]), tmp_path / "01_good.ipynb")
+    before = (tmp_path / "00_bad.ipynb").read_bytes()
+    assert build_notebooks(tmp_path) == ["00_bad.ipynb"]
+    assert (tmp_path / "00_bad.ipynb").read_bytes() == before
+    assert read(tmp_path / "01_good.ipynb").cells[0].outputs[0].text == "moe\n"
+    assert read(tmp_path / "01_good.ipynb").cells[0].execution_count == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_figure_data_is_written_for_every_figure(tmp_path):
+    build_figure_data(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in FIGURE_DATA.iterdir()}
+
+
+def test_an_unknown_task_prints_the_usage(capsys):
+    assert main(["everything"]) == 2
+    assert "minimoe.course.build notebooks" in capsys.readouterr().err

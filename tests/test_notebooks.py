@@ -1,0 +1,480 @@
+"""The guards: what a notebook must be beyond passing strict nbval, which a stripped notebook also does.
+
+A guard is a function from a notebook to the problems it found. Every guard runs on every notebook it concerns, and on
+a notebook made here to be bad, so that no guard can pass without looking.
+"""
+
+import ast
+import html
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from minimoe.course import widgets
+from minimoe.course.build import NOTEBOOKS, make_exercise, read, sources
+
+COURSE = sorted(NOTEBOOKS.glob("*.ipynb"))
+EXERCISES = sorted(NOTEBOOKS.glob("exercises/*.ipynb"))
+Guard = Callable[[NotebookNode, Path], Iterator[str]]
+
+# What an objective may begin with: verbs whose success can be seen. Extend as needed; "understand" is not among them.
+VERBS = re.compile(
+    r"Apply|Build|Check|Choose|Compare|Compute|Count|Decide|Derive|Detect|Explain|Find|Follow|"
+    r"Implement|Judge|Load|Locate|Measure|Name|Plot|Predict|Read|Rebuild|Recognise|Run|Say|"
+    r"Show|Tell|Test|Trace|Train|Try|Write"
+)
+
+
+def markdown(notebook: NotebookNode) -> Iterator[str]:
+    return (cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
+def code(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def is_compared(cell: NotebookNode) -> bool:
+    return "nbval-ignore-output" not in cell.metadata.get("tags", [])
+
+
+# --- what nbval does not see -----------------------------------------------------------------------------------------
+
+
+def executed_in_order(notebook: NotebookNode, path: Path) -> Iterator[str]:
+    counts = [cell.execution_count for cell in code(notebook)]
+    if counts != list(range(1, len(counts) + 1)):
+        yield f"execution counts are {counts}: wanted 1 to {len(counts)}; run `make notebooks`"
+
+
+def outputs_are_kept(notebook: NotebookNode, path: Path) -> Iterator[str]:
+    for cell in code(notebook):
+        if not cell.outputs and re.search(r"\b(print|show|display)\(", cell.source):
+            yield f"cell {cell.execution_count} prints or shows something, and has no output"
+        for output in cell.outputs:
+            if output.output_type == "error":
+                yield f"cell {cell.execution_count} ended in {output.ename}"
+            if output.get("name") == "stderr":
+                yield f"cell {cell.execution_count} wrote to stderr: {output.text[:80]!r}"
+
+
+def nothing_escapes_comparison(notebook: NotebookNode, path: Path) -> Iterator[str]:
+    for cell in code(notebook):
+        for call in ("clear_output", "update_display", "display_id", "%%capture", "# NBVAL"):
+            if call in cell.source:
+                yield f"cell {cell.execution_count} uses {call}, which hides an output"
+        if any(line.rstrip().endswith(";") for line in cell.source.splitlines()):
+            yield f"cell {cell.execution_count} has a line that ends in ';', which hides an output"
+        others = [t for t in cell.metadata.get("tags", []) if t not in ("nbval-ignore-output", "raises-exception")]
+        if others:
+            yield f"cell {cell.execution_count} has tags {others}: wanted at most nbval-ignore-output"
+
+
+def no_widget_state(notebook: NotebookNode, path: Path) -> Iterator[str]:
+    if "widgets" in notebook.metadata:
+        yield "metadata.widgets holds widget state"
+    for cell in code(notebook):
+        for output in cell.outputs:
+            if any("widget" in mime for mime in output.get("data", {})):
+                yield f"cell {cell.execution_count} keeps a widget view"
+
+
+def calls(cell: NotebookNode) -> list[ast.Call]:
+    return [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Call)]
+
+
+def is_widget(name: str) -> bool:
+    return getattr(getattr(widgets, name, None), "__module__", None) == widgets.__name__
+
+
+def name_of(node: ast.AST) -> str:
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+
+
+def widgets_have_compared_twins(notebook: NotebookNode, path: Path) -> Iterator[str]:
+    """A widget's cell is not compared; the function behind it (its first argument) is called in a cell that is."""
+    cells = code(notebook)
+    for place, cell in enumerate(cells):
+        shown = [call for call in calls(cell) if is_widget(name_of(call.func))]
+        if not is_compared(cell) and not shown:
+            yield f"cell {cell.execution_count} is not compared, and shows no widget of minimoe.course.widgets"
+        for call in shown:
+            behind = name_of(call.args[0]) if call.args else ""
+            twin = cells[place + 1] if place + 1 < len(cells) else None
+            if is_compared(cell):
+                yield f"cell {cell.execution_count} shows a widget and lacks the tag nbval-ignore-output"
+            if twin is None or not is_compared(twin) or behind not in [name_of(c.func) for c in calls(twin)]:
+                yield f"cell {cell.execution_count}: wanted {behind}(...), its function, in the next, compared cell"
+
+
+def images_have_alt_text(notebook: NotebookNode, path: Path) -> Iterator[str]:
+    for cell in code(notebook):
+        for output in cell.outputs:
+            data = output.get("data", {})
+            if any(mime.startswith("image/") for mime in data):
+                yield f"cell {cell.execution_count} shows a bare image: wanted minimoe.course.style.show"
+            yield from _tags_without_alt(data.get("text/html", ""), f"cell {cell.execution_count}")
+    for text in markdown(notebook):
+        yield from _tags_without_alt(text, "a markdown cell")
+        if re.search(r"!\[\s*\]\(", text):
+            yield "a markdown image has no alt text"
+
+
+def _tags_without_alt(text: str, where: str) -> Iterator[str]:
+    for tag in re.findall(r"<img\b[^>]*>", text):
+        alt = re.search(r'\balt="([^"]*)"', tag)
+        if not alt or len(alt[1].split()) < 5:
+            yield f"{where} shows an image whose alt text is {alt[1] if alt else None!r}: wanted a sentence"
+
+
+# --- the shape of a page ---------------------------------------------------------------------------------------------
+
+
+def one_title(notebook: NotebookNode, path: Path) -> Iterator[str]:
+    titles = re.findall(r"^# .+$", "\n".join(map(_without_code, markdown(notebook))), re.MULTILINE)
+    if len(titles) != 1 or not notebook.cells[0].source.startswith("# "):
+        yield f"H1 headings are {titles}: wanted one, at the top"
+
+
+def opens_with_claim_and_objectives(notebook: NotebookNode, path: Path) -> Iterator[str]:
+    opening = notebook.cells[0].source
+    claim = re.search(r"^# .+\n\n(.+)\n", opening)
+    if not claim or not re.fullmatch(r"\*\*[^.!?*]+\.\*\*", claim[1]):
+        yield "wanted the claim under the title: one sentence on one line, in bold"
+    section = re.search(r"\*\*You will\*\*\n\n((?:- .+\n?)+)", opening)
+    objectives = re.findall(r"^- (\w+)", section[1], re.MULTILINE) if section else []
+    if not 3 <= len(objectives) <= 5:
+        yield f"{len(objectives)} objectives in a list after '**You will**': wanted 3 to 5"
+    for word in objectives:
+        if not VERBS.fullmatch(word):
+            yield f"an objective begins with {word!r}: wanted one of the verbs in VERBS"
+    if not re.search(r"^\*\*Time:\*\* about \d+ minutes? to read, \d+ seconds? to run\.$", opening, re.MULTILINE):
+        yield "wanted a line '**Time:** about 15 minutes to read, 5 seconds to run.'"
+    if "**Know first:**" not in opening:
+        yield "wanted a line '**Know first:** ...'"
+
+
+def predictions_are_answered(notebook: NotebookNode, path: Path) -> Iterator[str]:
+    """**Predict.**, a code cell, then the folded **What happened**, before the next prediction."""
+    waiting, ran, pairs = False, False, 0
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            ran = ran or waiting
+            continue
+        if "<summary><b>What happened</b></summary>" in cell.source:
+            if not (waiting and ran):
+                yield "a 'What happened' comes without a prediction and a code cell before it"
+            waiting, pairs = False, pairs + 1
+        if "**Predict.**" in cell.source:
+            if waiting:
+                yield f"a prediction comes before the last one was answered: {cell.source[:60]!r}"
+            waiting, ran = True, False
+    if waiting:
+        yield "the last prediction is not answered"
+    if not pairs:
+        yield "there is nothing to predict"
+
+
+def ends_with_takeaways_questions_exercise(notebook: NotebookNode, path: Path) -> Iterator[str]:
+    text = "\n\n".join(markdown(notebook))
+    for heading in ("## Take-aways", "## Three questions", "## Exercise"):
+        if text.count(f"\n{heading}\n") + text.startswith(f"{heading}\n") != 1:
+            yield f"wanted one heading {heading!r}"
+            return
+    takeaways, questions, exercise = (
+        text.split(f"{heading}\n")[1].split("\n## ")[0]
+        for heading in ("## Take-aways", "## Three questions", "## Exercise")
+    )
+    if not re.search(r"^- .+", takeaways, re.MULTILINE):
+        yield "wanted a list of take-aways"
+    folded = len(re.findall(r"<details>\s*<summary>[^<]+\?</summary>\s*\S.*?</details>", questions, re.DOTALL))
+    if folded != 3:
+        yield f"{folded} questions, each a <details> with a <summary> that ends in '?': wanted three"
+    links = re.findall(r"\]\((exercises/[^)]+\.ipynb)\)", exercise)
+    if len(links) != 1:
+        yield f"links to exercises are {links}: wanted one"
+
+
+def has_neighbours(notebook: NotebookNode, path: Path, course: list[Path] = COURSE) -> Iterator[str]:
+    place = course.index(path)
+    last = notebook.cells[-1].source
+    for label, step in (("Previous", -1), ("Next", 1)):
+        line = re.search(rf"\*\*{label}:\*\* (.+)", last)
+        neighbour = course[place + step].name if 0 <= place + step < len(course) else None
+        if not line:
+            yield f"the last cell has no '**{label}:**'"
+        elif neighbour and f"]({neighbour})" not in line[1]:
+            yield f"'{label}' does not link to {neighbour}"
+
+
+def links_resolve(notebook: NotebookNode, path: Path) -> Iterator[str]:
+    for text in markdown(notebook):
+        for target in re.findall(r"\]\(([^)#\s]+)\)", _without_code(text)):
+            if not target.startswith(("https://", "attachment:")) and not (path.parent / target).exists():
+                yield f"link to {target}, which does not exist"
+
+
+_NUMBER = re.compile(r"(?<![\w.,:/-])\d+(?:,\d{3})*(?:\.\d+)?(?![\w/-]|[.:]\d)")
+
+
+def prose_quotes_only_printed_numbers(notebook: NotebookNode, path: Path) -> Iterator[str]:
+    """Numbers in prose stand in an output, except counts up to ten, times, and what has a source in its paragraph.
+
+    Code, links, formulas, headings and tables of contents are not prose.
+    """
+    printed = set()
+    for cell in code(notebook):
+        for output in cell.outputs:
+            printed |= {n.replace(",", "") for n in re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?", _text_of(output))}
+    for text in markdown(notebook):
+        for paragraph in re.split(r"\n\s*\n|\n(?=- )", _prose(text)):
+            if re.search(r"arXiv[: ]\d{4}\.\d{4,5}", paragraph):
+                continue
+            for number in _NUMBER.findall(paragraph):
+                plain = number.replace(",", "")
+                small = plain.isdigit() and int(plain) <= 10
+                if not small and plain not in printed:
+                    yield f"prose says {number}, which no cell prints: {paragraph.strip()[:80]!r}"
+
+
+def _text_of(output: NotebookNode) -> str:
+    data = output.get("data", {})
+    shown = html.unescape(re.sub(r"data:image/[^\"']+", "", data.get("text/html", "")))
+    return f"{output.get('text', '')}\n{data.get('text/plain', '')}\n{shown}"
+
+
+def _without_code(text: str) -> str:
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+
+
+def _prose(text: str) -> str:
+    text = _without_code(text)
+    for dropped in (r"\$[^$]*\$", r"\[[^\]]*\]\([^)]*\)", r"<[^>]+>", r"^#+ .*$", r"^\*\*Time:\*\*.*$"):
+        text = re.sub(dropped, " ", text, flags=re.MULTILINE)
+    return text
+
+
+VALIDATED: list[Guard] = [
+    executed_in_order,
+    outputs_are_kept,
+    nothing_escapes_comparison,
+    no_widget_state,
+    widgets_have_compared_twins,
+    images_have_alt_text,
+    one_title,
+    links_resolve,
+    prose_quotes_only_printed_numbers,
+]
+SHAPED: list[Guard] = [
+    opens_with_claim_and_objectives,
+    predictions_are_answered,
+    ends_with_takeaways_questions_exercise,
+    has_neighbours,
+]
+
+
+def _name(value: object) -> str | None:
+    return value.stem if isinstance(value, Path) else getattr(value, "__name__", None)
+
+
+@pytest.mark.parametrize("path", sources(), ids=_name)
+@pytest.mark.parametrize("guard", VALIDATED, ids=_name)
+def test_executed_notebook(guard, path):
+    assert list(guard(read(path), path)) == []
+
+
+@pytest.mark.parametrize("path", COURSE, ids=_name)
+@pytest.mark.parametrize("guard", SHAPED, ids=_name)
+def test_course_notebook(guard, path):
+    assert list(guard(read(path), path)) == []
+
+
+def test_there_are_notebooks_to_guard():
+    assert [path.name for path in COURSE][:2] == ["00_start_here.ipynb", "01_one_moe_layer.ipynb"]
+    assert EXERCISES
+
+
+@pytest.mark.parametrize("path", sources() + EXERCISES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_notebook_is_valid_and_normalised(path):
+    notebook = read(path)
+    nbformat.validate(notebook)
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert all(set(cell.metadata) <= {"tags"} for cell in notebook.cells)
+
+
+# --- exercises -------------------------------------------------------------------------------------------------------
+
+
+def test_regenerating_the_exercises_changes_nothing():
+    solutions = {
+        path.name: nbformat.writes(make_exercise(read(path)), indent=1) + "\n"
+        for path in NOTEBOOKS.glob("solutions/*.ipynb")
+    }
+    assert {path.name: path.read_text(encoding="utf-8") for path in EXERCISES} == solutions
+
+
+@pytest.mark.parametrize("path", EXERCISES, ids=_name)
+def test_exercise_shows_no_solution_and_no_output(path):
+    cells = code(read(path))
+    assert all(cell.execution_count is None and not cell.outputs for cell in cells)
+    assert any("raise NotImplementedError" in cell.source for cell in cells)
+    assert any("check_" in cell.source for cell in cells), "an exercise ends with its check"
+
+
+# --- every guard sees what it is there to see ------------------------------------------------------------------------
+
+OPENING = """# A page
+
+**One thing is so.**
+
+**You will**
+
+- Find a thing
+- Compute another
+- Explain both
+
+**Time:** about 5 minutes to read, 2 seconds to run.
+
+**Know first:** nothing."""
+PREDICTION = "## A part\n\n**Predict.** What does it print?"
+ANSWER = "<details><summary><b>What happened</b></summary>\n\nIt printed 42.\n\n</details>"
+END = """## Take-aways
+
+- It prints.
+
+## Three questions
+
+<details><summary>Why?</summary>So.</details>
+<details><summary>How?</summary>So.</details>
+<details><summary>When?</summary>Now.</details>
+
+## Exercise
+
+[Do it](exercises/00_first.ipynb)"""
+NEIGHBOURS = "**Previous:** none. **Next:** [one](01_b.ipynb)"
+PICTURE = '<img alt="A bar chart of two experts" src="data:image/png;base64,AAAA">'
+
+
+@pytest.fixture
+def good(tmp_path) -> tuple[NotebookNode, Path, list[Path]]:
+    """A small notebook that every guard accepts."""
+    cells = [
+        new_markdown_cell(OPENING),
+        new_markdown_cell(PREDICTION),
+        new_code_cell("print(6 * 7)", execution_count=1, outputs=[new_output("stream", name="stdout", text="42\n")]),
+        new_markdown_cell(ANSWER),
+        new_code_cell(
+            "text_box(draw, 'a')",
+            execution_count=2,
+            metadata={"tags": ["nbval-ignore-output"]},
+            outputs=[new_output("execute_result", {"text/plain": "Run this."}, execution_count=2)],
+        ),
+        new_code_cell(
+            "show(draw('a'))",
+            execution_count=3,
+            outputs=[new_output("display_data", {"text/html": PICTURE, "text/plain": "alt"})],
+        ),
+        new_markdown_cell(END),
+        new_markdown_cell(NEIGHBOURS),
+    ]
+    path, after = tmp_path / "00_a.ipynb", tmp_path / "01_b.ipynb"
+    (tmp_path / "exercises").mkdir()
+    for file in (path, after, tmp_path / "exercises" / "00_first.ipynb"):
+        file.touch()
+    return new_notebook(cells=cells), path, [path, after]
+
+
+def problems(guard: Guard, notebook: NotebookNode, path: Path, course: list[Path]) -> list[str]:
+    return list(guard(notebook, path, course) if guard is has_neighbours else guard(notebook, path))
+
+
+@pytest.mark.parametrize("guard", VALIDATED + SHAPED, ids=_name)
+def test_a_good_notebook_passes(guard, good):
+    assert problems(guard, *good) == []
+
+
+def replace(cell: int, old: str, new: str) -> Callable[[NotebookNode], None]:
+    def change(notebook: NotebookNode) -> None:
+        assert old in notebook.cells[cell].source
+        notebook.cells[cell].source = notebook.cells[cell].source.replace(old, new)
+
+    return change
+
+
+def put(cell: int, **values: object) -> Callable[[NotebookNode], None]:
+    return lambda notebook: notebook.cells[cell].update(nbformat.from_dict(values))
+
+
+def swap_last_two_cells(notebook: NotebookNode) -> None:
+    notebook.cells[4], notebook.cells[5] = notebook.cells[5], notebook.cells[4]
+
+
+def keep_widget_state(notebook: NotebookNode) -> None:
+    notebook.metadata["widgets"] = {}
+
+
+def shown(mime: str, data: str) -> list[NotebookNode]:
+    return [new_output("display_data", {mime: data})]
+
+
+FAULTS = [
+    (executed_in_order, put(2, execution_count=None)),
+    (executed_in_order, put(5, execution_count=9)),
+    (outputs_are_kept, put(2, outputs=[])),
+    (outputs_are_kept, put(2, outputs=[new_output("stream", name="stderr", text="warning")])),
+    (outputs_are_kept, put(2, outputs=[new_output("error", ename="ValueError", evalue="", traceback=[])])),
+    (nothing_escapes_comparison, put(2, source="clear_output()")),
+    (nothing_escapes_comparison, put(2, source="handle.update_display(1)")),
+    (nothing_escapes_comparison, put(2, source="6 * 7;")),
+    (nothing_escapes_comparison, put(2, source="# NBVAL_IGNORE_OUTPUT\nprint(1)")),
+    (nothing_escapes_comparison, put(2, metadata={"tags": ["nbval-skip"]})),
+    (no_widget_state, keep_widget_state),
+    (no_widget_state, put(4, outputs=shown("application/vnd.jupyter.widget-view+json", "{}"))),
+    (widgets_have_compared_twins, put(2, metadata={"tags": ["nbval-ignore-output"]})),
+    (widgets_have_compared_twins, put(4, metadata={})),
+    (widgets_have_compared_twins, put(5, source="print(1)")),
+    (widgets_have_compared_twins, swap_last_two_cells),
+    (images_have_alt_text, put(5, outputs=shown("image/png", "AAAA"))),
+    (images_have_alt_text, put(5, outputs=shown("text/html", '<img src="data:image/png;base64,AAAA">'))),
+    (images_have_alt_text, put(5, outputs=shown("text/html", '<img alt="" src="x">'))),
+    (images_have_alt_text, replace(1, "What", "![](x.png) What")),
+    (one_title, replace(1, "## A part", "# A part")),
+    (one_title, replace(0, "# A page", "A page")),
+    (links_resolve, replace(6, "00_first", "00_gone")),
+    (prose_quotes_only_printed_numbers, replace(3, "42", "43")),
+    (prose_quotes_only_printed_numbers, replace(3, "42", "42 of 1,024")),
+    (prose_quotes_only_printed_numbers, replace(3, "42", "0.42")),
+    (prose_quotes_only_printed_numbers, replace(6, "It prints.", "It prints 12 %.")),
+    (opens_with_claim_and_objectives, replace(0, "**One thing is so.**", "**One thing is so. And another.**")),
+    (opens_with_claim_and_objectives, replace(0, "**One thing is so.**", "Hello.")),
+    (opens_with_claim_and_objectives, replace(0, "- Find a thing\n", "")),
+    (opens_with_claim_and_objectives, replace(0, "Explain both", "Understand both")),
+    (opens_with_claim_and_objectives, replace(0, "2 seconds", "some seconds")),
+    (opens_with_claim_and_objectives, replace(0, "**Know first:**", "")),
+    (predictions_are_answered, put(3, source="On.")),
+    (predictions_are_answered, put(1, source="On.")),
+    (predictions_are_answered, put(2, cell_type="markdown", source="On.")),
+    (ends_with_takeaways_questions_exercise, replace(6, "## Take-aways", "## Summary")),
+    (ends_with_takeaways_questions_exercise, replace(6, "- It prints.", "It prints.")),
+    (ends_with_takeaways_questions_exercise, replace(6, "<summary>How?</summary>So.", "How?")),
+    (ends_with_takeaways_questions_exercise, replace(6, "(exercises/00_first.ipynb)", "(01_b.ipynb)")),
+    (has_neighbours, replace(7, "**Previous:** none.", "")),
+    (has_neighbours, replace(7, "](01_b.ipynb)", "](00_a.ipynb)")),
+]
+
+
+@pytest.mark.parametrize(
+    ("guard", "spoil"), FAULTS, ids=[f"{guard.__name__}-{i}" for i, (guard, _) in enumerate(FAULTS)]
+)
+def test_a_guard_sees_the_fault(guard, spoil, good):
+    notebook, path, course = good
+    spoil(notebook)
+    assert problems(guard, notebook, path, course)
+
+
+def test_every_guard_has_a_fault_to_see():
+    assert {guard for guard, _ in FAULTS} == {*VALIDATED, *SHAPED}
