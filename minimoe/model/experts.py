@@ -66,6 +66,20 @@ def grouped_experts(
     return _combine(F.grouped_mm(inner, down.mT, offs=ends), slots, token, weights, hidden_states)
 
 
+def add_shared_expert(routed: Tensor, shared: Tensor, gate_logits: Tensor | None = None) -> Tensor:
+    """Add the output of the expert that every token meets to that of the routed ones.
+
+    As it is in DeepSeekMoE (Dai et al. 2024, arXiv 2401.06066, section 3.2) and Pangu Pro MoE (arXiv 2505.21411);
+    scaled by a gate of its own, sigmoid(x w), in Qwen2-MoE.
+
+    Args:
+        routed: [T, H].
+        shared: [T, H].
+        gate_logits: [T, 1], or None for no gate.
+    """
+    return routed + (shared if gate_logits is None else gate_logits.sigmoid() * shared)
+
+
 def _sort_by_expert(indices: Tensor, num_experts: int) -> tuple[Tensor, Tensor, list[int]]:
     """The filled slots ordered by expert, the token of each, and how many each expert has."""
     slots = indices.flatten()
@@ -121,6 +135,6 @@ def initialise(module: nn.Module, std: float, seed: int) -> None:
         if parameter.is_meta:
             continue
         if parameter.dim() > 1:
-            parameter.normal_(0, std, generator=generator)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)  # alike on every device
         else:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)

@@ -21,7 +21,7 @@ from minimoe.model import routing
 from minimoe.model.balance import apply_capacity, expert_capacity, load_balancing_loss, router_z_loss
 from minimoe.model.checkpoint import Checkpoint, load_weights, save_model
 from minimoe.model.config import MoEConfig
-from minimoe.model.experts import Experts, initialise
+from minimoe.model.experts import Experts, add_shared_expert, initialise
 from minimoe.model.routing import RouterOutput
 
 Cache = list[tuple[Tensor, Tensor]]  # per layer: keys and values, [B, kv heads, positions so far, D]
@@ -242,10 +242,8 @@ class MoELayer(nn.Module):
         dispatched = self._dispatch(chosen)
         output = self.experts(x, dispatched.indices, dispatched.weights)
         if self.shared_expert is not None:
-            shared = self.shared_expert(x)
-            output = output + (
-                shared if self.shared_expert_gate is None else self.shared_expert_gate(x).sigmoid() * shared
-            )
+            gate_logits = None if self.shared_expert_gate is None else self.shared_expert_gate(x)
+            output = add_shared_expert(output, self.shared_expert(x), gate_logits)
         return output.view_as(hidden_states), chosen
 
     def _dispatch(self, chosen: RouterOutput) -> RouterOutput:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -303,3 +304,17 @@ def test_evaluate_leaves_the_model_as_it_was():
     evaluate(model, Cycles(), batches=1)
     assert model.training
     assert_same_weights(model, before)
+
+
+def test_progress_shows_loss_and_speed(monkeypatch, capsys):
+    monkeypatch.setenv("MINIMOE_PROGRESS", "1")
+    log = train(MoEForCausalLM(TINY), Cycles(), **FEW)
+    shown = capsys.readouterr().err
+    assert "8/8" in shown
+    assert f"loss {log[-1]['loss']:.3f}" in shown
+    assert re.search(r"[\d,]+ tokens/s", shown)
+
+
+def test_progress_is_silent_when_nobody_watches(capsys):
+    train(MoEForCausalLM(TINY), Cycles(), **FEW)
+    assert capsys.readouterr() == ("", "")
