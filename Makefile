@@ -14,11 +14,16 @@ BUILD_FIGURES := $(PY) -m minimoe.cli figures
 STAMP := $(VENV)/set-up-complete
 WHOLE := $(shell test -x $(PY) && test "$$(cat $(STAMP) 2>/dev/null)" = "$$(pwd -P)" && echo yes)
 
+# A lesson does not begin with JupyterLab's question whether one wants its news.
+LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
+NO_NEWS := {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}
+
 # torch goes first and alone: the pinned version is then in place before anything else can ask for another.
 PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check --constraint constraints.txt
 INSTALL := $(PIP_INSTALL) $(shell grep '^torch==' constraints.txt) && \
     echo "Installing the rest: a minute or two, silent until done." && \
-    $(PIP_INSTALL) --quiet --editable '.[test,dev,text]'
+    $(PIP_INSTALL) --quiet --editable '.[test,dev,text]' && \
+    mkdir -p $(LAB_SETTINGS) && echo '$(NO_NEWS)' > $(LAB_SETTINGS)/overrides.json
 
 .PHONY: help setup lab test notebooks figures clean
 
