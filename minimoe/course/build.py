@@ -63,17 +63,30 @@ def execute(notebook: NotebookNode, folder: Path) -> NotebookNode:
 
 
 def normalise(notebook: NotebookNode) -> NotebookNode:
-    """A copy as every machine would write it: no timings, no widget state, one kernelspec, tags only."""
+    """A copy as every machine would write it: no timings, no widget state, one kernelspec, tags only, streams whole."""
     tidy = copy.deepcopy(notebook)
     tidy.metadata = nbformat.from_dict(_METADATA)
     for cell in tidy.cells:
         tags = cell.metadata.get("tags")
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        if cell.cell_type == "code":
+            cell.outputs = _joined(cell.outputs)
         for output in cell.get("outputs", []):
             if _WIDGET in output.get("data", {}):
                 # A view without its kernel shows an error; a line of text says what would be here.
                 output.data = nbformat.from_dict({"text/plain": "Run this cell for the interactive version."})
     return tidy
+
+
+def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Neighbouring pieces of one stream as one: where a kernel cuts what it prints depends on the moment."""
+    joined: list[NotebookNode] = []
+    for output in outputs:
+        if joined and output.output_type == "stream" and output.get("name") == joined[-1].get("name"):
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def make_exercise(solution: NotebookNode) -> NotebookNode:

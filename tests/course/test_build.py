@@ -13,6 +13,7 @@ from minimoe.course.build import (
     make_exercise,
     normalise,
     read,
+    sources,
     write,
 )
 
@@ -80,6 +81,23 @@ def test_normalising_keeps_tags_and_drops_what_differs_between_machines():
     assert tidy.cells[0].metadata == {"tags": ["nbval-ignore-output"]}
     assert list(tidy.cells[0].outputs[0].data) == ["text/plain"]
     assert tidy.metadata.kernelspec.name == "python3" and "widgets" not in tidy.metadata
+
+
+def test_normalising_joins_what_the_kernel_cut():
+    pieces = [("stdout", "a"), ("stdout", "b"), ("stderr", "c"), ("stdout", "d")]
+    outputs = [new_output("stream", name=name, text=text) for name, text in pieces]
+    tidy = normalise(new_notebook(cells=[new_code_cell("print()", outputs=outputs)]))
+    assert [(output.name, output.text) for output in tidy.cells[0].outputs] == [
+        ("stdout", "ab"),
+        ("stderr", "c"),
+        ("stdout", "d"),
+    ]
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: path.name)
+def test_committed_notebooks_are_as_build_writes_them(path):
+    notebook = read(path)
+    assert normalise(notebook) == notebook
 
 
 def test_notebooks_are_executed_in_their_folder_and_a_failing_one_is_left_alone(tmp_path, capsys):
