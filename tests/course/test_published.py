@@ -1,0 +1,52 @@
+"""The published shapes, counted by us, by transformers and by those who published them."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from minimoe.course.published import REAL_MODELS
+from minimoe.model.families import write_config
+
+FAMILIES = {
+    "Qwen2.5-14B": "qwen2",
+    "OLMoE-1B-7B": "olmoe",
+    "Qwen1.5-MoE-A2.7B": "qwen2_moe",
+    "Qwen3-30B-A3B": "qwen3_moe",
+    "Mixtral-8x7B": "mixtral",
+}  # transformers has no Pangu Pro MoE
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "active"), [("Pangu Pro MoE", "71.99", "16.50"), ("Qwen2.5-14B", "14.77", "14.77")]
+)
+def test_published_totals(name, total, active):
+    """In billions (arXiv 2505.21411; the model card)."""
+    config = REAL_MODELS[name].config
+    assert f"{config.num_parameters() / 1e9:.2f}" == total
+    assert f"{config.num_parameters(active=True) / 1e9:.2f}" == active
+
+
+def test_sizes_that_models_are_named_after():
+    """Qwen1.5-MoE-A2.7B, Qwen3-30B-A3B, OLMoE-1B-7B; an 8x7B shares its attention, so it is less than 8 times 7."""
+    config = {name: model.config for name, model in REAL_MODELS.items()}
+    assert f"{config['Qwen1.5-MoE-A2.7B'].num_parameters(active=True) / 1e9:.1f}" == "2.7"
+    assert config["Qwen3-30B-A3B"].num_parameters() // 10**9 == 30
+    assert config["Qwen3-30B-A3B"].num_parameters(active=True) // 10**9 == 3
+    assert f"{config['OLMoE-1B-7B'].num_parameters() / 1e9:.0f}" == "7"
+    assert config["OLMoE-1B-7B"].num_parameters(active=True) // 10**9 == 1
+    mixtral = config["Mixtral-8x7B"]
+    per_expert = dataclasses.replace(mixtral, num_experts=1, num_experts_per_tok=1).num_parameters()
+    assert f"{per_expert / 1e9:.0f}" == "7"
+    assert 7 * per_expert > mixtral.num_parameters() > 6 * per_expert
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_transformers_counts_the_same(name):
+    config = REAL_MODELS[name].config
+    raw = json.loads(json.dumps(write_config(config, FAMILIES[name], "bfloat16")))  # as a file has it
+    with torch.device("meta"):  # shapes without memory
+        theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**raw))
+    assert theirs.num_parameters() == config.num_parameters()
