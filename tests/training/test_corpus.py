@@ -2,7 +2,6 @@
 
 import os
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -371,10 +370,3 @@ def test_the_bar_is_silent_under_pytest_and_shown_on_request(monkeypatch, capsys
 def test_repr_gives_the_sizes(planted_corpus):
     shown = repr(planted_corpus)
     assert planted_corpus.sha256[:16] in shown and all(domain in shown for domain in planted_corpus.domains)
-
-
-def test_a_batch_is_quick(planted_corpus):
-    start = time.perf_counter()
-    for step in range(20):
-        planted_corpus.batch("train", batch_size=32, seq_len=64, seed=0, step=step)
-    assert (time.perf_counter() - start) / 20 < 0.05

@@ -7,7 +7,6 @@ import io
 import math
 import operator
 import re
-import time
 from collections import Counter
 from functools import cache
 from hashlib import sha256
@@ -170,15 +169,6 @@ def test_there_is_something_to_learn(domain):
         sizes = Counter(len(sentences(doc)) for doc in docs)
         assert min(sizes) >= 4 and max(sizes) <= 18  # a question comes with its answer
         assert max(sizes.values()) < 0.4 * len(docs)
-
-
-def test_half_a_megabyte_a_second():
-    def speed() -> float:
-        start = time.process_time()
-        size = sum(len(document(domain, index).encode()) for domain in DOMAINS for index in range(3000, 3050))
-        return size / (time.process_time() - start)
-
-    assert max(speed() for _ in range(3)) > 0.5e6
 
 
 # Spelling
