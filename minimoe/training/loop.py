@@ -9,11 +9,12 @@ A run with a folder `out` keeps there
     training_state.safetensors  weights, optimizer and random state of the last saved step, in one atomic file
     config.json, model.safetensors, tokenizer.json, training.json    the finished model and how it was made
 
-and continues from the saved state when it is started again: on one thread to bit-identical weights.
+and continues from the last saved state when it is started again: on one thread to bit-identical weights.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -22,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
@@ -54,10 +56,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
+            value, whole = getattr(self, field.name), field.type == "int"
             least = 1 if field.name in ("steps", "batch_size") else 2 if field.name == "seq_len" else 0
-            if not value >= least:
-                raise ValueError(f"{field.name}={value!r}: wanted at least {least}")
+            right_type = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+            if not (right_type and least <= value < math.inf):
+                wanted = "a whole number" if whole else "a finite number"
+                raise ValueError(f"{field.name}={value!r}: wanted {wanted} of at least {least}")
 
 
 def train(
@@ -85,7 +89,8 @@ def train(
         max_violation (per sparse layer) and seconds since the start.
 
     Raises:
-        ValueError: a setting is impossible, the vocabularies differ, or `out` holds a run with other settings.
+        ValueError: a setting is impossible, the vocabularies differ, or `out` holds another run, another model or a
+            damaged state.
         FloatingPointError: the loss is no longer finite. The last saved state stays.
     """
     run = _Run(model, corpus, Settings(**settings), out and Path(out), save_every)
@@ -122,9 +127,11 @@ def evaluate(
     losses: dict[str, list[float]] = {domain: [] for domain in corpus.domains}
     for step in range(batches):
         batch = corpus.batch("held_out", batch_size=batch_size, seq_len=seq_len, seed=seed, step=step)
-        for ids, domain in zip(batch.input_ids, batch.domains.tolist(), strict=True):
-            loss = model(ids[None], labels=ids[None]).cross_entropy
-            losses[corpus.domains[domain]].append(float(loss))
+        ids = batch.input_ids.to(_device(model))
+        logits = model(ids).logits[:, :-1]
+        by_token = F.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none")
+        for domain, loss in zip(batch.domains.tolist(), by_token.mean(1).tolist(), strict=True):
+            losses[corpus.domains[domain]].append(loss)
     model.train(was_training)
     return {domain: sum(values) / len(values) for domain, values in losses.items() if values}
 
@@ -156,13 +163,12 @@ class _Run:
         if save_every < 1:
             raise ValueError(f"save_every={save_every}: wanted at least 1")
         self.model, self.corpus, self.settings, self.out, self.save_every = model, corpus, settings, out, save_every
+        self.first_weights = _digest(model)
         self.optimizer = _optimizer(model, settings)
         self.step = 0
         self.log: list[dict[str, Any]] = []
         self.seconds_before = 0.0
         self.started = time.perf_counter()
-        if not (out and (out / STATE_FILE).exists()):
-            torch.manual_seed(settings.seed)  # only a noisy router draws from it
 
     def advance(self) -> dict[str, Any]:
         """Take one step, log it, and save if it is time."""
@@ -170,11 +176,12 @@ class _Run:
         batch = self.corpus.batch(
             "train", batch_size=settings.batch_size, seq_len=settings.seq_len, seed=settings.seed, step=self.step
         )
+        ids = batch.input_ids.to(_device(self.model))
         rate = learning_rate(self.step, settings)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        output = self.model(batch.input_ids, labels=batch.input_ids, output_router_logits=True)
+        output = self.model(ids, labels=ids, output_router_logits=True)
         if not output.loss.isfinite():
             raise FloatingPointError(f"loss={output.loss.item()} at step {self.step + 1}: wanted a finite number")
         output.loss.backward()
@@ -201,7 +208,6 @@ class _Run:
         }
         self.log.append(record)
         if self.out:
-            self.out.mkdir(parents=True, exist_ok=True)
             with open(self.out / LOG_FILE, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
 
@@ -215,49 +221,78 @@ class _Run:
         write_atomically(self.out / STATE_FILE, to_safetensors(tensors, metadata={"minimoe": json.dumps(about)}))
 
     def resume(self) -> None:
-        """Continue from the saved state, if there is one."""
-        if not (self.out and (self.out / STATE_FILE).exists()):
-            return
-        with safe_open(self.out / STATE_FILE, framework="pt") as file:
-            about = json.loads(file.metadata()["minimoe"])
-            self._check_identity(about)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        """Continue from the saved state if there is one, else start with an empty log."""
+        if self.out:
+            self.out.mkdir(parents=True, exist_ok=True)
+            for leftover in self.out.glob(f".{STATE_FILE}.*"):  # of a save that was killed
+                leftover.unlink()
+        if self.out and (self.out / STATE_FILE).exists():
+            self._load(self.out / STATE_FILE)
+        else:
+            self._refuse_other_models()
+            torch.manual_seed(self.settings.seed)  # only a noisy router draws from it
+        if self.out:
+            self._rewind_log(self.out / LOG_FILE)
+
+    def _load(self, path: Path) -> None:
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads(file.metadata()["minimoe"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        except (SafetensorError, TypeError, KeyError, json.JSONDecodeError) as error:
+            size = path.stat().st_size
+            raise ValueError(f"{path}: {size} bytes, not a whole saved state; remove it to start again") from error
+        self._check_identity(about)
         self.model.load_state_dict(_with_prefix(tensors, "model."))
         self.optimizer.load_state_dict(
             {**self.optimizer.state_dict(), "state": _nested(_with_prefix(tensors, "optimizer."))}
         )
         torch.set_rng_state(tensors["torch_rng_state"])
         self.step, self.seconds_before = about["step"], about["seconds"]
-        self._rewind_log()
 
-    def _rewind_log(self) -> None:
+    def _refuse_other_models(self) -> None:
+        """A folder with a model but no saved state of a run was not made by one: nothing there is ours to replace."""
+        found = [name for name in ("config.json", "model.safetensors") if self.out and (self.out / name).exists()]
+        if found:
+            raise ValueError(
+                f"{self.out} holds {' and '.join(found)} but no {STATE_FILE}: wanted a folder without a model"
+            )
+
+    def _rewind_log(self, path: Path) -> None:
         """Forget the steps that were logged after the saved state: they are taken again."""
-        lines = (self.out / LOG_FILE).read_text(encoding="utf-8").splitlines()[: self.step]
-        self.log = [json.loads(line) for line in lines]
-        write_atomically(self.out / LOG_FILE, "".join(line + "\n" for line in lines).encode())
+        lines = path.read_bytes().splitlines()[: self.step] if path.exists() else []
+        try:
+            self.log = [json.loads(line) for line in lines]
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: line {len(lines)} or an earlier one is not JSON ({error})") from error
+        if [record["step"] for record in self.log] != list(range(1, self.step + 1)):
+            raise ValueError(
+                f"{path}: {len(lines)} lines, wanted those of steps 1 to {self.step}, where the saved state is; "
+                f"remove {STATE_FILE} to start again"
+            )
+        write_atomically(path, b"".join(line + b"\n" for line in lines))
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to be continued."""
         config = json.loads(json.dumps(asdict(self.model.config)))  # as it will be read back
-        return {"settings": asdict(self.settings), "config": config, "corpus_sha256": self.corpus.sha256}
+        hashes = {"corpus_sha256": self.corpus.sha256, "first_weights_sha256": self.first_weights}
+        return {"settings": asdict(self.settings), "config": config, **hashes}
 
     def _check_identity(self, found: dict[str, Any]) -> None:
         wanted = self._identity()
         differences = [
-            f"{name}={found['settings'].get(name)!r} there, {value!r} asked for"
-            for name, value in wanted["settings"].items()
-            if found["settings"].get(name) != value
+            f"{name}={found[group].get(name)!r} there, {value!r} asked for"
+            for group in ("settings", "config")
+            for name, value in wanted[group].items()
+            if found[group].get(name) != value
         ]
-        differences += [
-            f"model.{name}={found['config'].get(name)!r} there, {value!r} asked for"
-            for name, value in wanted["config"].items()
-            if found["config"].get(name) != value
-        ]
-        if found["corpus_sha256"] != wanted["corpus_sha256"]:
-            differences.append("another corpus")
+        differences += ["another corpus"] * (found["corpus_sha256"] != wanted["corpus_sha256"])
+        differences += ["other weights to start from"] * (
+            found["first_weights_sha256"] != wanted["first_weights_sha256"]
+        )
         if differences:
             raise ValueError(
-                f"{self.out} holds a run with other settings: {'; '.join(differences)}. "
+                f"{self.out} holds another run: {'; '.join(differences)}. "
                 "Use another folder, or remove this one to start again"
             )
 
@@ -279,6 +314,19 @@ def _optimizer(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
         {"params": vectors, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95), fused=True)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _digest(model: nn.Module) -> str:
+    """The sha256 of all weights, with their names and dtypes."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _loads(output: CausalLMOutput, num_experts: int) -> list[Tensor]:

@@ -173,14 +173,8 @@ def test_interrupted_run_continues_to_the_same_weights_and_log(tmp_path, monkeyp
     whole = MoEForCausalLM(config)
     log = train(whole, Cycles(), **FEW)
 
-    class Interrupting(Cycles):
-        def batch(self, *args, step, **rest):
-            if step == 5:
-                raise KeyboardInterrupt
-            return super().batch(*args, step=step, **rest)
-
     with pytest.raises(KeyboardInterrupt):
-        train(MoEForCausalLM(config), Interrupting(), out=tmp_path, save_every=2, **FEW)
+        train(MoEForCausalLM(config), Interrupting(5), out=tmp_path, save_every=2, **FEW)
     assert len((tmp_path / LOG_FILE).read_text().splitlines()) == 5  # one step beyond the saved state
     torch.manual_seed(123)  # whatever else went on meanwhile
     resumed = MoEForCausalLM(config)
@@ -197,22 +191,23 @@ KILLED_RUN = """
     from test_loop import Cycles, TINY
     from minimoe.model import MoEForCausalLM
     from minimoe.training import train
-    train(MoEForCausalLM(TINY), Cycles(), out=sys.argv[2], save_every=1, steps=60, batch_size=4, seq_len=16)
+    train(MoEForCausalLM(TINY), Cycles(), out=sys.argv[2], save_every=10, steps=60, batch_size=4, seq_len=16)
 """
 
 
 def test_sigkill_at_any_moment_then_resume(tmp_path):
-    """Kill -9 the run over and over, at whatever moment it happens to be, until it gets through."""
+    """Kill -9 the run before its first saved state and after it, at whatever moment that is, until it gets through."""
     here = os.path.dirname(__file__)
     command = [sys.executable, "-c", textwrap.dedent(KILLED_RUN), here, str(tmp_path)]
-    killed, target = 0, 5
+    killed, targets = 0, [2, 25]  # steps
     for _ in range(20):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        while process.poll() is None and killed < 2:
+        while process.poll() is None and targets:
             steps = len((tmp_path / LOG_FILE).read_bytes().splitlines()) if (tmp_path / LOG_FILE).exists() else 0
-            if steps >= target:
+            if steps >= targets[0]:
                 process.send_signal(signal.SIGKILL)
-                killed, target = killed + 1, target + 20
+                killed += 1
+                targets.pop(0)
                 break
             time.sleep(0.002)
         errors = process.communicate()[1].decode()
@@ -223,7 +218,8 @@ def test_sigkill_at_any_moment_then_resume(tmp_path):
     whole = MoEForCausalLM(TINY)
     train(whole, Cycles(), steps=60, batch_size=4, seq_len=16)
     assert_same_weights(MoEForCausalLM.from_pretrained(tmp_path), weights(whole))
-    assert len((tmp_path / LOG_FILE).read_text().splitlines()) == 60
+    steps = [json.loads(line)["step"] for line in (tmp_path / LOG_FILE).read_text().splitlines()]
+    assert steps == list(range(1, 61))
 
 
 def test_finished_run_is_left_alone(tmp_path):
@@ -249,7 +245,7 @@ def test_folder_holds_a_complete_model_and_its_recipe(tmp_path):
     [
         (TINY, {"learning_rate": 1e-2}, "learning_rate=0.004 there, 0.01 asked for"),
         (TINY, {"seed": 1}, "seed=0 there, 1 asked for"),
-        (replace(TINY, router_aux_loss_coef=0.5), {}, "model.router_aux_loss_coef=0.0 there, 0.5 asked for"),
+        (replace(TINY, router_aux_loss_coef=0.5), {}, "router_aux_loss_coef=0.0 there, 0.5 asked for"),
     ],
 )
 def test_refuses_to_continue_another_run(tmp_path, model, settings, message):
@@ -258,6 +254,84 @@ def test_refuses_to_continue_another_run(tmp_path, model, settings, message):
     with pytest.raises(ValueError, match=message):
         train(MoEForCausalLM(model), Cycles(), out=tmp_path, **{**FEW, **settings})
     assert (tmp_path / STATE_FILE).read_bytes() == before
+
+
+def test_other_weights_to_start_from_are_another_run(tmp_path):
+    train(MoEForCausalLM(TINY, seed=1), Cycles(), out=tmp_path, **FEW)
+    with pytest.raises(ValueError, match="other weights to start from"):
+        train(MoEForCausalLM(TINY, seed=2), Cycles(), out=tmp_path, **FEW)
+
+
+class Interrupting(Cycles):
+    """Stops the run as Ctrl-C does, before step `at`."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def batch(self, *args, step, **rest):
+        if step == self.at:
+            raise KeyboardInterrupt
+        return super().batch(*args, step=step, **rest)
+
+
+def interrupted_run(folder, at, save_every=2):
+    with pytest.raises(KeyboardInterrupt):
+        train(MoEForCausalLM(TINY), Interrupting(at), out=folder, save_every=save_every, **FEW)
+
+
+def test_a_run_killed_before_its_first_save_starts_a_new_log(tmp_path):
+    interrupted_run(tmp_path, at=3, save_every=100)
+    with open(tmp_path / LOG_FILE, "a") as file:
+        file.write('{"step": 4, "lo')  # killed while writing
+    log = train(MoEForCausalLM(TINY), Cycles(), out=tmp_path, **FEW)
+    assert [record["step"] for record in log] == list(range(1, 9))
+    assert [json.loads(line) for line in (tmp_path / LOG_FILE).read_text().splitlines()] == log
+
+
+def test_a_half_written_line_after_the_saved_state_is_forgotten(tmp_path):
+    interrupted_run(tmp_path, at=5)
+    with open(tmp_path / LOG_FILE, "a") as file:
+        file.write('{"step": 6, "lo')
+    log = train(MoEForCausalLM(TINY), Cycles(), out=tmp_path, save_every=2, **FEW)
+    assert [record["step"] for record in log] == list(range(1, 9))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "0 lines, wanted those of steps 1 to 4"),
+        (b'{"step": 1}\n', "1 lines, wanted those of steps 1 to 4"),
+        (b'{"step": 1}\n{"st\n{"step": 3}\n{"step": 4}\n', "is not JSON"),
+    ],
+)
+def test_a_damaged_log_is_named(tmp_path, content, message):
+    interrupted_run(tmp_path, at=5)
+    (tmp_path / LOG_FILE).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{LOG_FILE}: .*{message}"):
+        train(MoEForCausalLM(TINY), Cycles(), out=tmp_path, **FEW)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 500])
+def test_a_damaged_state_is_named(tmp_path, keep):
+    interrupted_run(tmp_path, at=5)
+    whole = (tmp_path / STATE_FILE).read_bytes()
+    (tmp_path / STATE_FILE).write_bytes(whole[:keep])
+    with pytest.raises(ValueError, match=rf"{STATE_FILE}: {keep} bytes, not a whole saved state"):
+        train(MoEForCausalLM(TINY), Cycles(), out=tmp_path, **FEW)
+
+
+def test_leftovers_of_a_killed_save_are_removed(tmp_path):
+    (tmp_path / f".{STATE_FILE}.abc").write_bytes(b"half")
+    train(MoEForCausalLM(TINY), Cycles(), out=tmp_path, **FEW)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_model_that_no_run_made_is_not_replaced(tmp_path):
+    MoEForCausalLM(TINY, seed=7).save_pretrained(tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"holds config.json and model.safetensors but no training_state"):
+        train(MoEForCausalLM(TINY), Cycles(), out=tmp_path, **FEW)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
 def test_failed_save_leaves_the_last_state(tmp_path, monkeypatch):
@@ -281,10 +355,14 @@ def test_stops_at_a_loss_that_is_no_number():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 0}, "steps=0: wanted at least 1"),
-        ({"seq_len": 1}, "seq_len=1: wanted at least 2"),
-        ({"learning_rate": -1.0}, "learning_rate=-1.0: wanted at least 0"),
-        ({"learning_rate": math.nan}, "learning_rate=nan: wanted at least 0"),
+        ({"steps": 0}, "steps=0: wanted a whole number of at least 1"),
+        ({"seq_len": 1}, "seq_len=1: wanted a whole number of at least 2"),
+        ({"steps": 10.5}, "steps=10.5: wanted a whole number"),
+        ({"steps": "5"}, "steps='5': wanted a whole number"),
+        ({"seed": True}, "seed=True: wanted a whole number"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0: wanted a finite number of at least 0"),
+        ({"learning_rate": math.nan}, "learning_rate=nan: wanted a finite number"),
+        ({"learning_rate": math.inf}, "learning_rate=inf: wanted a finite number"),
         ({"save_every": 0}, "save_every=0: wanted at least 1"),
     ],
 )
