@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -45,17 +48,19 @@ def train(
 
     torch.set_num_threads(threads)
     with _plain_errors():
+        _check_writable(out)  # before the corpus is read, which takes a while
         text = _corpus(corpus)
         config = _config(text.vocab_size, experts, experts_per_token, balance)
         model = MoEForCausalLM(config, seed=seed)
         total, active = config.num_parameters(), config.num_parameters(active=True)
         typer.echo(f"{total:,} parameters, {active:,} active per token; corpus: {', '.join(text.domains)}")
-        run(model, text, out=out, steps=steps, seed=seed)
+        log = run(model, text, out=out, steps=steps, seed=seed)
         typer.echo("\nHeld-out loss, nats per token")
         for domain, loss in evaluate(model, text).items():
             typer.echo(f"  {domain:<20} {loss:.2f}")
         _show_samples(model, text, seed)
-        typer.echo(f"\nSaved in {out}. Try: minimoe sample {out} --prompt 'def '")
+        typer.echo(f"\nTrained in {log[-1]['seconds']:.0f} s, saved in {out}. Try:")
+        typer.echo(f"  minimoe sample {shlex.quote(str(out))} --prompt 'def '")
 
 
 @app.command()
@@ -70,16 +75,13 @@ def sample(
 ) -> None:
     """Continue a prompt with a trained model."""
     import torch
-    from tokenizers import Tokenizer
 
     from minimoe.model import MoEForCausalLM
 
     torch.set_num_threads(1)
     with _plain_errors():
         network = MoEForCausalLM.from_pretrained(model)
-        if not (model / "tokenizer.json").exists():
-            raise FileNotFoundError(f"{model} has no tokenizer.json: wanted one beside the weights")
-        tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+        tokenizer = _tokenizer(model / "tokenizer.json")
         ids = tokenizer.encode(prompt).ids
         if not ids:
             raise ValueError("prompt='': wanted at least one character")
@@ -102,6 +104,12 @@ def figures(
     with _plain_errors():
         for path in course_figures.make(names, out):
             typer.echo(path)
+
+
+def _check_writable(folder: Path) -> None:
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise PermissionError(f"{folder}: cannot be made or written to, because of {nearest}; wanted a folder of yours")
 
 
 def _corpus(name: str):
@@ -135,6 +143,17 @@ def _config(vocab_size: int, experts: int, experts_per_token: int, balance: Bala
     )
 
 
+def _tokenizer(path: Path):
+    from tokenizers import Tokenizer
+
+    if not path.exists():
+        raise FileNotFoundError(f"{path.parent} has no tokenizer.json: wanted one beside the weights")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing more particular
+        raise ValueError(f"{path}: not a tokenizer ({error})") from error
+
+
 def _show_samples(model, corpus, seed: int) -> None:
     """Continue the beginning of one held-out stretch of each domain."""
     import torch
@@ -148,12 +167,14 @@ def _show_samples(model, corpus, seed: int) -> None:
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Turn the errors a user can cause into one line and exit status 1."""
-    try:
-        yield
-    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        raise typer.Exit(1) from error
+    """Turn the errors a user can cause into one line and exit status 1, and warnings into one line."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: typer.secho(f"warning: {message}", fg="yellow", err=True)
+        try:
+            yield
+        except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
+            typer.secho(f"error: {error}", fg="red", err=True)
+            raise typer.Exit(1) from error
 
 
 if __name__ == "__main__":

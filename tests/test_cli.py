@@ -2,6 +2,8 @@
 
 import json
 import re
+import shlex
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -39,7 +41,7 @@ def test_train_shows_size_losses_samples_and_the_next_command(trained):
     assert losses.keys() == {"cats", "sums"}
     assert all(0 < loss < 8 for loss in losses.values())
     assert "--- cats" in output and "--- sums" in output
-    assert f"minimoe sample {out}" in output
+    assert f"minimoe sample {out}" in output and re.search(r"^Trained in \d+ s", output, re.M)
     assert model.config.model_type == "mixtral"
 
 
@@ -118,6 +120,48 @@ def test_mistakes_get_one_line(arguments, message, tmp_path, monkeypatch, texts)
     assert message in result.stderr
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
     assert not (tmp_path / "unused").exists()
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_before_the_corpus_is_read(tmp_path):
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "run"
+    result = runner.invoke(app, ["train", "--corpus", "no/such/folder", "--out", str(out)])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {out}: cannot be made or written to")
+
+
+@pytest.mark.filterwarnings("default")
+def test_warnings_get_one_line(texts, tmp_path):
+    folder = tmp_path / "texts"
+    shutil.copytree(texts, folder)
+    (folder / "cats" / "picture.png").write_bytes(b"\0\1\2")
+    result = runner.invoke(app, ["train", "--corpus", str(folder), "--out", str(tmp_path / "run"), "--steps", "1"])
+    assert result.exit_code == 0
+    assert re.search(r"^warning: .*picture.png", result.stderr, re.MULTILINE)
+    assert "UserWarning" not in result.stderr
+
+
+def test_the_hint_can_be_pasted(texts, tmp_path):
+    out = tmp_path / "with space"
+    result = runner.invoke(app, ["train", "--corpus", str(texts), "--out", str(out), "--steps", "1"])
+    hint = shlex.split(result.output.strip().splitlines()[-1])
+    assert hint[:2] == ["minimoe", "sample"]
+    assert runner.invoke(app, [*hint[1:], "--max-new-tokens", "2"]).exit_code == 0
+
+
+def test_sample_names_a_damaged_tokenizer(trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    result = runner.invoke(app, ["sample", str(tmp_path / "model")])
+    assert result.exit_code == 1
+    assert re.match(r"error: .*tokenizer.json: not a tokenizer", result.stderr)
+
+
+def test_a_very_low_temperature_is_greedy(trained):
+    def sample(temperature):
+        return runner.invoke(app, ["sample", str(trained[0]), "--prompt", "The", "--temperature", temperature]).output
+
+    assert sample("1e-40") == sample("0")
 
 
 def test_sample_needs_a_tokenizer_and_a_prompt(trained, tmp_path):

@@ -50,7 +50,8 @@ def load_balancing_loss(
     Args:
         router_outputs: one per sparse layer.
         sequences: take the loss in each of this many equal stretches of the T tokens, and average. 1 balances
-            the batch as a whole; the batch size balances every sequence (DeepSeek-V3, arXiv 2412.19437, eq. 17-20).
+            the batch as a whole; the batch size balances every sequence, as DeepSeek-V3 does (arXiv 2412.19437,
+            eq. 17-20; there f is divided by K, and P is of sigmoid scores divided by their sum).
         across_layers: "mean" of the layers' losses, or "pooled": f and P averaged over all layers first, as
             transformers does. Pooling is there for parity only: two layers that collapsed in opposite ways
             look perfectly balanced to it.
@@ -125,7 +126,8 @@ def expert_capacity(num_tokens: int, num_experts: int, k: int, capacity_factor: 
 
     The floor of 1 lets a model generate, one token at a time. Never more than T, which is all there is.
     """
-    return max(1, int(min(num_tokens, num_tokens * k * capacity_factor / num_experts)))
+    share = num_tokens * k * capacity_factor / num_experts
+    return max(1, int(min(num_tokens, share * (1 + 1e-12))))  # 100 * .29 is 28.999999999999996
 
 
 def apply_capacity(output: RouterOutput, capacity: int) -> RouterOutput:

@@ -27,6 +27,7 @@ CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.i
 MAX_SHARD_SIZE = 5 * 10**9
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_ROTARY_BUFFER = "rotary_emb.inv_freq"  # stored in files before 2023, and computed anyway
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -106,7 +107,8 @@ class Checkpoint:
         Raises:
             CheckpointError: a tensor is stored as integers or in 8 bits.
         """
-        return reduce(torch.promote_types, {_dtype(name, stored) for name, stored in self._stored.items()})
+        used = {name: stored for name, stored in self._stored.items() if not name.endswith(_ROTARY_BUFFER)}
+        return reduce(torch.promote_types, {_dtype(name, stored) for name, stored in used.items()})
 
     def _find(self, name: str) -> _Stored:
         if name not in self._stored:
@@ -292,7 +294,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _check_tensors(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> None:
     """Compare names and shapes, then look into the routers: small, and one NaN there spoils every token."""
-    ignored = {name for name in checkpoint if name.endswith("rotary_emb.inv_freq")}  # in old files
+    ignored = {name for name in checkpoint if name.endswith(_ROTARY_BUFFER)}  # in old files
     if "lm_head.weight" not in wanted and "lm_head.weight" in checkpoint:
         _check_tied_head(checkpoint)
         ignored.add("lm_head.weight")

@@ -6,6 +6,7 @@ experiment of your own. `families.py` translates it to and from the `config.json
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -79,6 +80,7 @@ class MoEConfig:
         self._fill("head_dim", self.hidden_size // self.num_attention_heads)
         self._fill("intermediate_size", 4 * self.hidden_size)
         self._fill("moe_intermediate_size", self.intermediate_size)
+        self._require("mlp_only_layers", isinstance(self.mlp_only_layers, list | tuple), "a list of layers")
         object.__setattr__(self, "mlp_only_layers", tuple(self.mlp_only_layers))
         self._check_attention()
         self._check_rope()
@@ -101,6 +103,8 @@ class MoEConfig:
                     (value is None and "None" in field.type) or (whole and value >= least),
                     f"a whole number of at least {least}",
                 )
+            elif field.type == "bool":
+                self._require(field.name, isinstance(getattr(self, field.name), bool), "True or False")
         for name in ("rope_theta", "rms_norm_eps", "initializer_range", "routed_scaling_factor"):
             self._require(name, _is_positive(getattr(self, name)), "a positive number")
         for name in ("router_aux_loss_coef", "router_z_loss_coef"):
@@ -121,6 +125,7 @@ class MoEConfig:
     def _check_rope(self) -> None:
         if self.rope_scaling is None:
             return
+        self._require("rope_scaling", isinstance(self.rope_scaling, Mapping), "None or a mapping")
         kind = self.rope_scaling.get("rope_type")
         _require("rope_scaling['rope_type']", kind, kind in ROPE_TYPES, _one_of(ROPE_TYPES))
         for name in {"default": (), "linear": ("factor",), "llama3": _LLAMA3_ROPE}[kind]:
@@ -235,7 +240,7 @@ def _require(name: str, found: object, holds: bool, wanted: str) -> None:
 
 
 def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _one_of(choices: tuple) -> str:

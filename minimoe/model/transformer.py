@@ -205,7 +205,9 @@ class Router(nn.Module):
             return routing.route_switch(logits)
         if config.router == "expert_choice":
             return routing.route_expert_choice(logits, _capacity(config, len(x)))
-        return routing.route_grouped(logits, k, config.n_group, router_scale=self.router_scale)
+        if config.router == "grouped":
+            return routing.route_grouped(logits, k, config.n_group, router_scale=self.router_scale)
+        raise NotImplementedError(f"router={config.router!r} is in config.ROUTERS and has no branch here")
 
 
 def _capacity(config: MoEConfig, num_tokens: int) -> int:
@@ -217,18 +219,19 @@ class MoELayer(nn.Module):
 
     Args:
         config: of the model it belongs to.
-        seed: of the initial weights.
+        seed: of the initial weights; None leaves them to the caller.
     """
 
-    def __init__(self, config: MoEConfig, *, seed: int = 0) -> None:
+    def __init__(self, config: MoEConfig, *, seed: int | None = 0) -> None:
         super().__init__()
         self.config = config
         self.gate = Router(config)
-        self.experts = Experts(config)
+        self.experts = Experts(config, seed=None)
         shared = config.shared_expert_intermediate_size
         self.shared_expert = MLP(config.hidden_size, shared) if shared else None
         self.shared_expert_gate = Linear(config.hidden_size, 1, bias=False) if config.shared_expert_gate else None
-        initialise(self, config.initializer_range, seed)
+        if seed is not None:
+            initialise(self, config.initializer_range, seed)
 
     def forward(self, hidden_states: Tensor, input_ids: Tensor | None = None) -> tuple[Tensor, RouterOutput]:
         """Map [B, S, H] to [B, S, H]; also return what the router chose for the T = B * S tokens.
@@ -262,7 +265,7 @@ class Block(nn.Module):
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.is_sparse = config.is_sparse(layer)
-        self.mlp = MoELayer(config) if self.is_sparse else MLP(config.hidden_size, config.intermediate_size)
+        self.mlp = MoELayer(config, seed=None) if self.is_sparse else MLP(config.hidden_size, config.intermediate_size)
 
     def forward(
         self, x: Tensor, input_ids: Tensor, cos: Tensor, sin: Tensor, past: tuple[Tensor, Tensor] | None
@@ -351,6 +354,8 @@ class MoEForCausalLM(nn.Module):
         return CausalLMOutput(logits, loss, cross_entropy, aux_loss, chosen if output_router_logits else None, present)
 
     def _check_ids(self, input_ids: Tensor) -> None:
+        if input_ids.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"input_ids has dtype {input_ids.dtype}: wanted torch.int64")
         if input_ids.dim() != 2 or input_ids.numel() == 0:
             raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}: wanted [batch >= 1, sequence >= 1]")
         low, high = int(input_ids.min()), int(input_ids.max())
@@ -448,7 +453,14 @@ def _next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
         raise ValueError(
             f"labels has shape {tuple(labels.shape)}: wanted at least 2 positions, to score one on the next"
         )
-    return F.cross_entropy(_at_least_float32(logits[:, :-1]).flatten(0, 1), labels[:, 1:].flatten())
+    targets = labels[:, 1:].long().flatten()
+    scored = targets[targets != -100]
+    if not len(scored):
+        raise ValueError("labels are -100 everywhere after the first position: wanted at least one to score")
+    if scored.min() < 0 or scored.max() >= logits.shape[-1]:
+        wrong = int(scored.min() if scored.min() < 0 else scored.max())
+        raise ValueError(f"labels holds {wrong}: wanted -100 or 0 to {logits.shape[-1] - 1} (vocab_size - 1)")
+    return F.cross_entropy(_at_least_float32(logits[:, :-1]).flatten(0, 1), targets)
 
 
 def _pick(
@@ -457,7 +469,8 @@ def _pick(
     """The next token of each sequence, [B, 1], from its logits [B, V]."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
-    values, tokens = (_at_least_float32(logits) / temperature).sort(dim=-1, descending=True, stable=True)
+    values, tokens = _at_least_float32(logits).sort(dim=-1, descending=True, stable=True)
+    values = (values - values[:, :1]) / temperature  # the best at 0, so that no temperature makes it infinite
     if top_k is not None:
         values[:, top_k:] = -torch.inf
     probabilities = values.softmax(-1)
