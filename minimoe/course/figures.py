@@ -43,7 +43,8 @@ from minimoe.progress import progress_bar
 Data = dict[str, list]
 Drawing = tuple[Figure, Data]
 
-# Four kinds of text that the shipped model met in training, written for this figure.
+# Four kinds of text, written for this figure. The shipped model has met code, technical English and sums, and of French
+# only the short messages of a program.
 SHOWCASE = """\
 def mean(values):
     total = sum(values)

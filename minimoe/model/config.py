@@ -60,7 +60,7 @@ class MoEConfig:
     # The router; `routing.py` has the formulas.
     router: str = "topk"
     score_func: str = "softmax"
-    norm_topk_prob: bool = True
+    norm_topk_prob: bool = True  # for router="topk"; the other rules leave no choice
     e_score_correction_bias: bool = False  # a bias that selects but does not weigh (DeepSeek-V3)
     n_group: int = 1
     topk_group: int = 1
