@@ -376,6 +376,17 @@ def test_vocabulary_must_hold_the_corpus():
         train(MoEForCausalLM(replace(TINY, vocab_size=31)), Cycles(), **FEW)
 
 
+def test_evaluate_is_the_mean_over_each_domains_sequences():
+    model, corpus = MoEForCausalLM(TINY), Cycles()
+    losses = {"ones": [], "threes": []}
+    for step in range(2):
+        batch = corpus.batch("held_out", batch_size=5, seq_len=16, seed=3, step=step)
+        for ids, domain in zip(batch.input_ids, batch.domains, strict=True):
+            losses[corpus.domains[domain]].append(model(ids[None], labels=ids[None]).loss.item())
+    found = evaluate(model, corpus, batches=2, batch_size=5, seq_len=16, seed=3)
+    assert found == pytest.approx({domain: np.mean(values) for domain, values in losses.items()}, rel=1e-5)
+
+
 def test_evaluate_leaves_the_model_as_it_was():
     model = MoEForCausalLM(TINY).train()
     before = weights(model)
