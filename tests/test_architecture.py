@@ -17,7 +17,8 @@ MODULES = {
 ALLOWED = {
     "minimoe.model": {"minimoe.model"},
     "minimoe.training": {"minimoe.model", "minimoe.training"},
-    "minimoe.course": {"minimoe.model", "minimoe.training", "minimoe.course"},
+    "minimoe.inspection": {"minimoe.model", "minimoe.inspection"},
+    "minimoe.course": {"minimoe.model", "minimoe.training", "minimoe.inspection", "minimoe.course"},
 }
 SMALL_HELPERS = {"minimoe.atomic", "minimoe.progress", "minimoe.data_files"}
 
@@ -70,9 +71,10 @@ def test_the_model_needs_only_torch_numpy_and_safetensors():
 
 
 def test_import_is_light():
-    """Neither the package nor the model and its training bring in what only figures and widgets use."""
+    """Neither the package nor the model, its training and inspection bring in what only figures and widgets use."""
     heavy = "matplotlib", "ipywidgets", "scipy", "sklearn", "transformers", "IPython"
-    program = f"import minimoe, minimoe.model, minimoe.training, sys; print([m for m in {heavy} if m in sys.modules])"
+    rooms = "minimoe, minimoe.model, minimoe.training, minimoe.inspection"
+    program = f"import {rooms}, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
 
