@@ -165,7 +165,8 @@ class MoEConfig:
             idle = self.router_aux_loss_coef == 0
             self._require("router_aux_loss_coef", idle, f"0 for router={router!r}, which has nothing to balance")
         factor = self.capacity_factor
-        self._require("capacity_factor", factor is None or _is_positive(factor), "None or a positive number")
+        unlimited = factor is None or factor == math.inf
+        self._require("capacity_factor", unlimited or _is_positive(factor), "None or a positive number")
         self._require(
             "capacity_factor",
             router != "expert_choice" or factor is not None,
@@ -240,6 +241,7 @@ def _require(name: str, found: object, holds: bool, wanted: str) -> None:
 
 
 def _is_positive(value: object) -> bool:
+    """Whether `value` is a finite number above 0."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
