@@ -2,12 +2,17 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
-def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write `data` to `path`, making the folders above it. If this fails, an older file at `path` is as it was.
+@contextmanager
+def open_atomically(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write bytes to, which takes the place of `path` when the block ends; the folders above it are made.
 
+    If the block or the writing fails, an older file at `path` is as it was.
     Raises OSError when the folder cannot be made or written to.
     """
     path = Path(path)
@@ -15,7 +20,7 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp makes a file that only its owner may read
@@ -23,3 +28,9 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Write `data` to `path` as `open_atomically` does."""
+    with open_atomically(path) as file:
+        file.write(data)

@@ -13,7 +13,6 @@ import inspect
 import io
 import itertools
 import json
-import os
 import tempfile
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,6 +25,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+from minimoe.atomic import open_atomically
 
 FORMAT, VERSION = "minimoe routing trace", "1"
 # The arrays of a trace, in the order they have in its file: the widest first, which aligns all of them.
@@ -511,20 +512,10 @@ def _write(path: Path, shapes: dict[str, tuple[int, ...]], pieces: Iterable[byte
         pieces: their bytes, in the order of `DTYPES`.
         facts: all the rest.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(_header(shapes, facts))
-            for piece in pieces:
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes a file that only its owner may read
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with open_atomically(path) as file:
+        file.write(_header(shapes, facts))
+        for piece in pieces:
+            file.write(piece)
 
 
 def _header(shapes: dict[str, tuple[int, ...]], facts: dict[str, Any]) -> bytes:
