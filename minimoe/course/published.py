@@ -30,7 +30,7 @@ REAL_MODELS = {
             attention_bias=True,
             num_experts=0,
         ),
-        "published configuration",
+        "model configuration",
     ),
     "OLMoE-1B-7B": RealModel(
         MoEConfig(
@@ -45,7 +45,7 @@ REAL_MODELS = {
             moe_intermediate_size=1024,
             norm_topk_prob=False,
         ),
-        "published configuration",
+        "model configuration",
     ),
     "Qwen1.5-MoE-A2.7B": RealModel(
         MoEConfig(
@@ -62,7 +62,7 @@ REAL_MODELS = {
             shared_expert_gate=True,
             norm_topk_prob=False,
         ),
-        "published configuration",
+        "model configuration",
     ),
     "Qwen3-30B-A3B": RealModel(
         MoEConfig(
@@ -78,7 +78,7 @@ REAL_MODELS = {
             num_experts_per_tok=8,
             moe_intermediate_size=768,
         ),
-        "published configuration",
+        "model configuration",
     ),
     "Mixtral-8x7B": RealModel(
         MoEConfig(
