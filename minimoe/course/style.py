@@ -15,6 +15,14 @@ from matplotlib.figure import Figure
 EXPERT_COLOURS = ("#77AADD", "#EE8866", "#EEDD88", "#44BB99", "#FFAABB", "#BBCC33", "#99DDFF", "#DDDDDD")
 # And two of his "bright" scheme, for two series in one plot.
 MAIN, PALE = "#4477AA", "#CCDDEE"
+# Curves differ in colour, dash and marker at once, so that they can be told apart in greyscale too. His "bright" scheme.
+SERIES = (
+    {"color": "#4477AA", "linestyle": "-", "marker": "o"},
+    {"color": "#EE6677", "linestyle": "--", "marker": "s"},
+    {"color": "#228833", "linestyle": "-.", "marker": "^"},
+    {"color": "#AA3377", "linestyle": ":", "marker": "D"},
+    {"color": "#222222", "linestyle": (0, (5, 1, 1, 1, 1, 1)), "marker": "v"},
+)
 INK, QUIET = "#222222", "#595959"
 WIDTH = 6.8  # inches: a notebook's column, and still readable on a phone
 

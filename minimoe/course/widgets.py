@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from minimoe.course.style import image_tag
 
+Draw = Callable[..., tuple[Figure, dict]]
 
-def text_box(draw: Callable[[str], tuple[Figure, dict]], text: str, *, label: str = "Your text"):
+
+def text_box(draw: Draw, text: str, *, label: str = "Your text"):
     """A box to type in, and below it the picture of what stands in the box, redrawn on Enter.
 
     Args:
@@ -30,19 +33,52 @@ def text_box(draw: Callable[[str], tuple[Figure, dict]], text: str, *, label: st
         layout=ipywidgets.Layout(width="100%", max_width="720px"),
         style={"description_width": "initial"},
     )
+    return ipywidgets.VBox([box, _picture(lambda: draw(box.value), [box])])
+
+
+def controls(draw: Draw, **ranges: tuple | Sequence | bool):
+    """A slider, a list or a tick box for each argument of `draw`, and below them the picture, redrawn on every change.
+
+    Args:
+        draw: from the arguments to (figure, data). Each has a default, where its control starts. What it cannot draw it
+            refuses with a ValueError, which is shown instead.
+        **ranges: for each argument what `ipywidgets.interact` takes: (low, high) or (low, high, step) for a slider,
+            a list of choices, or True or False.
+
+    Returns:
+        An ipywidgets box: one control for each argument, in order, then an HTML.
+    """
+    import ipywidgets
+
+    parts = ipywidgets.interactive(draw, **ranges).kwargs_widgets
+    names = {part: part.description for part in parts}
+    for part in parts:
+        part.description = names[part].replace("_", " ")
+        part.style.description_width = "130px"
+        part.layout.width = "min(100%, 440px)"
+        if part.has_trait("continuous_update"):
+            part.continuous_update = False  # a drawing takes longer than a moving hand waits
+    return ipywidgets.VBox([*parts, _picture(lambda: draw(**{names[part]: part.value for part in parts}), parts)])
+
+
+def _picture(draw: Callable[[], tuple[Figure, dict]], parts: Sequence[Any]):
+    """An HTML widget with what `draw` draws now, and again whenever the value of a part changes."""
+    import ipywidgets
+
     picture = ipywidgets.HTML()
 
     def redraw(_change=None) -> None:
-        picture.value = _drawn(draw, box.value)
+        picture.value = _drawn(draw)
 
-    box.observe(redraw, names="value")
+    for part in parts:
+        part.observe(redraw, names="value")
     redraw()
-    return ipywidgets.VBox([box, picture])
+    return picture
 
 
-def _drawn(draw: Callable[[str], tuple[Figure, dict]], text: str) -> str:
+def _drawn(draw: Callable[[], tuple[Figure, dict]]) -> str:
     try:
-        figure, _ = draw(text)
+        figure, _ = draw()
     except ValueError as error:
         return f"<p>{html.escape(str(error))}</p>"
     return image_tag(figure)

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from functools import cache
 
 import matplotlib.colors
 import pytest
@@ -38,9 +39,15 @@ def _same(found: str, wanted: str) -> bool:
         return found == wanted
 
 
+@cache
+def drawing(name: str) -> tuple:
+    """Each figure is drawn once for all the tests that only look at it."""
+    return figures.FIGURES[name]()
+
+
 @pytest.mark.parametrize("name", figures.FIGURES)
 def test_data_is_what_was_committed(name):
-    found = figures.to_csv(figures.FIGURES[name]()[1])
+    found = figures.to_csv(drawing(name)[1])
     wanted = (FIGURE_DATA / f"{name}.csv").read_text(encoding="utf-8")
     assert difference(found, wanted) is None, "if that is meant: python -m minimoe.course.build figure-data"
 
@@ -51,7 +58,7 @@ def test_committed_data_belongs_to_a_figure():
 
 @pytest.mark.parametrize("name", figures.FIGURES)
 def test_a_change_in_the_data_is_seen(name):
-    text = figures.to_csv(figures.FIGURES[name]()[1])
+    text = figures.to_csv(drawing(name)[1])
     number = re.findall(r"\d+\.\d{3,}", text)[0]
     assert difference(text, text) is None
     assert difference(text.replace(number, f"{float(number) * 1.01 + 0.001:.6g}", 1), text)
@@ -62,7 +69,7 @@ def test_a_change_in_the_data_is_seen(name):
 
 @pytest.mark.parametrize("name", figures.FIGURES)
 def test_figure_has_alt_text_and_a_title_and_fits_its_page(name):
-    drawn, data = figures.FIGURES[name]()
+    drawn, data = drawing(name)
     assert len(drawn.get_label().split()) > 10
     assert figures.FIGURES[name].__doc__
     assert len({len(column) for column in data.values()}) == 1

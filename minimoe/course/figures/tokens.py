@@ -1,47 +1,25 @@
-"""The figures of the course. Each is a function that returns (figure, data): what is drawn, and the numbers in it.
+"""Tokens and the experts they meet, drawn from the shipped model; and what real models store and use.
 
-`data` maps column names to lists of equal length; the CSV beside a picture holds it, and the tests compare it.
 Experts and layers count from 0, as in the code.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Iterable
-from functools import cache, wraps
-from pathlib import Path
+from functools import cache
 from typing import NamedTuple
 from unicodedata import east_asian_width
 
-import matplotlib as mpl
 import torch
 from matplotlib import font_manager
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from tokenizers import Tokenizer
 
-from minimoe.atomic import write_atomically
+from minimoe.course.figures.register import Drawing, figure, in_style
 from minimoe.course.published import REAL_MODELS
-from minimoe.course.style import (
-    INK,
-    MAIN,
-    PALE,
-    QUIET,
-    RC,
-    describe,
-    expert_colour,
-    new_figure,
-    render,
-    token_fonts,
-)
+from minimoe.course.style import INK, MAIN, PALE, QUIET, describe, expert_colour, new_figure, token_fonts
 from minimoe.data_files import data_path
 from minimoe.model import MoEForCausalLM
-from minimoe.progress import progress_bar
-
-Data = dict[str, list]
-Drawing = tuple[Figure, Data]
 
 # Four kinds of text, written for this figure. The shipped model has met code, technical English and sums, and of French
 # only the short messages of a program.
@@ -62,59 +40,6 @@ LAYER = 0  # of the shipped model: the first, where the colours are easiest to r
 MAX_TOKENS = 256
 _COLUMNS, _GAP, _PARAGRAPH = 46, 0.3, 0.4  # characters to a line of tokens and between two; lines left empty at a gap
 _LINE = 0.46  # inches
-
-FIGURES: dict[str, Callable[[], Drawing]] = {}
-
-
-def figure(draw: Callable[..., Drawing]) -> Callable[..., Drawing]:
-    """Draw in the course's style, and list the function among `FIGURES`."""
-    styled = _in_style(draw)
-    FIGURES[draw.__name__] = styled
-    return styled
-
-
-def _in_style(draw: Callable[..., Drawing]) -> Callable[..., Drawing]:
-    @wraps(draw)
-    def styled(*args, **kwargs) -> Drawing:
-        with mpl.rc_context(RC):
-            return draw(*args, **kwargs)
-
-    return styled
-
-
-def make(names: Iterable[str] | None = None, out: str | Path = "figures") -> list[Path]:
-    """Draw figures into `out` as PNG, SVG and CSV, and return the paths written.
-
-    Args:
-        names: keys of `FIGURES`; None or empty: all of them.
-        out: a folder, made if missing.
-
-    Raises:
-        ValueError: a name is unknown; nothing is written then.
-    """
-    names = list(names or FIGURES)
-    for name in names:
-        if name not in FIGURES:
-            raise ValueError(f"figure {name!r} is unknown: wanted one of {', '.join(FIGURES)}")
-    paths = []
-    for name in progress_bar(names, desc="figures", unit="figure"):
-        drawn, data = FIGURES[name]()
-        contents = {"png": render(drawn, "png"), "svg": render(drawn, "svg"), "csv": to_csv(data).encode()}
-        for kind, content in contents.items():
-            path = Path(out) / f"{name}.{kind}"
-            write_atomically(path, content)
-            paths.append(path)
-    return paths
-
-
-def to_csv(data: Data) -> str:
-    """`data` as CSV with a header; floats with 6 significant digits."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(data)
-    for row in zip(*data.values(), strict=True):
-        writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in row)
-    return text.getvalue()
 
 
 class Routed(NamedTuple):
@@ -153,7 +78,7 @@ def route_text(text: str, layer: int = LAYER) -> Routed:
     return Routed([tokenizer.decode([i]) for i in ids], chosen.scores, chosen.weights, chosen.indices)
 
 
-@_in_style
+@in_style
 def draw_tokens(text: str, layer: int = LAYER) -> Drawing:
     """Every token of `text` in the colour, and with the number, of its first-choice expert in the shipped model.
 

@@ -1,29 +1,14 @@
-"""The checks of the exercises, and of the set-up.
-
-A `check_*(answer)` tries the reader's function on several inputs. It accepts every right answer, whatever its type or
-order, and returns a line of praise; for a known mistake it raises `WrongAnswer` with a hint, not the solution.
-"""
+"""The checks of the exercises on one MoE layer (notebooks 00 and 01)."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from minimoe.data_files import data_path
+from minimoe.course.checks.answers import Mistakes, WrongAnswer, compare, numbers
 from minimoe.model import route_grouped, route_topk
-
-
-class WrongAnswer(AssertionError):
-    """An exercise's answer is not right; the message is a hint."""
-
-
-Mistakes = dict[str, Callable[..., Tensor]]  # a hint, and a function that makes the mistake it is about
 
 
 def check_first_choice_shares(answer: Callable[[Tensor, int], Tensor]) -> str:
@@ -51,13 +36,13 @@ def check_first_choice_shares(answer: Callable[[Tensor, int], Tensor]) -> str:
         indices = _logits(tokens, experts).topk(k).indices
         indices[indices == experts - 1] = 0  # nobody meets the last expert, and it still has a share
         wanted = torch.bincount(indices[:, 0], minlength=experts) / tokens
-        found = _numbers(answer, indices, experts)
+        found = numbers(answer, indices, experts)
         if found.dim() == 1 and len(found) < experts:
             raise WrongAnswer(
                 f"There are {experts} experts and you returned {len(found)} shares. An expert that no token meets has "
                 "share 0; `torch.bincount` has an argument for that."
             )
-        _compare(found, wanted, mistakes, (indices, experts))
+        compare(found, wanted, mistakes, (indices, experts))
     return "Right: the shares are those of the first choices, and they add up to 1."
 
 
@@ -88,8 +73,8 @@ def check_topk_weights(answer: Callable[[Tensor, int], Tensor]) -> str:
     for tokens, experts, k in ((5, 8, 2), (6, 9, 4)):
         logits = _logits(tokens, experts)
         wanted = route_topk(logits, k, norm_topk_prob=True).weights
-        found = _numbers(answer, logits, k)
-        _compare(found, wanted, mistakes, (logits, k))
+        found = numbers(answer, logits, k)
+        compare(found, wanted, mistakes, (logits, k))
     return "Right: the weights are positive, ordered, and add up to 1 for every token."
 
 
@@ -121,9 +106,9 @@ def check_grouped_choice(answer: Callable[[Tensor, int, int], Tensor]) -> str:
     for tokens, experts, k, n_group in ((6, 12, 4, 2), (5, 8, 4, 4), (9, 18, 6, 3)):
         logits = _logits(tokens, experts)
         wanted = route_grouped(logits, k, n_group).indices.sort().values
-        found = _numbers(answer, logits, k, n_group)
+        found = numbers(answer, logits, k, n_group)
         rows = found.sort().values if found.dim() == 2 else found
-        _compare(rows, wanted, {hint: _sorted(wrong) for hint, wrong in mistakes.items()}, (logits, k, n_group))
+        compare(rows, wanted, {hint: _sorted(wrong) for hint, wrong in mistakes.items()}, (logits, k, n_group))
     return "Right: every group gives the same number of experts, also where a group holds more than it gives."
 
 
@@ -151,86 +136,3 @@ def _fewest_groups(logits: Tensor, k: int, n_group: int) -> int:
 
 def _sorted(choose: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda *inputs: choose(*inputs).sort().values
-
-
-def _numbers(answer: Callable, *inputs: object) -> Tensor:
-    """What the reader's function returns, as a tensor of float64."""
-    found = answer(*(value.clone() if isinstance(value, Tensor) else value for value in inputs))
-    if found is None:
-        raise WrongAnswer("The function returned nothing. Does it end with `return ...`?")
-    try:
-        rows = isinstance(found, list | tuple) and found and all(isinstance(row, Tensor) for row in found)
-        return (torch.stack(tuple(found)) if rows else torch.as_tensor(found)).detach().double()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise WrongAnswer(f"The function returned {type(found).__name__}; wanted a tensor of numbers.") from error
-
-
-def _compare(found: Tensor, wanted: Tensor, mistakes: Mistakes, inputs: tuple) -> None:
-    """Accept what equals `wanted`; else name the mistake, if it is one that we know."""
-    if _equal(found, wanted):
-        return
-    for hint, wrong in mistakes.items():
-        if _equal(found, wrong(*inputs)):
-            raise WrongAnswer(hint)
-    if found.shape != wanted.shape:
-        raise WrongAnswer(f"Your answer has shape {tuple(found.shape)}; wanted {tuple(wanted.shape)}.")
-    right = torch.isclose(found, wanted.double(), rtol=0, atol=1e-5).reshape(len(wanted), -1).all(-1)
-    entry = int((~right).nonzero()[0])
-    raise WrongAnswer(
-        f"Not yet. Entry {entry} of your answer is {_short(found[entry])}; wanted {_short(wanted[entry])}."
-    )
-
-
-def _equal(found: Tensor, wanted: Tensor) -> bool:
-    return found.shape == wanted.shape and torch.allclose(found, wanted.double(), rtol=0, atol=1e-5)
-
-
-def _short(values: Tensor) -> list | float:
-    return [round(value, 2) for value in values.tolist()] if values.dim() else round(values.item(), 2)
-
-
-class SetUp(NamedTuple):
-    """One thing that a notebook needs: whether it is there, and what to do if not."""
-
-    what: str
-    found: bool
-    remedy: str
-
-
-PACKAGES = ("torch", "numpy", "matplotlib", "ipywidgets", "safetensors", "tokenizers", "scipy", "sklearn", "tqdm")
-SHIPPED = (
-    "tokenizer.json",
-    *(f"zoo/moe-real/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")),
-)
-
-
-def check_setup(root: Path | None = None) -> None:
-    """Print whether everything is there that the notebooks need, and what to do about what is not.
-
-    Args:
-        root: the folder of shipped files; None: the kit's own.
-    """
-    steps = list(_setup(root or data_path("")))
-    for step in steps:
-        print(f"{'ok' if step.found else 'MISSING':8} {step.what}")
-        if not step.found:
-            print(f"{'':8} -> {step.remedy}")
-    missing = sum(not step.found for step in steps)
-    todo = f"{missing} to put right; then restart the kernel and run this again."
-    print(todo if missing else "Everything is in place.")
-
-
-def _setup(root: Path) -> Iterator[SetUp]:
-    yield SetUp("Python 3.11 or newer", sys.version_info >= (3, 11), "install a newer Python, then run `make setup`")
-    absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    remedy = "run `make setup` in the folder of the kit, and start with `make lab`"
-    yield SetUp(f"the packages: {_or_all(absent, PACKAGES)}", not absent, remedy)
-    absent = [f"data/{name}" for name in SHIPPED if not (root / name).is_file()]
-    remedy = "restore them from the repository: `git checkout data`"
-    yield SetUp(f"the shipped model: {_or_all(absent, ['data/zoo/moe-real'])}", not absent, remedy)
-    one = torch.get_num_threads() == 1
-    yield SetUp("one thread", one, "run `torch.set_num_threads(1)`: more are slower here, and change the last digits")
-
-
-def _or_all(absent: list[str], every: Sequence[str]) -> str:
-    return ", ".join(absent or every)

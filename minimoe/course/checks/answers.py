@@ -1,0 +1,51 @@
+"""What every check does with an answer: accept what is right, name a known mistake, else show the first difference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class WrongAnswer(AssertionError):
+    """An exercise's answer is not right; the message is a hint."""
+
+
+Mistakes = dict[str, Callable[..., Tensor]]  # a hint, and a function that makes the mistake it is about
+
+
+def numbers(answer: Callable, *inputs: object) -> Tensor:
+    """What the reader's function returns, as a tensor of float64."""
+    found = answer(*(value.clone() if isinstance(value, Tensor) else value for value in inputs))
+    if found is None:
+        raise WrongAnswer("The function returned nothing. Does it end with `return ...`?")
+    try:
+        rows = isinstance(found, list | tuple) and found and all(isinstance(row, Tensor) for row in found)
+        return (torch.stack(tuple(found)) if rows else torch.as_tensor(found)).detach().double()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise WrongAnswer(f"The function returned {type(found).__name__}; wanted a tensor of numbers.") from error
+
+
+def compare(found: Tensor, wanted: Tensor, mistakes: Mistakes, inputs: tuple) -> None:
+    """Accept what equals `wanted`; else name the mistake, if it is one that we know."""
+    if _equal(found, wanted):
+        return
+    for hint, wrong in mistakes.items():
+        if _equal(found, wrong(*inputs)):
+            raise WrongAnswer(hint)
+    if found.shape != wanted.shape:
+        raise WrongAnswer(f"Your answer has shape {tuple(found.shape)}; wanted {tuple(wanted.shape)}.")
+    right = torch.isclose(found, wanted.double(), rtol=0, atol=1e-5).reshape(len(wanted), -1).all(-1)
+    entry = int((~right).nonzero()[0])
+    raise WrongAnswer(
+        f"Not yet. Entry {entry} of your answer is {_short(found[entry])}; wanted {_short(wanted[entry])}."
+    )
+
+
+def _equal(found: Tensor, wanted: Tensor) -> bool:
+    return found.shape == wanted.shape and torch.allclose(found, wanted.double(), rtol=0, atol=1e-5)
+
+
+def _short(values: Tensor) -> list | float:
+    return [round(value, 2) for value in values.tolist()] if values.dim() else round(values.item(), 2)
