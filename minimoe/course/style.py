@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 EXPERT_COLOURS = ("#77AADD", "#EE8866", "#EEDD88", "#44BB99", "#FFAABB", "#BBCC33", "#99DDFF", "#DDDDDD")
 # And two of his "bright" scheme, for two series in one plot.
 MAIN, PALE = "#4477AA", "#CCDDEE"
-# Curves differ in colour, dash and marker at once, so that they can be told apart in greyscale too. His "bright" scheme.
+# Curves differ in colour, dash and marker at once, to be told apart in greyscale too (his "bright" scheme again).
 SERIES = (
     {"color": "#4477AA", "linestyle": "-", "marker": "o"},
     {"color": "#EE6677", "linestyle": "--", "marker": "s"},
