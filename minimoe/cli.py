@@ -7,23 +7,14 @@ import shlex
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 app = typer.Typer(
     help="Learn how mixture-of-experts language models work.", no_args_is_help=True, pretty_exceptions_enable=False
 )
-
-
-class Balance(StrEnum):
-    """The two schools of keeping experts busy, or neither."""
-
-    loss = "loss"
-    bias = "bias"
-    none = "none"
 
 
 @app.command()
@@ -36,7 +27,10 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Of the weights and of the batches.")] = 0,
     experts: Annotated[int, typer.Option(min=0, help="0 trains a dense model of equal active parameters.")] = 8,
     experts_per_token: Annotated[int, typer.Option(min=1)] = 2,
-    balance: Annotated[Balance, typer.Option(help="A balance loss, a selection bias, or no balancing.")] = Balance.loss,
+    balance: Annotated[
+        Literal["loss", "sequence", "bias", "none"],
+        typer.Option(help="A loss over the batch or in each sequence, a selection bias, or none."),
+    ] = "loss",
     threads: Annotated[int, typer.Option(min=1, help="More than one gives up bit-identical repeats.")] = 1,
 ) -> None:
     """Train a small mixture of experts and show what it has learnt."""
@@ -45,12 +39,13 @@ def train(
     from minimoe.model import MoEForCausalLM
     from minimoe.training import evaluate
     from minimoe.training import train as run
+    from minimoe.training.presets import small_config
 
     torch.set_num_threads(threads)
     with _plain_errors():
         _check_writable(out)  # before the corpus is read, which takes a while
         text = _corpus(corpus)
-        config = _config(text.vocab_size, experts, experts_per_token, balance)
+        config = small_config(text.vocab_size, experts=experts, experts_per_token=experts_per_token, balance=balance)
         model = MoEForCausalLM(config, seed=seed)
         total, active = config.num_parameters(), config.num_parameters(active=True)
         typer.echo(f"{total:,} parameters, {active:,} active per token; corpus: {', '.join(text.domains)}")
@@ -120,27 +115,6 @@ def _corpus(name: str):
     if name == "planted":
         return Corpus.planted()
     return Corpus.from_folder(name)
-
-
-def _config(vocab_size: int, experts: int, experts_per_token: int, balance: Balance):
-    """About 1.5 M parameters by default; the layout of Mixtral wherever that can express the model."""
-    from minimoe.model import MoEConfig
-
-    width = 128
-    shape = {"vocab_size": vocab_size, "hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4}
-    if experts == 0:
-        return MoEConfig(**shape, num_experts=0, intermediate_size=width * experts_per_token, model_type="llama")
-    with_bias = balance is Balance.bias
-    return MoEConfig(
-        **shape,
-        intermediate_size=width,
-        num_experts=experts,
-        num_experts_per_tok=experts_per_token,
-        score_func="sigmoid" if with_bias else "softmax",
-        e_score_correction_bias=with_bias,
-        router_aux_loss_coef=0.01 if balance is Balance.loss else 0.0,
-        model_type="minimoe" if with_bias else "mixtral",
-    )
 
 
 def _tokenizer(path: Path):

@@ -9,10 +9,10 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from minimoe.cli import Balance, _config
 from minimoe.data_files import data_path
 from minimoe.model import MoEConfig, MoEForCausalLM
 from minimoe.training import Corpus, Settings
+from minimoe.training.presets import small_config
 from minimoe.training.tokenizer import load_tokenizer
 
 FOLDER = data_path("zoo/moe-real")
@@ -37,7 +37,7 @@ def test_every_folder_is_listed_with_its_command():
 
 def test_the_recipe_is_what_the_command_does_by_default(model, recipe):
     assert recipe["settings"] == vars(Settings())
-    assert MoEConfig(**recipe["config"]) == _config(1024, 8, 2, Balance.loss)
+    assert MoEConfig(**recipe["config"]) == small_config()
     assert f"{model.config.num_parameters():,}" in (FOLDER.parent / "README.md").read_text()
 
 

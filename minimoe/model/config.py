@@ -68,6 +68,7 @@ class MoEConfig:
     router_scale: bool = False  # a learned factor per expert (Pangu Pro MoE)
     capacity_factor: float | None = None  # None: no token is ever dropped
     router_aux_loss_coef: float = 0.0
+    seq_aux: bool = False  # take the balance loss in each sequence, not over the batch (DeepSeek-V3)
     router_z_loss_coef: float = 0.0
 
     # How it is run, and what it is called on disk.
@@ -164,6 +165,8 @@ class MoEConfig:
         if router in ("expert_choice", "hash"):
             idle = self.router_aux_loss_coef == 0
             self._require("router_aux_loss_coef", idle, f"0 for router={router!r}, which has nothing to balance")
+        balanced = self.router_aux_loss_coef > 0
+        self._require("seq_aux", balanced or not self.seq_aux, "False, as router_aux_loss_coef=0 asks for no such loss")
         factor = self.capacity_factor
         unlimited = factor is None or factor == math.inf
         self._require("capacity_factor", unlimited or _is_positive(factor), "None or a positive number")

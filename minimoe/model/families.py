@@ -333,7 +333,7 @@ _TOPK_FIELDS = {
 }
 _GROUPED_FIELDS = {"n_group", "router_scale"}
 _MIXTURE_FIELDS = _TOPK_FIELDS | _GROUPED_FIELDS | set(_QWEN_MIXTURE)
-_MIXTURE_FIELDS |= {"router", "capacity_factor", "shared_expert_intermediate_size", "shared_expert_gate"}
+_MIXTURE_FIELDS |= {"router", "capacity_factor", "seq_aux", "shared_expert_intermediate_size", "shared_expert_gate"}
 
 
 def find_family(model_type: object) -> Family:

@@ -347,7 +347,7 @@ class MoEForCausalLM(nn.Module):
         cross_entropy = None if labels is None else _next_token_loss(logits, labels)
         loss, aux_loss = cross_entropy, None
         if output_router_logits and chosen:
-            aux_loss = load_balancing_loss(chosen)
+            aux_loss = load_balancing_loss(chosen, sequences=len(input_ids) if self.config.seq_aux else 1)
             if loss is not None:
                 loss = loss + self.config.router_aux_loss_coef * aux_loss
                 loss = loss + self.config.router_z_loss_coef * router_z_loss(chosen)

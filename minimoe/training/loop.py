@@ -6,6 +6,7 @@ backward; clip; AdamW with warm-up and cosine decay; move the selection bias, if
 A run with a folder `out` keeps there
 
     log.jsonl                   one line per step
+    step-N/                     the model after step N, where a snapshot was asked for
     training_state.safetensors  weights, optimizer and random state of the last saved step, in one atomic file
     config.json, model.safetensors, tokenizer.json, training.json    the finished model and how it was made
 
@@ -18,6 +19,7 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,8 @@ def train(
     *,
     out: str | Path | None = None,
     save_every: int = 100,
+    evaluate_every: int | None = None,
+    snapshots: Collection[int] = (),
     **settings: Any,
 ) -> list[dict[str, Any]]:
     """Train `model` in place and return its log, one record per step.
@@ -81,19 +85,22 @@ def train(
         model: starts from its present weights.
         corpus: where batches come from.
         out: a folder to log to, save to, and resume from; None keeps everything in memory.
-        save_every: steps between saved states. It does not influence the result.
-        **settings: fields of `Settings`.
+        save_every: steps between saved states.
+        evaluate_every: steps between evaluations on held-out text, as `evaluate` does them by default; None: never.
+        snapshots: steps after which the model is also saved as `out`/step-N; 0 is before the first.
+        **settings: fields of `Settings`. Only they influence the weights; the three above do not.
 
     Returns:
-        Records with step, loss, cross_entropy (nats per token), aux_loss, learning_rate, grad_norm,
-        max_violation (per sparse layer) and seconds since the start.
+        Records with step, loss, cross_entropy (nats per token), aux_loss, learning_rate, grad_norm, load (for each
+        sparse layer, the tokens that chose each expert), max_violation (per sparse layer), seconds since the start, and
+        held_out (nats per token, by domain) where the step was evaluated.
 
     Raises:
-        ValueError: a setting is impossible, the vocabularies differ, or `out` holds another run, another model or a
-            damaged state.
+        ValueError: a setting is impossible, snapshots are wanted and `out` is None, the vocabularies differ, or
+            `out` holds another run, another model or a damaged state.
         FloatingPointError: the loss is no longer finite. The last saved state stays.
     """
-    run = _Run(model, corpus, Settings(**settings), out and Path(out), save_every)
+    run = _Run(model, corpus, Settings(**settings), out and Path(out), save_every, evaluate_every, snapshots)
     run.resume()
     bar = progress_bar(total=run.settings.steps, initial=run.step, unit="step", desc="training", leave=True)
     model.train()
@@ -154,15 +161,28 @@ class _Run:
     """The state of one training run and how it is stored."""
 
     def __init__(
-        self, model: MoEForCausalLM, corpus: Corpus, settings: Settings, out: Path | None, save_every: int
+        self,
+        model: MoEForCausalLM,
+        corpus: Corpus,
+        settings: Settings,
+        out: Path | None,
+        save_every: int,
+        evaluate_every: int | None,
+        snapshots: Collection[int],
     ) -> None:
         if corpus.vocab_size > model.config.vocab_size:
             raise ValueError(
                 f"vocab_size={model.config.vocab_size}: wanted at least {corpus.vocab_size}, that of the corpus"
             )
-        if save_every < 1:
-            raise ValueError(f"save_every={save_every}: wanted at least 1")
-        self.model, self.corpus, self.settings, self.out, self.save_every = model, corpus, settings, out, save_every
+        for name, every in (("save_every", save_every), ("evaluate_every", evaluate_every)):
+            if every is not None and every < 1:
+                raise ValueError(f"{name}={every}: wanted at least 1")
+        if snapshots and (out is None or not set(snapshots) <= set(range(settings.steps + 1))):
+            raise ValueError(
+                f"snapshots={list(snapshots)}, out={out}: wanted steps from 0 to {settings.steps}, and a folder"
+            )
+        self.model, self.corpus, self.settings, self.out = model, corpus, settings, out
+        self.save_every, self.evaluate_every, self.snapshots = save_every, evaluate_every, snapshots
         self.first_weights = _digest(model)
         self.optimizer = _optimizer(model, settings)
         self.step = 0
@@ -191,6 +211,7 @@ class _Run:
         self.optimizer.step()
         self.step += 1
         self._record(output, rate, grad_norm, loads)
+        self.take_snapshot()
         if self.out and (self.step % self.save_every == 0 or self.step == settings.steps):
             self.save()
         return self.log[-1]
@@ -203,13 +224,21 @@ class _Run:
             "aux_loss": None if output.aux_loss is None else output.aux_loss.item(),
             "learning_rate": rate,
             "grad_norm": grad_norm.item(),
+            "load": [load.tolist() for load in loads],
             "max_violation": [max_violation(load) for load in loads],
             "seconds": self.seconds_before + time.perf_counter() - self.started,
         }
+        if self.evaluate_every and self.step % self.evaluate_every == 0:
+            record["held_out"] = evaluate(self.model, self.corpus)
         self.log.append(record)
         if self.out:
             with open(self.out / LOG_FILE, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
+
+    def take_snapshot(self) -> None:
+        """Save the model as it is now, if it is wanted."""
+        if self.step in self.snapshots:
+            self.model.save_pretrained(self.out / f"step-{self.step}")
 
     def save(self) -> None:
         """Write weights, optimizer and random state as one file, replacing the last one only when complete."""
@@ -233,6 +262,8 @@ class _Run:
             torch.manual_seed(self.settings.seed)  # only a noisy router draws from it
         if self.out:
             self._rewind_log(self.out / LOG_FILE)
+        if self.step == 0:
+            self.take_snapshot()
 
     def _load(self, path: Path) -> None:
         try:

@@ -145,6 +145,7 @@ IMPOSSIBLE = [
     ),
     ({"router": "grouped", "n_group": 4}, "num_experts_per_tok=2: wanted a multiple of n_group=4"),
     ({"router": "switch"}, "num_experts_per_tok=2: wanted 1 for router='switch'"),
+    ({"seq_aux": True}, "seq_aux=True: wanted False, as router_aux_loss_coef=0"),
     ({"router": "hash", "router_aux_loss_coef": 0.01}, "router_aux_loss_coef=0.01: wanted 0 for router='hash'"),
     (
         {"router": "expert_choice", "capacity_factor": 1.0, "router_aux_loss_coef": 0.01},

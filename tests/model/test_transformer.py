@@ -457,6 +457,16 @@ def test_router_losses_are_added_with_their_coefficients():
     assert model(ids, output_router_logits=True).loss is None
 
 
+def test_a_loss_in_each_sequence_is_the_mean_of_the_losses_of_sequences_alone():
+    model = MoEForCausalLM(small(router_aux_loss_coef=0.5, seq_aux=True))
+    over_the_batch = MoEForCausalLM(small(router_aux_loss_coef=0.5))
+    ids = random_ids(3, 7)
+    alone = [over_the_batch(row[None], output_router_logits=True).aux_loss for row in ids]
+    together = model(ids, output_router_logits=True).aux_loss
+    torch.testing.assert_close(together, torch.stack(alone).mean())
+    assert not torch.isclose(together, over_the_batch(ids, output_router_logits=True).aux_loss)
+
+
 def test_the_router_output_is_the_choice_before_any_capacity():
     settings = {"num_experts_per_tok": 1, "router": "switch"}
     free, tight = (MoEForCausalLM(small(**settings, capacity_factor=factor)) for factor in (None, 0.1))

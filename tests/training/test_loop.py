@@ -115,6 +115,7 @@ def test_log_agrees_with_an_independent_forward():
     assert log[0]["aux_loss"] == pytest.approx(output.aux_loss.item(), rel=1e-5)
     assert log[0]["loss"] == pytest.approx(log[0]["cross_entropy"] + 0.01 * log[0]["aux_loss"], rel=1e-5)
     loads = [expert_load(chosen.indices, 4) for chosen in output.router_outputs]
+    assert log[0]["load"] == [load.tolist() for load in loads]
     assert log[0]["max_violation"] == pytest.approx([max_violation(load) for load in loads])
 
 
@@ -393,6 +394,51 @@ def test_evaluate_leaves_the_model_as_it_was():
     evaluate(model, Cycles(), batches=1)
     assert model.training
     assert_same_weights(model, before)
+
+
+def test_evaluations_are_in_the_log_and_change_nothing_else(tmp_path):
+    plain, evaluated = MoEForCausalLM(TINY), MoEForCausalLM(TINY)
+    without = train(plain, Cycles(), **FEW)
+    log = train(evaluated, Cycles(), **FEW, evaluate_every=4)
+    assert_same_weights(evaluated, weights(plain))
+    assert [record["step"] for record in log if "held_out" in record] == [4, 8]
+    assert log[7]["held_out"] == evaluate(evaluated, Cycles())
+    for record in log:
+        record.pop("held_out", None)
+    assert without_clock(log) == without_clock(without)
+
+
+def test_snapshots_are_the_model_after_their_steps(tmp_path, monkeypatch):
+    seen = []
+
+    def spy(model, corpus):
+        seen.append(weights(model))
+        return {}
+
+    monkeypatch.setattr("minimoe.training.loop.evaluate", spy)
+    model = MoEForCausalLM(TINY)
+    start = weights(model)
+    train(model, Cycles(), **FEW, out=tmp_path, evaluate_every=3, snapshots=(0, 3, 8))
+    assert sorted(folder.name for folder in tmp_path.glob("step-*")) == ["step-0", "step-3", "step-8"]
+    for step, wanted in ((0, start), (3, seen[0]), (8, weights(model))):
+        assert_same_weights(MoEForCausalLM.from_pretrained(tmp_path / f"step-{step}"), wanted)
+    assert not torch.equal(seen[0]["lm_head.weight"], start["lm_head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"save_every": 0}, "save_every=0: wanted at least 1"),
+        ({"evaluate_every": 0}, "evaluate_every=0: wanted at least 1"),
+        ({"snapshots": [4]}, r"snapshots=\[4\], out=None: wanted steps from 0 to 8, and a folder"),
+        ({"snapshots": [9], "out": "x"}, r"snapshots=\[9\], out=x: wanted steps from 0 to 8"),
+    ],
+)
+def test_impossible_options(options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        train(MoEForCausalLM(TINY), Cycles(), **FEW, **options)
+    assert not list(tmp_path.iterdir())
 
 
 def test_progress_shows_loss_and_speed(monkeypatch, capsys):

@@ -1,0 +1,27 @@
+"""The small models of the course: equal where they are compared as equals."""
+
+import pytest
+
+from minimoe.training.presets import BALANCES, small_config
+
+
+def test_dense_twins_match_what_a_token_meets_and_what_is_stored():
+    mixture, router = small_config(), 4 * 8 * 96
+    assert small_config(experts=0).num_parameters() == mixture.num_parameters(active=True) - router
+    assert small_config(experts=0, experts_per_token=8).num_parameters() == mixture.num_parameters() - router
+
+
+def test_balances_differ_in_nothing_else():
+    same = {(config.hidden_size, config.num_experts, config.num_parameters()) for config in map(balanced, BALANCES)}
+    assert len(same) == 1
+    ways = {(c.router_aux_loss_coef, c.seq_aux, c.e_score_correction_bias) for c in map(balanced, BALANCES)}
+    assert ways == {(0.01, False, False), (0.01, True, False), (0.0, False, True), (0.0, False, False)}
+
+
+def balanced(balance):
+    return small_config(balance=balance)
+
+
+def test_an_unknown_balance_is_refused():
+    with pytest.raises(ValueError, match="balance='luck': wanted one of loss, sequence, bias, none"):
+        small_config(balance="luck")
