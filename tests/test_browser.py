@@ -1,4 +1,4 @@
-"""The first notebook where people meet it: JupyterLab in a headless browser."""
+"""Widgets where people meet them: JupyterLab in a headless browser."""
 
 import os
 import re
@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from minimoe.course.build import NOTEBOOKS
 
 CHROMIUM = next(filter(None, map(shutil.which, ("/usr/bin/chromium", "chromium", "google-chrome"))), None)
-PATIENCE = 40  # seconds, for any one thing to happen on a busy machine
+PATIENCE = 60  # seconds, for any one thing to happen on a busy machine
 
 pytestmark = [
     pytest.mark.browser,
@@ -28,10 +29,11 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def lab(tmp_path) -> Iterator[str]:
-    """The address of a JupyterLab that serves a copy of the notebooks; the server ends with the test."""
-    shutil.copytree(NOTEBOOKS, tmp_path / "notebooks")
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory) -> Iterator[str]:
+    """The address of a notebook called {} in a JupyterLab that serves a copy of the course; it ends with the tests."""
+    folder = tmp_path_factory.mktemp("lab")
+    shutil.copytree(NOTEBOOKS, folder / "notebooks")
     token, port = secrets.token_hex(16), _free_port()
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--port-retries=0"]
     command += [
@@ -39,13 +41,13 @@ def lab(tmp_path) -> Iterator[str]:
         "--LabApp.expose_app_in_browser=True",
         "--LabApp.extension_manager=readonly",
     ]
-    command += [f"--ServerApp.root_dir={tmp_path / 'notebooks'}"]
-    private = {f"JUPYTER_{kind}_DIR": str(tmp_path / kind) for kind in ("CONFIG", "DATA", "RUNTIME")}
-    with open(tmp_path / "lab.log", "wb") as log:  # nobody's own Jupyter settings are read, or written
-        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path, env=os.environ | private)
+    command += [f"--ServerApp.root_dir={folder / 'notebooks'}"]
+    private = {f"JUPYTER_{kind}_DIR": str(folder / kind) for kind in ("CONFIG", "DATA", "RUNTIME")}
+    with open(folder / "lab.log", "wb") as log:  # nobody's own Jupyter settings are read, or written
+        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=os.environ | private)
     try:
-        _wait_for(f"http://127.0.0.1:{port}/api?token={token}", server, tmp_path / "lab.log")
-        yield f"http://127.0.0.1:{port}/lab/tree/00_start_here.ipynb?token={token}&reset"
+        _wait_for(f"http://127.0.0.1:{port}/api?token={token}", server, folder / "lab.log")
+        yield f"http://127.0.0.1:{port}/lab/tree/{{}}?token={token}&reset"
     finally:
         server.terminate()  # JupyterLab shuts its kernels down on this signal
         try:
@@ -53,6 +55,25 @@ def lab(tmp_path) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium."""
+    expect.set_options(timeout=PATIENCE * 1000)
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(browser) -> Iterator[Page]:
+    """An empty page."""
+    opened = browser.new_page(viewport={"width": 1200, "height": 900})
+    opened.set_default_timeout(PATIENCE * 1000)
+    yield opened
+    opened.close()
 
 
 def _free_port() -> int:
@@ -72,31 +93,42 @@ def _wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
     pytest.fail(f"JupyterLab did not start:\n{log.read_text()[-2000:]}")
 
 
-def test_a_typed_sentence_changes_the_picture(lab):
-    from playwright.sync_api import expect, sync_playwright
+def open_and_run(page: Page, address: str) -> None:
+    """Open a notebook, see what is committed, and run it from top to bottom."""
+    page.goto(address)
+    expect(page.locator(".jp-OutputArea img[alt]").first).to_be_visible()  # before anything ran
+    page.wait_for_function("window.jupyterapp?.commands.hasCommand('notebook:run-all-cells')")
+    page.wait_for_function("window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
+    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
 
-    expect.set_options(timeout=PATIENCE * 1000)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1200, "height": 900})
-        page.set_default_timeout(PATIENCE * 1000)
-        page.goto(lab)
-        committed = page.locator(".jp-OutputArea img[alt*='first-choice expert']")
-        expect(committed.first).to_be_visible()  # before anything ran: what is committed can be seen
 
-        page.wait_for_function("window.jupyterapp?.commands.hasCommand('notebook:run-all-cells')")
-        page.wait_for_function(
-            "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
-        )
-        page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+def no_cell_failed(page: Page) -> None:
+    expect(page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']")).to_have_count(0)
 
-        box = page.locator(".jp-OutputArea .widget-text input")
-        picture = page.locator(".jp-OutputArea .widget-html img")
-        expect(picture).to_be_visible()
-        before = picture.get_attribute("src")
-        box.fill("Un chat noir, 3 + 4 = 7")
-        box.press("Enter")
-        expect(picture).to_have_attribute("alt", re.compile("Un chat noir"))
-        assert picture.get_attribute("src") != before
-        expect(page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']")).to_have_count(0)
-        browser.close()
+
+def test_a_typed_sentence_changes_the_picture(lab, page):
+    open_and_run(page, lab.format("00_start_here.ipynb"))
+    box = page.locator(".jp-OutputArea .widget-text input")
+    picture = page.locator(".jp-OutputArea .widget-html img")
+    expect(picture).to_be_visible()
+    before = picture.get_attribute("src")
+    box.fill("Un chat noir, 3 + 4 = 7")
+    box.press("Enter")
+    expect(picture).to_have_attribute("alt", re.compile("Un chat noir"))
+    assert picture.get_attribute("src") != before
+    no_cell_failed(page)
+
+
+# The playground, and the simulator of devices.
+@pytest.mark.parametrize("notebook", ["02_routers.ipynb", "03_load_balance.ipynb"])
+def test_a_moved_slider_changes_the_picture(lab, page, notebook):
+    open_and_run(page, lab.format(notebook))
+    panel = page.locator(".jp-OutputArea .widget-vbox").filter(has=page.locator(".widget-html img")).first
+    handle, picture = panel.locator(".noUi-handle").first, panel.locator(".widget-html img")
+    expect(picture).to_be_visible()
+    image, words = picture.get_attribute("src"), picture.get_attribute("alt")
+    handle.focus()
+    handle.press("ArrowRight")
+    expect(picture).not_to_have_attribute("alt", words)
+    assert picture.get_attribute("src") != image
+    no_cell_failed(page)

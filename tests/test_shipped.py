@@ -15,67 +15,94 @@ from minimoe.training import Corpus, Settings
 from minimoe.training.presets import small_config
 from minimoe.training.tokenizer import load_tokenizer
 
-FOLDER = data_path("zoo/moe-real")
+ZOO = data_path("zoo")
+FOLDERS = ("moe-planted", "moe-real")
+SAMPLED = {
+    "moe-real": ("code", "prose", "arithmetic"),
+    "moe-planted": ("english/kitchen", "french/harbour", "german/weather", "spanish/market", "code", "arithmetic"),
+}
 
 
-@pytest.fixture(scope="module")
-def model():
-    return MoEForCausalLM.from_pretrained(FOLDER)
+@pytest.fixture(params=FOLDERS)
+def folder(request):
+    return ZOO / request.param
 
 
-@pytest.fixture(scope="module")
-def recipe():
-    return json.loads((FOLDER / "training.json").read_text())
+@pytest.fixture
+def recipe(folder):
+    return json.loads((folder / "training.json").read_text())
 
 
-def test_every_folder_is_listed_with_its_command():
-    page = (FOLDER.parent / "README.md").read_text()
-    rows = {re.search(r"`([^`]+)`", line)[1]: line for line in page.splitlines() if line.startswith("| `")}
-    assert rows.keys() == {folder.name for folder in FOLDER.parent.iterdir() if folder.is_dir()}
-    assert all("minimoe train" in row for row in rows.values())
+def listed():
+    """The rows of the zoo's page, by folder."""
+    page = (ZOO / "README.md").read_text()
+    return {re.search(r"`([^`]+)`", line)[1]: line for line in page.splitlines() if line.startswith("| `")}
 
 
-def test_the_recipe_is_what_the_command_does_by_default(model, recipe):
-    assert recipe["settings"] == vars(Settings())
-    assert MoEConfig(**recipe["config"]) == small_config()
-    assert f"{model.config.num_parameters():,}" in (FOLDER.parent / "README.md").read_text()
+def options(folder):
+    """What the folder's command asks of `minimoe train`, as {"corpus": "real", ...}."""
+    command = re.search(r"`minimoe train ([^`]+)`", listed()[folder.name])[1]
+    return dict(re.findall(r"--(\w+) (\S+)", command))
 
 
-def test_the_corpus_is_that_of_the_manifest(recipe):
+def opened(folder):
+    return MoEForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def test_every_folder_is_listed():
+    assert listed().keys() == {folder.name for folder in ZOO.iterdir() if folder.is_dir()} == set(FOLDERS)
+
+
+def test_the_recipe_is_what_the_command_does(folder, recipe):
+    steps = {"steps": int(options(folder)["steps"])} if "steps" in options(folder) else {}
+    assert recipe["settings"] == vars(Settings(**steps))
+    assert MoEConfig(**recipe["config"]) == small_config() == opened(folder).config
+    assert f"{small_config().num_parameters():,}" in listed()["moe-real"]
+
+
+def test_the_corpus_of_the_real_model_is_that_of_the_manifest():
     """The recipe's hash is over the domains' hashes in order, which the manifest records."""
     from hashlib import sha256
 
     domains = json.loads(data_path("corpora/manifest.json").read_text())["domains"]
     digests = [[domain, entry["sha256"]] for domain, entry in domains.items()]
+    recipe = json.loads((ZOO / "moe-real" / "training.json").read_text())
     assert recipe["corpus_sha256"] == sha256(json.dumps(digests).encode()).hexdigest()
 
 
-def test_its_tokenizer_is_the_kits():
-    assert json.loads((FOLDER / "tokenizer.json").read_text()) == json.loads(load_tokenizer().to_str())
+def test_the_corpus_of_the_planted_model_is_the_one_that_grows_here():
+    recipe = json.loads((ZOO / "moe-planted" / "training.json").read_text())
+    assert recipe["corpus_sha256"] == Corpus.planted().sha256
 
 
-def test_transformers_opens_it_and_agrees(model):
-    ids = AutoTokenizer.from_pretrained(FOLDER)("12 + 7 = 19, le matin")["input_ids"]
-    assert ids == Tokenizer.from_file(str(FOLDER / "tokenizer.json")).encode("12 + 7 = 19, le matin").ids
+def test_its_tokenizer_is_the_kits(folder):
+    assert json.loads((folder / "tokenizer.json").read_text()) == json.loads(load_tokenizer().to_str())
+
+
+def test_transformers_opens_it_and_agrees(folder):
+    ids = AutoTokenizer.from_pretrained(folder)("12 + 7 = 19, le matin")["input_ids"]
+    assert ids == Tokenizer.from_file(str(folder / "tokenizer.json")).encode("12 + 7 = 19, le matin").ids
     ids = torch.tensor([ids])
-    wanted = AutoModelForCausalLM.from_pretrained(FOLDER)(ids).logits
-    assert (model(ids).logits - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    wanted = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(ids).logits
+    assert (opened(folder)(ids).logits - wanted).abs().max() < 1e-5 * wanted.abs().max()
 
 
-def test_samples_show_code_prose_and_arithmetic_apart(model):
+def test_samples_show_what_they_continue(folder):
     """A naive Bayes classifier on pairs of tokens, which never saw the model, tells from a sample what it continued."""
-    corpus = Corpus.real(domains=["code", "prose", "arithmetic"])
+    domains = SAMPLED[folder.name]
+    corpus = Corpus.planted() if folder.name == "moe-planted" else Corpus.real(domains=domains)
+    model = opened(folder)
 
     def pairs(ids):
         return np.asarray(ids[:-1], dtype=np.int64) * 1024 + np.asarray(ids[1:], dtype=np.int64)
 
-    counts = [np.bincount(pairs(corpus.tokens(domain, "train")), minlength=1024**2) for domain in corpus.domains]
+    counts = [np.bincount(pairs(corpus.tokens(domain, "train")), minlength=1024**2) for domain in domains]
     log_likelihood = [np.log((count + 0.01) / (count + 0.01).sum()) for count in counts]
-    for number, domain in enumerate(corpus.domains):
+    for number, domain in enumerate(domains):
         prompts = _prompts(corpus, domain)
         samples = model.generate(prompts, 60, temperature=0.7)[:, prompts.shape[1] :].numpy()
         told = [int(np.argmax([table[pairs(sample)].sum() for table in log_likelihood])) for sample in samples]
-        assert np.mean(np.array(told) == number) > 0.6, (domain, told)  # chance is 1/3
+        assert np.mean(np.array(told) == number) > 0.6, (domain, told)  # chance is 1/3, or 1/6
 
 
 def _prompts(corpus, domain):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from minimoe.course.published import REAL_MODELS
+from minimoe.course.published import MIXTRAL_REPETITION, REAL_MODELS
 from minimoe.model.families import write_config
 
 FAMILIES = {
@@ -50,3 +50,14 @@ def test_transformers_counts_the_same(name):
     with torch.device("meta"):  # shapes without memory
         theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**raw))
     assert theirs.num_parameters() == config.num_parameters()
+
+
+def test_mixtral_repetition_is_as_the_paper_describes_it():
+    """Section 5 of arXiv 2401.04088: near chance in the first layer, significantly above it in the others."""
+    mixtral = REAL_MODELS["Mixtral-8x7B"].config
+    chance = 100 / mixtral.num_experts
+    assert len(MIXTRAL_REPETITION) == 8
+    for by_layer in MIXTRAL_REPETITION.values():
+        assert list(by_layer) == [0, 15, mixtral.num_hidden_layers - 1]
+        assert chance < by_layer[0] < 1.2 * chance
+        assert min(by_layer[15], by_layer[31]) > 1.5 * chance

@@ -5,7 +5,48 @@ order, and returns a line of praise; for a known mistake it raises `WrongAnswer`
 """
 
 from minimoe.course.checks.answers import WrongAnswer
+from minimoe.course.checks.balance import check_balance_per_layer, check_bias_update
 from minimoe.course.checks.layer import check_first_choice_shares, check_grouped_choice, check_topk_weights
+from minimoe.course.checks.learning import check_equal_compute_steps, check_training_flop
+from minimoe.course.checks.museum import (
+    check_balance_loss,
+    check_capacity,
+    check_coactivation,
+    check_expert_choice,
+    check_fresh_layer,
+    check_moge_choice,
+    check_noisy_choice,
+    check_router_weights,
+    check_training_loss,
+)
+from minimoe.course.checks.routers import check_biased_weights, check_looks_ahead
 from minimoe.course.checks.setup import check_setup
+from minimoe.course.checks.specialization import check_information_by_chance, check_mutual_information
+from minimoe.course.checks.watching import check_chance_by_load, check_repetition
 
-__all__ = ["WrongAnswer", "check_first_choice_shares", "check_grouped_choice", "check_setup", "check_topk_weights"]
+__all__ = [
+    "WrongAnswer",
+    "check_balance_loss",
+    "check_balance_per_layer",
+    "check_bias_update",
+    "check_biased_weights",
+    "check_capacity",
+    "check_chance_by_load",
+    "check_coactivation",
+    "check_equal_compute_steps",
+    "check_expert_choice",
+    "check_first_choice_shares",
+    "check_fresh_layer",
+    "check_grouped_choice",
+    "check_information_by_chance",
+    "check_looks_ahead",
+    "check_moge_choice",
+    "check_mutual_information",
+    "check_noisy_choice",
+    "check_repetition",
+    "check_router_weights",
+    "check_setup",
+    "check_topk_weights",
+    "check_training_flop",
+    "check_training_loss",
+]

@@ -1,6 +1,30 @@
 """The figures of the course, one module a subject. Importing this package fills the register `FIGURES`."""
 
+from minimoe.course.figures.balance import (
+    device_simulator,
+    hidden_by_averaging,
+    load_curves,
+    price_of_balance,
+)
 from minimoe.course.figures.register import FIGURES, make, to_csv
+from minimoe.course.figures.routers import (
+    PLAYGROUND_ROUTERS,
+    catch_logits,
+    draw_changes,
+    draw_routes,
+    leak_from_the_future,
+    playground,
+    seven_routers,
+)
+from minimoe.course.figures.specialization import (
+    ablation_map,
+    batch_or_sequence,
+    expert_use,
+    followed_labels,
+    load_and_worth,
+    rank_correlations,
+    routing_over_training,
+)
 from minimoe.course.figures.tokens import (
     LAYER,
     MAX_TOKENS,
@@ -10,20 +34,56 @@ from minimoe.course.figures.tokens import (
     route_text,
     shipped_model,
     token_journey,
+    token_layers,
     token_map,
+)
+from minimoe.course.figures.watching import (
+    FULL_STOPS,
+    document_agreement,
+    favourite_tokens,
+    language_agreement,
+    planted_trace,
+    repetition_by_kind,
+    token_path,
 )
 
 __all__ = [
     "FIGURES",
+    "FULL_STOPS",
     "LAYER",
     "MAX_TOKENS",
+    "PLAYGROUND_ROUTERS",
     "SHOWCASE",
+    "ablation_map",
+    "batch_or_sequence",
+    "catch_logits",
+    "device_simulator",
+    "document_agreement",
+    "draw_changes",
+    "draw_routes",
     "draw_tokens",
+    "expert_use",
+    "favourite_tokens",
+    "followed_labels",
+    "hidden_by_averaging",
+    "language_agreement",
+    "leak_from_the_future",
+    "load_and_worth",
+    "load_curves",
     "make",
     "parameters_total_active",
+    "planted_trace",
+    "playground",
+    "price_of_balance",
+    "rank_correlations",
+    "repetition_by_kind",
     "route_text",
+    "routing_over_training",
+    "seven_routers",
     "shipped_model",
     "to_csv",
     "token_journey",
+    "token_layers",
     "token_map",
+    "token_path",
 ]

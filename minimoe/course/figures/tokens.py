@@ -66,16 +66,26 @@ def route_text(text: str, layer: int = LAYER) -> Routed:
     Raises:
         ValueError: the text is empty or longer than `MAX_TOKENS` tokens, or there is no such layer.
     """
+    routed = route_layers(text)
+    if layer not in range(len(routed)):
+        raise ValueError(f"layer={layer}: wanted 0 to {len(routed) - 1}")
+    return routed[layer]
+
+
+def route_layers(text: str) -> list[Routed]:
+    """Run the shipped model on `text` and return what the router of each layer decided.
+
+    Raises:
+        ValueError: the text is empty or longer than `MAX_TOKENS` tokens.
+    """
     model, tokenizer = shipped_model()
     ids = tokenizer.encode(text).ids
     if not 1 <= len(ids) <= MAX_TOKENS:
         raise ValueError(f"the text has {len(ids)} tokens: wanted 1 to {MAX_TOKENS}")
     with torch.no_grad():
         routers = model(torch.tensor([ids]), output_router_logits=True).router_outputs
-    if layer not in range(len(routers)):
-        raise ValueError(f"layer={layer}: wanted 0 to {len(routers) - 1}")
-    chosen = routers[layer]
-    return Routed([tokenizer.decode([i]) for i in ids], chosen.scores, chosen.weights, chosen.indices)
+    tokens = [tokenizer.decode([i]) for i in ids]
+    return [Routed(tokens, router.scores, router.weights, router.indices) for router in routers]
 
 
 @in_style
@@ -95,21 +105,19 @@ def draw_tokens(text: str, layer: int = LAYER) -> Drawing:
         "probability": first.tolist(),
         "margin": (first - second).tolist(),
     }
-    labels = [_visible(token) for token in routed.tokens]
+    labels = [visible(token) for token in routed.tokens]
     places, lines = _wrap(routed.tokens, labels)
     drawn = new_figure(_LINE * lines + 0.95)
     grid, legend = drawn.subplots(2, height_ratios=[_LINE * lines, 0.45])
     grid.set(xlim=(0, _COLUMNS), ylim=(lines, 0), title=f"Which expert each token meets first (layer {layer})")
-    grid.set_axis_off()
-    for label, expert, (column, line) in zip(labels, experts, places, strict=True):
-        _tile(grid, column, line, _columns(label), label, str(expert), expert_colour(expert))
+    _tiles(grid, labels, experts, places)
     shares = [experts.count(e) / len(experts) for e in range(routed.scores.shape[1])]
     _expert_legend(legend, shares)
     describe(drawn, _tokens_alt(text, layer, shares))
     return drawn, data
 
 
-def _visible(token: str) -> str:
+def visible(token: str) -> str:
     """`token` with marks for white space, and for what no font here can show."""
     marks = {" ": "·", "\n": "↵", "\t": "→", "\N{REPLACEMENT CHARACTER}": "▯"}
     return "".join(marks.get(letter) or (letter if _has_glyph(letter) else "▯") for letter in token) or "▯"
@@ -148,7 +156,14 @@ def _wrap(tokens: list[str], labels: list[str]) -> tuple[list[tuple[float, float
     return places, places[-1][1] + 1
 
 
-def _tile(axes: Axes, column: float, line: float, width: float, label: str, number: str, colour: str) -> None:
+def _tiles(axes: Axes, labels: list[str], experts: list[int], places: list[tuple[float, float]]) -> None:
+    axes.set_axis_off()
+    for label, expert, (column, line) in zip(labels, experts, places, strict=True):
+        tile(axes, column, line, _columns(label), label, str(expert), expert_colour(expert))
+
+
+def tile(axes: Axes, column: float, line: float, width: float, label: str, number: str, colour: str) -> None:
+    """A token in a coloured box of `width` x 1, and a number below it."""
     axes.add_patch(_rounded(column, line + 0.04, width, 0.88, colour, aspect=0.32))
     middle = column + width / 2
     axes.text(middle, line + 0.36, label, family=token_fonts(), size=14, ha="center", va="center", parse_math=False)
@@ -189,6 +204,37 @@ def token_map() -> Drawing:
 
 
 @figure
+def token_layers(text: str = "The cat and the dog saw the boat.\nfor x in the_list: print(x)") -> Drawing:
+    """A short text once for each layer, every token in the colour of its first-choice expert there.
+
+    Data: layer, token, expert, probability (of that expert), margin (to the second choice).
+
+    Raises:
+        ValueError: as `route_text`.
+    """
+    routed = route_layers(text)
+    labels = [visible(token) for token in routed[0].tokens]
+    places, lines = _wrap(routed[0].tokens, labels)
+    drawn = new_figure((_LINE * lines + 0.3) * len(routed))
+    data = {"layer": [], "token": [], "expert": [], "probability": [], "margin": []}
+    for layer, (axes, chosen) in enumerate(zip(drawn.subplots(len(routed)), routed, strict=True)):
+        axes.set(xlim=(0, _COLUMNS), ylim=(lines, 0), title=f"layer {layer}")
+        experts, (first, second) = chosen.indices[:, 0].tolist(), chosen.scores.topk(2).values.T
+        _tiles(axes, labels, experts, places)
+        columns = ([layer] * len(experts), chosen.tokens, experts, first.tolist(), (first - second).tolist())
+        for name, column in zip(data, columns, strict=True):
+            data[name] += column
+    numbers = (" ".join(str(expert) for expert in chosen.indices[:, 0].tolist()) for chosen in routed)
+    rows = "; ".join(f"layer {layer}: {row}" for layer, row in enumerate(numbers))
+    describe(
+        drawn,
+        f"The text “{' '.join(text.split())}” once for each layer, each token a tile with the colour and the number of "
+        f"its first-choice expert. The numbers in order, {rows}.",
+    )
+    return drawn, data
+
+
+@figure
 def token_journey(text: str = "The river was", token: int = -1, layer: int = 1) -> Drawing:
     """One token in one layer: a probability for each expert, and the weights of the chosen ones.
 
@@ -206,7 +252,7 @@ def token_journey(text: str = "The river was", token: int = -1, layer: int = 1) 
     left, right = drawn.subplots(1, 2, width_ratios=[1.7, 1])
     _probability_bars(left, probabilities, chosen)
     _weight_bars(right, weights)
-    name = _visible(routed.tokens[token])
+    name = visible(routed.tokens[token])
     drawn.suptitle(f"The token {name!r} in layer {layer}", x=0.01, ha="left", size=12, weight="bold", parse_math=False)
     parts = " and ".join(f"expert {e} with weight {w:.2f}" for e, w in weights.items())
     describe(

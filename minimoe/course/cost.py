@@ -1,0 +1,17 @@
+"""What it costs to train a model: a formula, and no measurement."""
+
+from __future__ import annotations
+
+from minimoe.model import MoEConfig
+
+
+def training_flop(config: MoEConfig, tokens: int) -> int:
+    """Floating-point operations to train on `tokens` tokens: 6 for each token and each weight that it meets.
+
+    A weight costs a token one multiplication and one addition forwards, and twice that backwards (Kaplan et al. 2020,
+    arXiv 2001.08361, section 2.1). An embedding that is no output head at the same time is looked up and costs
+    nothing; the head counts here, unlike there, because it is a large part of a small model. What attention spends on
+    comparing tokens depends on the length of the text and is left out, as there.
+    """
+    looked_up = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
+    return 6 * (config.num_parameters(active=True) - looked_up) * tokens

@@ -1,0 +1,194 @@
+"""What the routers of the planted runs follow, and what each expert is worth: the tables behind notebook 06.
+
+    python -m minimoe.course.measurements [NAME ...] [--seeds 0 1 2]
+
+reads the models that `python -m minimoe.training.experiments NAME` left in runs/, measures them on held-out text, and
+writes
+
+    data/runs/NAME/specialization.csv   seed, step, metric, layer; value, null, low, high, as in `Measured`
+    data/runs/NAME/ablation.csv         seed, layer, expert, group; share, the part of the group's tokens that the
+                                        expert gets, and nats, what they lose per token without it, from low to high
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minimoe.atomic import write_atomically
+from minimoe.data_files import data_path
+from minimoe.inspection import RoutingTrace, record_routing
+from minimoe.inspection import specialization as sp
+from minimoe.model import MoEForCausalLM
+from minimoe.progress import progress_bar
+from minimoe.training.corpus import Corpus
+from minimoe.training.experiments import EXPERIMENTS, RUNS
+
+NAMES = ("planted-batch", "planted-sequence")
+LENGTH, STRETCHES = 128, 16  # tokens in a stretch of text, as in training; and stretches of each domain, or group
+# A label, or a label given another.
+INFORMATION = (
+    "token",
+    "position",
+    "domain",
+    "language",
+    "topic",
+    "domain given token",
+    "language given token",
+    "topic given token",
+)
+Row = dict[str, Any]
+
+
+def stretches(corpus: Corpus, domain: str, count: int) -> Tensor:
+    """The beginning of a domain's held-out text, in pieces that do not overlap, [count, LENGTH].
+
+    Raises:
+        ValueError: the domain is unknown, or has less text.
+    """
+    ids = corpus.tokens(domain, "held_out")[: count * LENGTH]
+    if len(ids) < count * LENGTH:
+        raise ValueError(f"{domain}: found {len(ids)} held-out tokens, wanted {count} times {LENGTH}")
+    return torch.from_numpy(ids.astype(np.int64)).view(count, LENGTH)
+
+
+@torch.no_grad()
+def record(model: MoEForCausalLM, corpus: Corpus) -> RoutingTrace:
+    """How `model` routes `STRETCHES` stretches of each domain, every stretch a document of its own."""
+    with record_routing(model) as trace:
+        for domain in corpus.domains:
+            trace.label(domain)
+            model(stretches(corpus, domain, STRETCHES))
+    return trace
+
+
+def information(trace: RoutingTrace, metric: str) -> sp.Measured:
+    """`mutual_information` for one of `INFORMATION`, such as "language" or "language given token"."""
+    of, _, given = metric.partition(" given ")
+    return sp.mutual_information(trace, of, given or None)
+
+
+def groups(corpus: Corpus) -> dict[str, list[str]]:
+    """The domains of each language, and what stands alone: code and arithmetic."""
+    found: dict[str, list[str]] = {}
+    for domain in corpus.domains:
+        found.setdefault(domain.split("/")[0], []).append(domain)
+    return found
+
+
+def ablation_text(corpus: Corpus) -> list[tuple[Tensor, Tensor]]:
+    """For each group `STRETCHES` stretches, as many from each of its domains, with the number of the group."""
+    return [
+        (stretches(corpus, domain, STRETCHES // len(domains)), torch.full((STRETCHES // len(domains),), number))
+        for number, domains in enumerate(groups(corpus).values())
+        for domain in domains
+    ]
+
+
+def measure(
+    name: str, seeds: Sequence[int] = (0, 1, 2), *, runs: Path = RUNS, out: Path | None = None, corpus: Corpus
+) -> None:
+    """Measure the models of experiment `name`, each seed and snapshot, and write both tables.
+
+    Args:
+        name: one of `NAMES`.
+        seeds: which were trained.
+        runs: where their folders are.
+        out: a folder for the tables; None: data/runs/NAME.
+        corpus: the planted one.
+
+    Raises:
+        FileNotFoundError: a model was not trained yet; no table is written.
+        ValueError: `name` is unknown.
+    """
+    if name not in NAMES:
+        raise ValueError(f"experiment {name!r}: wanted one of {', '.join(NAMES)}")
+    found: list[Row] = []
+    removed: list[Row] = []
+    for seed in progress_bar(seeds, desc=name, unit="seed"):
+        final = _load(name, seed, runs)
+        trace = record(final, corpus)
+        for step in EXPERIMENTS[name].snapshots:
+            earlier = record(_load(name, seed, runs, step), corpus)
+            found += _specialization(earlier, seed=seed, step=step)
+            found += _rows(sp.router_saturation(earlier, trace), seed=seed, step=step, metric="saturation")
+        found += _specialization(trace, seed=seed, step=EXPERIMENTS[name].steps)
+        removed += _ablation(final, corpus, seed)
+    for table, rows in (("specialization", found), ("ablation", removed)):
+        write_atomically((out or data_path("runs") / name) / f"{table}.csv", _to_csv(rows).encode())
+
+
+def _load(name: str, seed: int, runs: Path, step: int | None = None) -> MoEForCausalLM:
+    folder = runs / f"{name}-{seed}" / ("" if step is None else f"step-{step}")
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(
+            f"{folder}: found no model there; `python -m minimoe.training.experiments {name} --seeds {seed}` trains it"
+        )
+    return MoEForCausalLM.from_pretrained(folder)
+
+
+def _specialization(trace: RoutingTrace, **where: int) -> Iterator[Row]:
+    for metric in INFORMATION:
+        yield from _rows(information(trace, metric), **where, metric=metric)
+    yield from _rows(sp.max_violation(trace), **where, metric="max_violation")
+
+
+def _rows(measured: sp.Measured, **where: int | str) -> Iterator[Row]:
+    for layer, numbers in enumerate(zip(*(field.tolist() for field in measured), strict=True)):
+        yield {**where, "layer": layer, **dict(zip(measured._fields, numbers, strict=True))}
+
+
+def _ablation(model: MoEForCausalLM, corpus: Corpus, seed: int) -> Iterator[Row]:
+    names, text = list(groups(corpus)), ablation_text(corpus)
+    lost = sp.ablate(model, text, names)
+    with torch.no_grad(), record_routing(model) as trace:
+        for ids, group in text:
+            trace.label([names[number] for number in group])
+            model(ids)
+    share = sp.domain_specialization(trace, draws=1).value  # [L, groups, E]
+    for layer, expert, group in np.ndindex(lost.value.shape):
+        here = (layer, expert, group)
+        yield {
+            "seed": seed,
+            "layer": layer,
+            "expert": expert,
+            "group": names[group],
+            "share": float(share[layer, group, expert]),
+            "nats": float(lost.value[here]),
+            "low": float(lost.low[here]),
+            "high": float(lost.high[here]),
+        }
+
+
+def _to_csv(rows: list[Row]) -> str:
+    """With six significant digits: the smallest shares of information are below a thousandth."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()})
+    return text.getvalue()
+
+
+def main() -> None:
+    """Measure what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    corpus = Corpus.planted()
+    for name in arguments.names:
+        measure(name, arguments.seeds, corpus=corpus)
+
+
+if __name__ == "__main__":
+    main()
