@@ -18,7 +18,8 @@ ALLOWED = {
     "minimoe.model": {"minimoe.model"},
     "minimoe.training": {"minimoe.model", "minimoe.training"},
     "minimoe.inspection": {"minimoe.model", "minimoe.inspection"},
-    "minimoe.course": {"minimoe.model", "minimoe.training", "minimoe.inspection", "minimoe.course"},
+    "minimoe.lineage": {"minimoe.model", "minimoe.training", "minimoe.lineage"},
+    "minimoe.course": {"minimoe.model", "minimoe.training", "minimoe.inspection", "minimoe.lineage", "minimoe.course"},
 }
 SMALL_HELPERS = {"minimoe.atomic", "minimoe.progress", "minimoe.data_files"}
 

@@ -1,0 +1,152 @@
+"""Frames: rewrites that give a model the fingerprint of another one, its own function unchanged.
+
+    frame_std_profile     how the spread of the attention weights goes with depth
+    frame_norms           the weights of the norms
+
+They share no weight with the model they imitate: what they produce is evidence against a fingerprint, not for descent.
+
+Shapes: H hidden size, D head size, L layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+
+import torch
+from torch import Tensor
+
+from minimoe.lineage.gauge import map_values, replace_norms, scale_pairs
+from minimoe.model.transformer import Attention, MoEForCausalLM
+
+
+def frame_norms(model: MoEForCausalLM, target: MoEForCausalLM) -> MoEForCausalLM:
+    """Give `model` the norm weights of `target`, exactly, and what reads the norms the ratio: W <- W diag(old / new).
+
+    A final norm that changes unties the embeddings. The norms of queries and keys (`qk_norm`) stay.
+
+    Args:
+        model: any.
+        target: of the same hidden size and depth.
+
+    Returns:
+        A new model in evaluation mode, in the dtype of `model`.
+
+    Raises:
+        ValueError: the shapes differ, or the target has a 0 where the model has none.
+    """
+    for field in ("num_hidden_layers", "hidden_size"):
+        found, wanted = getattr(target.config, field), getattr(model.config, field)
+        if found != wanted:
+            raise ValueError(f"{field}={found} in the target: wanted {wanted}, as in the model")
+    names = [f"model.layers.{layer}.{norm}" for layer in range(model.config.num_hidden_layers) for norm in _NORMS]
+    return replace_norms(model, {name: target.get_submodule(name).weight for name in [*names, "model.norm"]})
+
+
+_NORMS = "input_layernorm", "post_attention_layernorm"
+
+
+def frame_std_profile(model: MoEForCausalLM, target: MoEForCausalLM | Mapping[str, Sequence[float]]) -> MoEForCausalLM:
+    """Give the standard deviations of Q, K, V and O, layer by layer, the course they have in `target`.
+
+    Queries and keys exchange a factor c_i in each rotary pair, values and output columns in each dimension. For sums of
+    squares p_i on one side and n_i on the other, sum p_i c_i^2 and sum n_i / c_i^2 can be made any two numbers whose
+    product is at least (sum sqrt(p_i n_i))^2. Where the target asks for less in some layer, its standard deviations are
+    multiplied by the smallest number, common to all layers, that brings them within reach: a correlation with the
+    target does not see it. Means are taken to be 0, which those of weights nearly are.
+
+    With `qk_norm`, Q and K stay as they are: what scales them is then no gauge.
+
+    Args:
+        model: any without `clip_qkv`.
+        target: of the same depth; or its standard deviations, [L] each of "q", "k", "v" and "o".
+
+    Returns:
+        A new model in evaluation mode, in the dtype of `model`.
+
+    Raises:
+        ValueError: queries, keys and values are clipped; the profile is not L positive numbers of each.
+    """
+    if model.config.clip_qkv is not None:
+        raise ValueError(f"clip_qkv={model.config.clip_qkv}: wanted None, for frame_std_profile")
+    profile = _std_profile(target) if isinstance(target, MoEForCausalLM) else target
+    wanted = _check_profile(profile, model.config.num_hidden_layers)
+    framed = deepcopy(model).eval()
+    attentions = [block.self_attn for block in framed.model.layers]
+    groups = model.config.num_key_value_heads
+    if model.config.qk_norm is None:
+        squares = [_squares_of_pairs(attention, groups) for attention in attentions]
+        for attention, factors in zip(attentions, _factors(squares, _sums(wanted, attentions, "qk")), strict=True):
+            scale_pairs(attention, factors)
+    squares = [_squares_of_values(attention, groups) for attention in attentions]
+    for attention, factors in zip(attentions, _factors(squares, _sums(wanted, attentions, "vo")), strict=True):
+        map_values(attention, factors.diag_embed(), (1 / factors).diag_embed())
+    return framed
+
+
+def _std_profile(model: MoEForCausalLM) -> dict[str, list[float]]:
+    """The standard deviation of each attention weight of each layer."""
+    attentions = [block.self_attn for block in model.model.layers]
+    return {role: [float(_weight(attention, role).std(correction=0)) for attention in attentions] for role in "qkvo"}
+
+
+def _check_profile(profile: Mapping[str, Sequence[float]], layers: int) -> dict[str, Tensor]:
+    checked = {}
+    for role in "qkvo":
+        if role not in profile:
+            raise ValueError(f"target has {sorted(profile)}: wanted 'q', 'k', 'v' and 'o'")
+        checked[role] = torch.as_tensor(profile[role], dtype=torch.float64)
+        if checked[role].shape != (layers,):
+            raise ValueError(f"target[{role!r}] has shape {tuple(checked[role].shape)}: wanted ({layers},), the layers")
+        if not (checked[role].isfinite() & (checked[role] > 0)).all():
+            raise ValueError(f"target[{role!r}]={checked[role].tolist()}: wanted finite numbers above 0")
+    return checked
+
+
+def _sums(wanted: Mapping[str, Tensor], attentions: Sequence[Attention], roles: str) -> Tensor:
+    """The sums of squares that stand for the standard deviations `wanted` of two roles, [L, 2]."""
+    return torch.stack([wanted[role].square() * _weight(attentions[0], role).numel() for role in roles], dim=-1)
+
+
+def _squares_of_pairs(attention: Attention, groups: int) -> tuple[Tensor, Tensor]:
+    """Sums of squares of the rotary pairs of Q and K, [groups, D / 2] each."""
+    half = attention.head_dim // 2
+    rows = (_weight(attention, role).square().sum(1) for role in "qk")
+    return tuple(row.view(groups, -1, half).sum(1) for row in rows)
+
+
+def _squares_of_values(attention: Attention, groups: int) -> tuple[Tensor, Tensor]:
+    """Sums of squares of the values' dimensions, in V and in O, [groups, D] each."""
+    rows, columns = _weight(attention, "v").square().sum(1), _weight(attention, "o").square().sum(0)
+    return tuple(squares.view(groups, -1, attention.head_dim).sum(1) for squares in (rows, columns))
+
+
+def _weight(attention: Attention, role: str) -> Tensor:
+    return getattr(attention, f"{role}_proj").weight.detach().to("cpu", torch.float64)
+
+
+def _factors(squares: Sequence[tuple[Tensor, Tensor]], sums: Tensor) -> list[Tensor]:
+    """Per layer the c that give sum p c^2 and sum n / c^2, for `squares` (p, n), the course of `sums` [L, 2]."""
+    least = torch.stack([(p * n).sqrt().sum() ** 2 for p, n in squares])
+    sums = sums * (least / sums.prod(-1)).max().sqrt().clamp(min=1)
+    return [_solve(p, n, first, second) for (p, n), (first, second) in zip(squares, sums.tolist(), strict=True)]
+
+
+def _solve(p: Tensor, n: Tensor, first: float, second: float) -> Tensor:
+    """The c with sum p c^2 = first and sum n / c^2 = second.
+
+    c^2 = sqrt(n / p) makes the product of the two sums smallest. From there, c^2 multiplied by e^s in every second unit
+    and divided by it in the others raises the product as cosh(2 s) does; a factor common to all sets the quotient.
+    """
+    shared = (p * n).sqrt()
+    if not shared.any():  # one side is all zeros: nothing to exchange
+        return torch.ones_like(p)
+    sign = torch.ones_like(shared).flatten()
+    sign[1::2] = -1  # every second unit
+    sign = sign.view_as(shared)
+    plus, minus = (float(shared[sign == side].sum()) for side in (1, -1))
+    cosh = (first * second - plus**2 - minus**2) / (2 * plus * minus) if plus * minus else 1.0
+    spread = (sign * math.acosh(max(cosh, 1.0)) / 2).exp()
+    even = torch.where(shared > 0, (n / p).sqrt(), 1.0) * spread
+    return (even * first / (p * even).sum()).sqrt()
