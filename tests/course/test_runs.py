@@ -96,4 +96,5 @@ def test_every_shipped_table_is_that_of_an_experiment(name, table):
     assert name in experiments.EXPERIMENTS
     assert all(np.isfinite(column).all() for column in found.values() if column.dtype.kind == "f")
     if table == "held_out":
-        assert found["step"].max() == experiments.EXPERIMENTS[name].steps
+        every = experiments.EVALUATE_EVERY
+        assert found["step"].max() == experiments.EXPERIMENTS[name].steps // every * every
