@@ -66,7 +66,8 @@ def test_a_right_balance_loss_is_accepted(answer):
 
 WRONG_LOSSES = [
     (pooled, "opposite ways"),
-    (masked_p, "after the choice: zero"),
+    (masked_p, "no longer adds up to 1"),
+    (lambda x, i: by_one_hot(x, x.topk(i.shape[-1]).indices), "You chose again"),
     (lambda x, i: masked_p(x, i, scaled=True), "scaled to 1 again"),
     (weights_for_f, "made of weights. It counts"),
     (lambda x, i: weights_for_f(x, i, scaled=True), "weights that add up to 1"),
@@ -81,7 +82,7 @@ WRONG_LOSSES = [
         ),
         "down the tokens",
     ),
-    (lambda x, i: by_one_hot(x, i) + 1, "Not yet"),
+    (lambda x, i: by_one_hot(x, i) + 1, r"Not yet\. Your answer is \d\.\d+; wanted \d\.\d+\."),
     (lambda x, i: x.softmax(-1), "single number"),
     (lambda x, i: None, "returned nothing"),
     (lambda x, i: "balanced", "wanted a tensor"),

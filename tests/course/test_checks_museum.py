@@ -82,10 +82,13 @@ def noise_times_training(logits, noise_logits, k, training):
     return best.values.softmax(-1).flip(-1), best.indices.flip(-1)
 
 
+NUMPY = np.random.default_rng(0)
+
+
 def noise_with_numpy(logits, noise_logits, k, training):
     noisy = logits.numpy().copy()
     if training:
-        noisy += np.random.default_rng(0).normal(size=noisy.shape) * np.log1p(np.exp(noise_logits.numpy()))
+        noisy += NUMPY.normal(size=noisy.shape) * np.log1p(np.exp(noise_logits.numpy()))
     indices = np.argsort(-noisy)[:, :k]
     weights = np.exp(np.take_along_axis(noisy, indices, 1))
     return weights / weights.sum(1, keepdims=True), indices
@@ -314,6 +317,39 @@ def noise_of_one_size(logits, noise_logits, k, training):
     return without_noise(logits + training * torch.randn_like(logits), noise_logits, k, training)
 
 
+def noise_with(spread):
+    """The noise of the rule, with another standard deviation: a function of the noise_logits."""
+
+    def choose(logits, noise_logits, k, training):
+        return without_noise(logits + training * spread(noise_logits) * torch.randn_like(logits), None, k, training)
+
+    return choose
+
+
+def noise_in_the_weights_only(logits, noise_logits, k, training):
+    indices = logits.topk(k).indices
+    noisy = logits + training * F.softplus(noise_logits) * torch.randn_like(logits)
+    return noisy.gather(1, indices).softmax(-1), indices
+
+
+def noise_in_the_choice_only(logits, noise_logits, k, training):
+    noisy = logits + training * F.softplus(noise_logits) * torch.randn_like(logits)
+    indices = noisy.topk(k).indices
+    return logits.gather(1, indices).softmax(-1), indices
+
+
+def noise_drawn_twice(logits, noise_logits, k, training):
+    _, indices = noise_of_the_package(logits, noise_logits, k, training)
+    noisy = logits + training * F.softplus(noise_logits) * torch.randn_like(logits)
+    return noisy.gather(1, indices).softmax(-1), indices
+
+
+def the_same_noise_each_time(logits, noise_logits, k, training):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return noise_of_the_package(logits, noise_logits, k, training)
+
+
 def another_softmax_in_evaluation(logits, noise_logits, k, training):
     return noise_of_the_package(logits, noise_logits, k, True) if training else logits.softmax(-1).topk(k)
 
@@ -348,6 +384,19 @@ def small(shape):
 
 def one_for_all(shape):
     return small(shape[1:]).expand(shape).clone()
+
+
+def swapped_shapes(num_experts, hidden, width, seed):
+    module = layer(small, small)(num_experts, hidden, width, seed)
+    module.up, module.down = module.down, module.up
+    return module
+
+
+def renamed(num_experts, hidden, width, seed):
+    module = layer(small, small)(num_experts, hidden, width, seed)
+    module.w1 = module.up
+    del module.up
+    return module
 
 
 def with_balance(penalty, scale=lambda coef: coef):
@@ -421,6 +470,26 @@ def straight_through(logits, k):
 
 def without_gradient(logits, k):
     return logits.detach().softmax(-1).topk(k)
+
+
+def denominator_detached(logits, k):
+    best = logits.softmax(-1).topk(k)
+    return best.values / (best.values.sum(-1, keepdim=True).detach() if k > 1 else 1), best.indices
+
+
+def denominator_of_softmax_detached(logits, k):
+    best = logits.topk(k)
+    return (best.values - logits.logsumexp(-1, keepdim=True).detach()).exp(), best.indices
+
+
+def a_faint_gradient(logits, k):
+    best = logits.softmax(-1).topk(k)
+    return 1e-4 * best.values + (1 - 1e-4) * best.values.detach(), best.indices
+
+
+def the_gradient_turned(logits, k):
+    best = logits.softmax(-1).topk(k)
+    return 2 * best.values.detach() - best.values, best.indices
 
 
 def over_tokens(logits, k):
@@ -506,6 +575,15 @@ HALF = {
         (seeded_noise, "still depends on `noise_logits`"),
         (noise_in_evaluation_only, "two answers"),
         (noise_of_one_size, "standard deviation"),
+        (noise_with(lambda noise: F.softplus(noise).mean()), "Every token and expert has its own"),
+        (noise_with(lambda noise: F.softplus(noise.mean())), "Every token and expert has its own"),
+        (noise_with(lambda noise: F.softplus(noise).mean(0)), "Every token and expert has its own"),
+        (noise_with(lambda noise: F.softplus(noise).mean(1, keepdim=True)), "Every token and expert has its own"),
+        (noise_with(torch.exp), "standard deviation"),
+        (noise_in_the_weights_only, "should decide who is chosen"),
+        (noise_in_the_choice_only, "noise in the weights, and there is none"),
+        (noise_drawn_twice, "chosen too often, or weigh too much"),
+        (the_same_noise_each_time, "two calls get the same noise"),
         (another_softmax_in_evaluation, "no longer add up to 1"),
         (lambda logits, noise, k, training: logits.topk(k).indices, "two things"),
         (lambda logits, noise, k, training: None, "two things"),
@@ -527,6 +605,8 @@ HALF = {
         (layer(small, one_for_all), "start out equal"),
         (layer(small, small, seeded=False), "same seed differ"),
         (lambda *shape_and_seed: list_of_linears(*shape_and_seed[:3], 0), "another seed"),
+        (swapped_shapes, "`up` has shape (4, 64, 32); wanted (32, 64) at the end"),
+        (renamed, "no `up`"),
         (lambda num_experts, hidden, width, seed: nn.Linear(hidden, num_experts), "part missing"),
         (lambda num_experts, hidden, width, seed: small((num_experts, hidden)), "wanted the layer"),
     ],
@@ -554,6 +634,10 @@ HALF = {
         (softmax_then_scaled, "At k = 1 the router still gets no gradient"),
         (without_gradient, "no gradient"),
         (straight_through, "every weight is 1"),
+        (denominator_detached, "At k = 2 the weights are right and their gradient is not"),
+        (denominator_of_softmax_detached, "At k = 1 the weights are right and their gradient is not"),
+        (a_faint_gradient, "At k = 1 the weights are right and their gradient is not"),
+        (the_gradient_turned, "At k = 1 the weights are right and their gradient is not"),
         (over_tokens, "taken over tokens"),
         (lambda logits, k: logits.sigmoid().topk(k), "Not yet"),
     ],

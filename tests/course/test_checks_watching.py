@@ -1,6 +1,7 @@
 """The checks on repetition accept every right answer and name each known mistake."""
 
 from collections import Counter
+from fractions import Fraction
 from itertools import groupby, pairwise
 
 import numpy as np
@@ -29,6 +30,10 @@ def with_numpy(choices, documents):
     return np.mean(np.diff(first)[within] == 0)
 
 
+def as_a_fraction(choices, documents):
+    return Fraction(pair_by_pair(choices, documents)).limit_denominator(1000)
+
+
 def as_a_row(choices, documents):
     return [pair_by_pair(choices, documents)]
 
@@ -43,16 +48,20 @@ def counted(choices, num_experts):
     return sum((count / len(choices)) ** 2 for count in counts.values())
 
 
+def as_a_fraction_of_pairs(choices, num_experts):
+    return Fraction(int((choices[:, None, 0] == choices[:, 0]).sum()), len(choices) ** 2)
+
+
 def with_bincount(choices, num_experts):
     return np.square(np.bincount(choices[:, 0], minlength=num_experts) / len(choices)).sum()
 
 
-@pytest.mark.parametrize("answer", [pair_by_pair, document_by_document, with_numpy, as_a_row])
+@pytest.mark.parametrize("answer", [pair_by_pair, document_by_document, with_numpy, as_a_fraction, as_a_row])
 def test_right_repetitions_are_accepted(answer):
     assert check_repetition(answer).startswith("Right")
 
 
-@pytest.mark.parametrize("answer", [all_pairs, counted, with_bincount])
+@pytest.mark.parametrize("answer", [all_pairs, counted, as_a_fraction_of_pairs, with_bincount])
 def test_right_chances_are_accepted(answer):
     assert check_chance_by_load(answer).startswith("Right")
 
@@ -78,6 +87,8 @@ WRONG = [
     (check_repetition, mean_of_documents, "mean of the documents"),
     (check_repetition, lambda c, d: 1 / 6, "Not yet"),
     (check_repetition, lambda c, d: torch.nan, "Not yet"),
+    (check_repetition, lambda c, d: Fraction(1, 6), "Not yet"),
+    (check_repetition, lambda c, d: 1j, "wanted a tensor"),
     (check_repetition, lambda c, d: c[1:, 0] == c[:-1, 0], "shape"),
     (check_repetition, lambda c, d: None, "return"),
     (check_chance_by_load, lambda c, e: 1 / e, "1 / E"),

@@ -20,6 +20,7 @@ def log_of(*loads):
 
 
 EVEN, COLLAPSED = [[25, 25, 25, 25]], [[50, 50, 0, 0]]
+MANY, HARDLY = "more than one expert in ten", "hardly any expert"
 
 
 def test_each_point_is_the_share_since_the_last_one():
@@ -44,16 +45,21 @@ def test_what_is_left_over_makes_a_last_shorter_point():
 @pytest.mark.parametrize(
     ("log", "finding"),
     [
-        (log_of(*[EVEN] * 40), "hardly any expert gets less"),
-        (log_of(*[COLLAPSED] * 40), "more than one expert in five gets less"),
-        (log_of(*[[[100, 90, 80, 100, 90, 80, 5]]] * 40), "some experts get less"),
-        (log_of(*[COLLAPSED] * 20, *[EVEN] * 20), "hardly any expert gets less"),  # the end counts
-        (log_of(*[EVEN] * 20, *[COLLAPSED] * 20), "more than one expert in five gets less"),
+        (log_of(*[EVEN] * 40), (HARDLY, "hardly any")),
+        (log_of(*[COLLAPSED] * 40), (MANY, "more than one in five")),
+        (log_of(*[[[100, 90, 80, 100, 90, 80, 5]]] * 40), (MANY, "some")),
+        (log_of(*[COLLAPSED] * 20, *[EVEN] * 20), (MANY, "hardly any")),
+        (log_of(*[EVEN] * 10, COLLAPSED, *[EVEN] * 29), (MANY, "hardly any")),  # one point is enough
+        (log_of(*[EVEN] * 20, *[COLLAPSED] * 20), (HARDLY, "more than one in five")),
     ],
 )
-def test_the_alt_text_tells_a_collapse(log, finding):
+def test_the_alt_text_tells_who_starves_and_when(log, finding):
     drawn, _ = load_curves(log, "A run")
-    assert f"A run: at the end {finding} than a quarter of a fair share" in drawn.get_label()
+    first, last = finding
+    wanted = (
+        f"A run: at some point of the first half {first} gets less than a quarter of a fair share, at the end {last}."
+    )
+    assert wanted in drawn.get_label()
     assert f"over {len(log)} training steps" in drawn.get_label()
 
 
@@ -88,14 +94,17 @@ def shipped(run, table):
 
 def test_the_price_is_that_of_the_shipped_runs():
     _, data = price_of_balance()
-    rows = {(by, seed): (uneven, nats) for by, seed, uneven, nats in zip(*data.values(), strict=True)}
+    rows = {(by, seed): values for by, seed, *values in zip(*data.values(), strict=True)}
     for run, name in (("balance-none", "nothing"), ("moe", "the loss"), ("balance-bias", "the bias")):
         for seed in range(3):
             last = [row for row in shipped(run, "train") if row["seed"] == str(seed)][-10:]
             assert [row["step"] for row in last] == [str(step) for step in range(1510, 1601, 10)]
             uneven = mean(float(row[f"max_violation_{layer}"]) for row in last for layer in range(4))
             nats = mean(float(row["nats"]) for row in shipped(run, "final") if row["seed"] == str(seed))
-            assert rows.pop((name, seed)) == pytest.approx((uneven, nats))
+            load = [[sum(float(row[f"load_{n}_{e}"]) for row in last) for e in range(8)] for n in range(4)]
+            together = mean(max(layer) / mean(layer) - 1 for layer in load)
+            starving = mean(share < mean(layer) / 4 for layer in load for share in layer)
+            assert rows.pop((name, seed)) == pytest.approx([uneven, together, starving, nats])
     assert not rows
 
 
@@ -105,6 +114,17 @@ def test_both_remedies_balance_with_every_seed():
     for by, value in zip(data["balanced_by"], data["max_violation"], strict=True):
         uneven[by].append(value)
     assert min(uneven["nothing"]) > 2 * max(uneven["the loss"] + uneven["the bias"])
+
+
+def test_the_alt_text_of_the_price_says_that_the_lines_cross():
+    """With one remedy one seed is ahead, with another another."""
+    drawn, data = price_of_balance()
+    nats = {by: [] for by in data["balanced_by"]}
+    for by, value in zip(data["balanced_by"], data["nats"], strict=True):
+        nats[by].append(value)
+    assert np.argmin(nats["nothing"]) != np.argmin(nats["the loss"])
+    assert "those of the held-out loss cross" in drawn.get_label()
+    assert f"balanced by the bias, MaxVio is {min(data['max_violation'][6:]):.2f} to" in drawn.get_label()
 
 
 # --- devices ---------------------------------------------------------------------------------------------------------

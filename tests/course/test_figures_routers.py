@@ -109,6 +109,17 @@ def test_seven_routers_against_loops():
     assert len(found) == tokens
 
 
+def test_the_alt_text_says_which_grids_are_even():
+    drawn, data = figures.seven_routers()
+    kept = {name: [key for key, row in rows_of(data, name).items() if row[1] == "kept"] for name in data["router"]}
+    for line, place, length in (("column", 0, 16), ("row", 1, 8)):
+        counts = {
+            name: [[pair[place] for pair in pairs].count(i) for i in range(length)] for name, pairs in kept.items()
+        }
+        even = [name for name, count in counts.items() if len(set(count)) == 1]
+        assert f"As many cells in every {line}: {'; '.join(even)}." in drawn.get_label()
+
+
 def test_the_bias_chooses_and_does_not_weigh():
     _, data = figures.seven_routers()
     logits = figures.catch_logits(routers.TEXT).logits.double()

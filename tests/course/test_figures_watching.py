@@ -14,8 +14,6 @@ from minimoe.course.style import render
 from minimoe.course.widgets import controls
 from minimoe.training.planted import DOMAINS, LANGUAGES, TOPICS, parallel
 
-NAMES = ("translations", "low", "high")
-
 
 @pytest.fixture(scope="module")
 def trace():
@@ -84,19 +82,31 @@ def test_favourites_are_counted_right_and_none_is_better(trace):
     _, data = figures.favourite_tokens(layer=2, min_count=200)
     pairs = Counter(zip(trace.token_ids.tolist(), trace.indices[2, :, 0].tolist(), strict=True))
     counts = Counter(trace.token_ids.tolist())
+    loads = Counter(trace.indices[2, :, 0].tolist())
     for expert in range(8):
         ranked = sorted(
             ((pairs[token, expert] / n, n) for token, n in counts.items() if n >= 200),
             key=lambda row: (-row[0], -row[1]),
         )
         shown = [place for place, at in enumerate(data["expert"]) if at == expert]
+        load = loads[expert] / len(trace)
+        assert len(shown) == sum(share > load for share, _ in ranked[:5])
+        assert [data["load"][place] for place in shown] == pytest.approx([load] * len(shown))
         assert [data["count"][place] for place in shown] == [n for _, n in ranked[: len(shown)]]
         assert [data["share"][place] for place in shown] == pytest.approx([share for share, _ in ranked[: len(shown)]])
         for place in shown:
             (token,) = (t for t in counts if tokenizer.decode([t]) == data["token"][place] and counts[t] >= 200)
             assert data["share"][place] == pytest.approx(pairs[token, expert] / counts[token])
-    loads = Counter(trace.indices[2, :, 0].tolist())
-    assert data["load"][:: len(shown)] == pytest.approx([loads[expert] / len(trace) for expert in range(8)])
+
+
+def test_no_favourite_has_less_than_the_load(trace, rerouted):
+    """Expert 1 gets the commonest token, expert 0 all others, the rest none: they have no favourites to show."""
+    _, data = figures.favourite_tokens()
+    assert all(share > load for share, load in zip(data["share"], data["load"], strict=True))
+    rerouted(np.where(trace.token_ids == np.bincount(trace.token_ids).argmax(), 1, 0))
+    drawn, data = figures.favourite_tokens()
+    assert Counter(data["expert"]) == {0: 5, 1: 1}
+    assert "; 7 (0%) none" in drawn.get_label()
 
 
 @pytest.mark.parametrize(
@@ -123,6 +133,50 @@ def test_repetition_is_counted_right(trace):
     assert data["low"][row] < data["repetition"][row] < data["high"][row]
 
 
+def test_repetition_by_token_is_counted_right(trace):
+    sums = trace.select("arithmetic")
+    tokens, chosen = sums.token_ids.tolist(), sums.indices[1, :, 0].tolist()
+    counts, pairs = Counter(tokens), Counter(zip(tokens, chosen, strict=True))
+    agree = [
+        sum(pairs[t, e] * pairs[u, e] for e in range(8)) / (counts[t] * counts[u])
+        for (t, d), (u, f) in pairwise(zip(tokens, sums.documents.tolist(), strict=True))
+        if d == f
+    ]
+    assert figures.repetition_by_token(sums)[1] == pytest.approx(np.mean(agree))
+    _, data = figures.repetition_by_kind()
+    row = list(zip(data["layer"], data["kind"], strict=True)).index((1, "arithmetic"))
+    assert data["by_token"][row] == pytest.approx(np.mean(agree))
+
+
+def test_repetition_by_token_of_a_table_is_the_count(trace, rerouted):
+    """A router that is a table with a row for each token: the tokens explain everything."""
+    rerouted(trace.token_ids % 8)
+    _, data = figures.repetition_by_kind()
+    assert data["by_token"] == pytest.approx(data["repetition"])
+    assert max(abs(np.subtract(data["by_token"], data["by_load"]))) > 0.02
+
+
+def test_repetition_by_token_does_not_see_the_neighbours(trace, rerouted):
+    """Every document has an expert of its own: neighbours always agree, and not because of their tokens."""
+    rerouted(trace.documents % 8)
+    _, data = figures.repetition_by_kind()
+    assert data["repetition"] == [1.0] * 24
+    assert max(data["by_token"]) < 0.4
+
+
+def test_translations_are_one_sentence_in_each_language():
+    drawn, data = figures.draw_translations()
+    lines = "".join(data["token"]).split("\n")
+    stories = parallel(TOPICS[0], 0, seed=watching.SEED)
+    assert list(stories) == list(LANGUAGES)
+    assert all(
+        story.startswith(line) and line.endswith(".") for story, line in zip(stories.values(), lines, strict=True)
+    )
+    german = data["expert"][slice(*[place for place, token in enumerate(data["token"]) if token == "\n"][1:])]
+    expert, count = Counter(german).most_common(1)[0]
+    assert f"German expert {expert} ({count / len(german):.0%})" in drawn.get_label()
+
+
 def test_agreement_is_counted_right(trace):
     layer, topic, (a, b), (i, j) = 1, 2, (0, 3), (5, 11)
     shares = []
@@ -145,22 +199,23 @@ def test_a_router_that_follows_the_meaning(trace, rerouted):
     assert data["translations"] == [1.0] * 4
     assert data["one_language"] == pytest.approx([alike] * 4)
     assert data["other_meaning"] == pytest.approx([alike] * 4)
+    assert data["by_luck"] == [0.0] * 4
 
 
 def test_a_router_that_follows_the_language(trace, rerouted):
     rerouted(trace.domains)
     _, data = figures.language_agreement()
-    assert data["translations"] == data["other_meaning"] == data["high"] == [0.0] * 4
-    assert data["one_language"] == [1.0] * 4
+    assert data["translations"] == data["other_meaning"] == [0.0] * 4
+    assert data["one_language"] == data["by_luck"] == [1.0] * 4
 
 
 def test_a_router_that_follows_nothing(trace, rerouted):
-    """Translations lie within the 95 % range of the random pairings, but for one time in twenty."""
+    """Translations lie among the middle 95 % of the random pairings, but for one time in twenty."""
     inside = 0
     for seed in range(5):
         rerouted(np.random.default_rng(seed).integers(8, size=(4, len(trace))))
         _, data = figures.language_agreement(seed=seed)
-        inside += sum(low <= same <= high for same, low, high in zip(*map(data.get, NAMES), strict=True))
+        inside += sum(0.025 <= share <= 0.975 for share in data["by_luck"])
     assert inside >= 17  # of 20
 
 

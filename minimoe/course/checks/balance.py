@@ -28,11 +28,11 @@ def check_balance_per_layer(answer: Callable[[Tensor, Tensor], Tensor]) -> str:
         "Your f adds up to 1, not to K: divide the counts by the number of tokens, not by the number of choices.": (
             lambda logits, indices: _loss(logits, indices) / indices.shape[-1]
         ),
-        "Your P is the probability after the choice: zero for whoever was not chosen. An idle expert then never gets a "
-        "gradient that would help it. Take the softmax over all experts.": (
+        "Your P no longer adds up to 1; wanted the mean of all probabilities.": (
             lambda logits, indices: _loss(logits, indices, probability=_masked(logits, indices))
         ),
-        "Your P is the probability after the choice, scaled to 1 again. Take the softmax over all experts.": (
+        "Your P is the probability after the choice, scaled to 1 again. An expert that nobody chooses then never gets "
+        "a gradient that would help it. Take the softmax over all experts.": (
             lambda logits, indices: _loss(logits, indices, probability=_rescaled(logits, indices))
         ),
         "Your f is made of weights. It counts: a token that chose an expert adds 1, however much it likes it.": (
@@ -40,6 +40,9 @@ def check_balance_per_layer(answer: Callable[[Tensor, Tensor], Tensor]) -> str:
         ),
         "Your f is made of weights that add up to 1. It counts: a token that chose an expert adds 1 to it.": (
             lambda logits, indices: _loss(logits, indices, chosen=_rescaled(logits, indices))
+        ),
+        "You chose again, the top of the logits. Count the choices that you were given: a bias may be behind them.": (
+            lambda logits, indices: _loss(logits, logits.topk(indices.shape[-1]).indices)
         ),
         "You counted first choices only. All K experts of a token have to work for it.": (
             lambda logits, indices: _loss(logits, indices[..., :1])
@@ -54,14 +57,10 @@ def check_balance_per_layer(answer: Callable[[Tensor, Tensor], Tensor]) -> str:
     for layers, tokens, experts, k in ((2, 6, 4, 2), (3, 40, 8, 3)):
         logits = 2 * torch.randn(layers, tokens, experts, generator=torch.Generator().manual_seed(experts))
         logits[..., -1] -= 9  # nobody meets the last expert, and it still has a probability
-        indices = logits.topk(k).indices
-        wanted, found = _loss(logits, indices), numbers(answer, logits, indices)
-        if found.numel() != 1:
-            raise WrongAnswer(f"Your answer has shape {tuple(found.shape)}; wanted a single number, the loss.")
-        inputs = (logits, indices)
-        one_entry = {hint: _as_row(wrong) for hint, wrong in mistakes.items()}
-        compare(found.reshape(1), wanted.reshape(1), one_entry, inputs)
-        _check_gradient(answer, logits, indices)
+        bias = torch.linspace(-2, 2, experts).roll(1)  # so the choices are not the top of the logits
+        inputs = (logits, (logits + bias).topk(k).indices)
+        compare(numbers(answer, *inputs), _loss(*inputs), mistakes, inputs)
+        _check_gradient(answer, *inputs)
     return "Right: the loss is K when the load is balanced, and a gradient pulls busy experts down and idle ones up."
 
 
@@ -89,10 +88,6 @@ def _masked(logits: Tensor, indices: Tensor) -> Tensor:
 def _rescaled(logits: Tensor, indices: Tensor) -> Tensor:
     masked = _masked(logits, indices)
     return masked / masked.sum(-1, keepdim=True)
-
-
-def _as_row(wrong: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda *inputs: wrong(*inputs).reshape(1)
 
 
 def _check_gradient(answer: Callable, logits: Tensor, indices: Tensor) -> None:

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimoe.course.checks.answers import Mistakes, WrongAnswer, compare, numbers
-from minimoe.model import route_expert_choice, route_grouped, route_topk, route_topk_softmax
+from minimoe.course.checks.answers import Mistakes, WrongAnswer, compare, numbers, seeded
+from minimoe.model import route_expert_choice, route_grouped, route_noisy_topk, route_topk, route_topk_softmax
 from minimoe.model.balance import apply_capacity, load_balancing_loss
 
 
@@ -32,7 +32,7 @@ def check_noisy_choice(answer: Callable[[Tensor, Tensor, int, bool], tuple[Tenso
             lambda logits, k: _rows(*logits.softmax(-1).topk(k), logits.shape[-1])
         ),
     }
-    with _seeded():
+    with seeded():
         for tokens, experts, k in ((6, 5, 2), (9, 8, 3)):
             logits, noise_logits = _normal(tokens, experts), _normal(tokens, experts, seed=1)
             found, again, louder = (
@@ -48,24 +48,53 @@ def check_noisy_choice(answer: Callable[[Tensor, Tensor, int, bool], tuple[Tenso
                 )
             right = route_topk_softmax(logits, k)
             compare(found, _rows(right.weights, right.indices, experts), mistakes, (logits, k))
-        for noise_logit in (-1.0, 1.0):
-            _check_noise_in_training(answer, noise_logit)
+        _check_noise_of_each_entry(answer)
+        _check_that_noise_decides(answer)
     return "Right: noise in training, and in evaluation one answer for one input."
 
 
-def _check_noise_in_training(answer: Callable, noise_logit: float) -> None:
-    logits = torch.zeros(2000, 4)
-    weights = _rows(*_choice(answer, logits, torch.full_like(logits, noise_logit), 4, True), 4)
-    noisy = weights.log()  # the noisy logits, but for a shift of each row
-    found = (noisy - noisy.mean(-1, keepdim=True)).square().sum().div(2000 * 3).sqrt().item()
-    wanted = F.softplus(torch.tensor(noise_logit)).item()
-    if found < wanted / 100:
-        raise WrongAnswer("With training=True there should be noise, and there is none.")
-    if not abs(found / wanted - 1) < 0.1:
+def _check_noise_of_each_entry(answer: Callable) -> None:
+    """All experts are chosen, and the last one has next to no noise, so that the logits can be had from the weights."""
+    tokens, experts = 4000, 5
+    noise_logits = torch.linspace(-1, 1, experts) + torch.tensor([[0.0], [1.5]]).repeat(tokens // 2, 1)
+    noise_logits[:, -1] = -20
+    weights = _rows(*_choice(answer, torch.zeros(tokens, experts), noise_logits, experts, True), experts)
+    noise = (weights.log() - weights.log()[:, -1:])[:, :-1].view(tokens // 2, 2, -1)  # [, kind of token, expert]
+    found, wanted = noise.std(0), F.softplus(noise_logits[:2, :-1])
+    if found.max() < wanted.min() / 100:
+        raise WrongAnswer("With training=True there should be noise in the weights, and there is none.")
+    off = (found / wanted - 1).abs()
+    if not off.max() < 0.1:
+        token, expert = divmod(int(off.nan_to_num(torch.inf).argmax()), experts - 1)
         raise WrongAnswer(
-            f"With training=True and noise_logits of {noise_logit} the noise has standard deviation {found:.2f}; "
-            f"wanted softplus({noise_logit}), which is {wanted:.2f}."
+            f"With training=True and noise_logits of {noise_logits[token, expert]:.1f} the noise has standard "
+            f"deviation {found[token, expert]:.2f}; wanted softplus({noise_logits[token, expert]:.1f}), which is "
+            f"{wanted[token, expert]:.2f}. Every token and expert has its own."
         )
+
+
+def _check_that_noise_decides(answer: Callable) -> None:
+    """Experts are chosen, and the weights are divided, as often as by the rule: one token, many times."""
+    tokens, experts, k = 4000, 6, 2
+    logits, noise_logits = (row.expand(tokens, experts) for row in (_normal(1, experts), _normal(1, experts, seed=1)))
+    found, again = (_rows(*_choice(answer, logits, noise_logits, k, True), experts) for _ in range(2))
+    if torch.allclose(found, again):
+        raise WrongAnswer("With training=True two calls get the same noise. It should be drawn anew each time.")
+    if ((found > 0) == (found > 0)[0]).all():
+        raise WrongAnswer("With training=True the noise is in the weights only. It should decide who is chosen, too.")
+    generator = torch.Generator().manual_seed(0)
+    right = route_noisy_topk(logits, noise_logits, k, training=True, generator=generator)
+    wanted = _rows(right.weights, right.indices, experts)
+    if (_habits(found) - _habits(wanted)).abs().max() > 0.05:
+        raise WrongAnswer(
+            f"With training=True and k = {k} of {experts} experts, some are chosen too often, or weigh too much. The "
+            "noisy logits that choose are the ones to weigh with."
+        )
+
+
+def _habits(rows: Tensor) -> Tensor:
+    """How often each expert is chosen, and the mean of the largest weight, [E + 1]."""
+    return torch.cat([(rows > 0).double().mean(0), rows.amax(-1).mean()[None]])
 
 
 def check_moge_choice(answer: Callable[[Tensor, int, int], tuple[Tensor, Tensor]]) -> str:
@@ -105,7 +134,7 @@ def _from_groups(logits: Tensor, k: int, n_group: int, step: int) -> Tensor:
 
 def check_fresh_layer(answer: Callable[[int, int, int, int], nn.Module]) -> str:
     """Check `fresh_layer(num_experts, hidden, width, seed)`: a module with a router [E, H] and E experts of two
-    matrices each, [I, H] and [H, I], all random, centred, of a sensible size, and fixed by the seed.
+    matrices each, `up` [I, H] and `down` [H, I], all random, centred, of a sensible size, and fixed by the seed.
 
     Fresh memory is filled with NaN meanwhile, so that what nobody initialised shows.
 
@@ -113,7 +142,7 @@ def check_fresh_layer(answer: Callable[[int, int, int, int], nn.Module]) -> str:
         WrongAnswer: with a hint.
     """
     for experts, hidden, width in ((4, 64, 32), (6, 32, 96)):
-        with _seeded(), _nan_in_fresh_memory():
+        with seeded(), _nan_in_fresh_memory():
             first, again, other = (answer(experts, hidden, width, seed) for seed in (0, 0, 1))
         if not isinstance(first, nn.Module):
             raise WrongAnswer(f"The function returned {type(first).__name__}; wanted the layer, an nn.Module.")
@@ -123,6 +152,9 @@ def check_fresh_layer(answer: Callable[[int, int, int, int], nn.Module]) -> str:
         found, wanted = sum(matrix.numel() for matrix in matrices), experts * hidden * (1 + 2 * width)
         if found != wanted:
             raise WrongAnswer(f"The matrices of the layer have {found} entries; wanted {wanted}. Is a part missing?")
+        shapes = {"router": (experts, hidden), "up": (width, hidden), "down": (hidden, width)}
+        for part, shape in shapes.items():
+            _check_shape(first, part, shape)
         if any(a.shape == b.shape and torch.equal(a, b) for a, b in combinations(matrices, 2)):
             raise WrongAnswer("Two experts start out equal. What would ever make them differ?")
         if not all(map(torch.equal, matrices, repeated)):
@@ -147,6 +179,16 @@ def _check_fresh(name: str, parameter: Tensor) -> None:
             f"`{name}` has standard deviation {spread:.2g}; a layer that neither swells nor silences its input "
             "has about 0.02 to 0.2 here."
         )
+
+
+def _check_shape(layer: nn.Module, part: str, wanted: tuple[int, int]) -> None:
+    """Every matrix of this part, by its name, is as wanted: the last two sizes, where all experts are in one tensor."""
+    named = {name: matrix for name, matrix in layer.named_parameters() if matrix.dim() > 1 and part in name.split(".")}
+    if not named:
+        raise WrongAnswer(f"The layer has no `{part}`.")
+    for name, matrix in named.items():
+        if matrix.shape[-2:] != wanted:
+            raise WrongAnswer(f"`{name}` has shape {tuple(matrix.shape)}; wanted {wanted} at the end.")
 
 
 def _matrices(layer: nn.Module) -> list[Tensor]:
@@ -277,13 +319,25 @@ def check_router_weights(answer: Callable[[Tensor, int], tuple[Tensor, Tensor]])
     for tokens, experts, k in ((8, 5, 1), (6, 8, 2), (7, 9, 4)):
         logits = _normal(tokens, experts).requires_grad_()
         weights, indices = _choice(answer, logits, k)
-        slope = _gradient((weights * _normal(tokens, k)).sum(), [logits])
+        slope = _pull(weights, indices, logits)
         if slope.abs().max() < 1e-6:
             raise WrongAnswer(f"At k = {k} the router still gets no gradient.")
-        wanted, found = _best(logits.softmax(-1), k), _rows(weights, indices, experts)
-        if k == 1 or not torch.allclose(found, wanted / wanted.sum(-1, keepdim=True), atol=1e-5):
-            compare(found, wanted, mistakes, (logits, k))
+        found = _rows(weights, indices, experts)
+        forms = [route_topk(logits, k), route_topk(logits, k, norm_topk_prob=True)][: 1 if k == 1 else 2]
+        same = [form for form in forms if torch.allclose(found, _rows(form.weights, form.indices, experts), atol=1e-5)]
+        if not same:
+            compare(found, _best(logits.softmax(-1), k), mistakes, (logits, k))
+        elif not torch.allclose(slope, _pull(same[0].weights, same[0].indices, logits), rtol=0.01, atol=1e-5):
+            raise WrongAnswer(
+                f"At k = {k} the weights are right and their gradient is not. Is a part of the calculation detached?"
+            )
     return "Right: also with one expert a token, the weight depends on the logits, and the router can learn."
+
+
+def _pull(weights: Tensor, indices: Tensor, logits: Tensor) -> Tensor:
+    """The gradient on the logits when every expert's weight pulls with a force of its own."""
+    force = _normal(*logits.shape, seed=1)
+    return _gradient((weights * force.gather(1, indices)).sum(), [logits])
 
 
 def _best(scores: Tensor, k: int) -> Tensor:
@@ -484,14 +538,6 @@ def _any_close(found: float, wanted: Sequence[float]) -> bool:
 
 def _normal(rows: int, columns: int, seed: int = 0) -> Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(1000 * seed + columns))
-
-
-@contextmanager
-def _seeded() -> Iterator[None]:
-    """The same random numbers at each check, and the reader's own stream as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
 
 
 @contextmanager

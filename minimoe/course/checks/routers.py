@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 
 import torch
 from torch import Tensor
 
-from minimoe.course.checks.answers import Mistakes, WrongAnswer, compare, numbers
+from minimoe.course.checks.answers import Mistakes, WrongAnswer, compare, numbers, seeded
 from minimoe.model import route_expert_choice, route_switch, route_topk
 from minimoe.model.balance import apply_capacity, expert_capacity
 
@@ -64,19 +65,37 @@ def check_looks_ahead(answer: Callable[[Route, Tensor, int], bool]) -> str:
     """Check `looks_ahead(route, logits, position)`: whether `route`, which maps logits [T, E] to choices [T, K],
     chooses for the tokens before `position` by the logits from there on.
 
+    Every router is tried with several logits and positions, and torch's random numbers are the same at each check: an
+    answer that needs luck is rejected, and a right one does not depend on it.
+
     Raises:
         WrongAnswer: with a hint.
     """
-    logits = torch.randn(24, 6, generator=torch.Generator().manual_seed(1))
-    for position in (12, 18):
-        for (name, looks, hint), route in _ROUTES.items():
-            found = numbers(answer, route, logits, position)
+    seeds = (2, 6, 8, 16)  # with these, a third or more of all edits of the later logits show each leak
+    tries = [torch.randn(24, 5, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    with seeded():
+        for ((name, looks, hint), route), logits, position in product(_ROUTES.items(), tries, (12, 16, 20)):
+            found = numbers(answer, _refuse_edits_without_number(route), logits, position)
             if found.numel() != 1:
                 raise WrongAnswer(f"Your answer has shape {tuple(found.shape)}; wanted True or False.")
-            if bool(found) != looks:
-                wrong = "does not look" if looks else "looks"
-                raise WrongAnswer(f"You say that {name} {wrong} ahead. {hint}")
+            if found and not looks:
+                raise WrongAnswer(f"You say that {name} looks ahead. {hint}")
+            if looks and not found:
+                raise WrongAnswer(
+                    f"You say that {name} does not look ahead. {hint} One edit may not be enough: try twenty, all "
+                    "different."
+                )
     return "Right: you can tell which routers look ahead without knowing how they work."
+
+
+def _refuse_edits_without_number(route: Route) -> Route:
+    def refusing(logits: Tensor) -> Tensor:
+        if not logits.isfinite().all():
+            bad = logits[~logits.isfinite()][0].item()
+            raise WrongAnswer(f"You gave the router a logit of {bad}. An edit may be large, but must be a number.")
+        return route(logits)
+
+    return refusing
 
 
 def _top2(logits: Tensor) -> Tensor:
@@ -96,28 +115,65 @@ def _expert_choice(logits: Tensor) -> Tensor:
 
 
 def _running_mean(logits: Tensor) -> Tensor:
-    """A made-up router that looks at the tokens so far."""
+    """A made-up router that looks at the tokens so far. So are the others below."""
     count = torch.arange(1, len(logits) + 1)[:, None]
     return (logits - logits.cumsum(0) / count).topk(2).indices
 
 
-_EDITS = (
-    "Replace the logits from `position` on in a copy, by others that are really different, and compare the rows before."
-)
+def _choice_of_the_next(logits: Tensor) -> Tensor:
+    return _top2(torch.cat([logits[1:], logits[-1:]]))
+
+
+def _led_by_the_last(logits: Tensor) -> Tensor:
+    return _top2(logits + logits[-1])
+
+
+def _first_follows_the_last(logits: Tensor) -> Tensor:
+    return _top2(torch.cat([logits[-1:], logits[1:]]))
+
+
+def _worst_on_a_signal(logits: Tensor) -> Tensor:
+    """Two experts of five are a signal when the last token likes one of them best."""
+    signal = logits[-1, -2:].max() > logits[-1, :-2].max()
+    return _top2(-logits if signal else logits)
+
+
+_EDITS = "Replace all logits from `position` on in a copy, by really different ones, and compare all the rows before."
 _ROUTES = {  # a name, whether it looks ahead, and what may have gone wrong if the answer is another
     ("top-2", False, "Only the choices of the tokens before `position` count, not those that you edited."): _top2,
-    (
-        "Switch with a capacity",
-        False,
-        "Its capacity follows from the number of tokens: replace the later tokens, do not cut them off.",
-    ): _switch_with_capacity,
-    ("expert choice", True, _EDITS): _expert_choice,
-    ("top-2 with a capacity", True, f"{_EDITS} One edit may not be enough: try several."): _top2_with_capacity,
     (
         "a router that compares with the mean of the tokens so far",
         False,
         "It looks back, and nothing before `position` may be edited.",
     ): _running_mean,
+    (
+        "Switch with a capacity",
+        False,
+        "Its seats grow with the number of tokens, and here the question is about their logits: replace the later "
+        "tokens, do not cut them off.",
+    ): _switch_with_capacity,
+    ("expert choice", True, _EDITS): _expert_choice,
+    ("top-2 with a capacity", True, _EDITS): _top2_with_capacity,
+    (
+        "a router that gives each token the choice of the next one",
+        True,
+        "The token at `position` may matter: edit all from there on, and compare all rows before.",
+    ): _choice_of_the_next,
+    (
+        "a router that adds the last token's logits to all",
+        True,
+        "The last token may be the one that matters: edit all from `position` on.",
+    ): _led_by_the_last,
+    (
+        "a router whose first token follows the last",
+        True,
+        "A token far back may be the one that is rerouted: compare all rows before `position`.",
+    ): _first_follows_the_last,
+    (
+        "a router that reacts to some logits of the last token only",
+        True,
+        "Many edits change nothing here.",
+    ): _worst_on_a_signal,
 }
 
 

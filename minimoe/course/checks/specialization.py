@@ -55,7 +55,7 @@ def check_mutual_information(answer: Callable[[Labels, Labels], float]) -> str:
                 "Your answer is not a number. Some label never meets some expert, and log 0 has no value: such a pair "
                 "adds nothing, so leave it out."
             )
-        wanted = torch.tensor([_information(*inputs)])
+        wanted = torch.tensor(_information(*inputs))
         compare(found, wanted, {hint: _as_tensor(wrong) for hint, wrong in mistakes.items()}, inputs)
     return "Right: the information in nats, also where a pair never occurs."
 
@@ -97,16 +97,16 @@ def _mean(values: list[float]) -> tuple[float, float]:
 
 
 def _scalar(answer: Callable, *inputs: object) -> Tensor:
-    """One number, as a tensor [1]; the answer may spoil its inputs."""
+    """One number, as a tensor without dimensions; the answer may spoil its inputs."""
     copies = (value.copy() if isinstance(value, np.ndarray) else value for value in inputs)
     found = numbers(answer, *copies)
     if found.numel() != 1:
         raise WrongAnswer(f"Your answer has shape {tuple(found.shape)}; wanted one number.")
-    return found.reshape(1)
+    return found.reshape(())
 
 
 def _as_tensor(wrong: Callable[[Labels, Labels], float]) -> Callable[[Labels, Labels], Tensor]:
-    return lambda labels, experts: torch.tensor([wrong(labels, experts)], dtype=torch.float64)
+    return lambda labels, experts: torch.tensor(wrong(labels, experts), dtype=torch.float64)
 
 
 def _entropy(values: np.ndarray) -> float:

@@ -39,7 +39,7 @@ def check_repetition(answer: Callable[[Tensor, Tensor], Tensor]) -> str:
     for seed, lengths in ((4, (9, 2, 14)), (5, (3, 5, 4, 20))):  # with repetitions across a boundary, too
         choices, documents = _routed(seed, lengths)
         wanted = _within(choices, documents).mean()
-        compare(_scalar(answer, choices, documents), wanted[None], _rows(mistakes), (choices, documents))
+        compare(numbers(answer, choices, documents), wanted, mistakes, (choices, documents))
     return "Right: only pairs within a document, only first choices, divided by the number of pairs."
 
 
@@ -72,7 +72,7 @@ def check_chance_by_load(answer: Callable[[Tensor, int], Tensor]) -> str:
     for seed, length in ((2, 40), (3, 25)):
         choices, _ = _routed(seed, (length,))
         wanted = _squares(choices[:, 0], 6) / length**2
-        compare(_scalar(answer, choices, 6), wanted[None], _rows(mistakes), (choices, 6))
+        compare(numbers(answer, choices, 6), wanted, mistakes, (choices, 6))
     return "Right: at least 1 / E, and equal to it only when the load is even."
 
 
@@ -81,16 +81,6 @@ def _routed(seed: int, lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(sum(lengths), 6, generator=generator) + torch.tensor([2.0, 1.0, 0.0, 0.0, -1.0, -3.0])
     return logits.topk(2).indices, torch.repeat_interleave(torch.tensor(lengths))
-
-
-def _scalar(answer: Callable, *inputs: object) -> Tensor:
-    """The one number of an answer, [1]."""
-    found = numbers(answer, *inputs)
-    return found.reshape(1) if found.numel() == 1 else found
-
-
-def _rows(mistakes: Mistakes) -> Mistakes:
-    return {hint: lambda *inputs, wrong=wrong: wrong(*inputs).reshape(1) for hint, wrong in mistakes.items()}
 
 
 def _neighbours(documents: Tensor) -> Tensor:

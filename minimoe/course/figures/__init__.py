@@ -6,6 +6,7 @@ from minimoe.course.figures.balance import (
     load_curves,
     price_of_balance,
 )
+from minimoe.course.figures.learning import final_gaps, gaps_by_domain, learning_curves
 from minimoe.course.figures.register import FIGURES, make, to_csv
 from minimoe.course.figures.routers import (
     PLAYGROUND_ROUTERS,
@@ -40,10 +41,12 @@ from minimoe.course.figures.tokens import (
 from minimoe.course.figures.watching import (
     FULL_STOPS,
     document_agreement,
+    draw_translations,
     favourite_tokens,
     language_agreement,
     planted_trace,
     repetition_by_kind,
+    repetition_by_token,
     token_path,
 )
 
@@ -62,12 +65,16 @@ __all__ = [
     "draw_changes",
     "draw_routes",
     "draw_tokens",
+    "draw_translations",
     "expert_use",
     "favourite_tokens",
+    "final_gaps",
     "followed_labels",
+    "gaps_by_domain",
     "hidden_by_averaging",
     "language_agreement",
     "leak_from_the_future",
+    "learning_curves",
     "load_and_worth",
     "load_curves",
     "make",
@@ -77,6 +84,7 @@ __all__ = [
     "price_of_balance",
     "rank_correlations",
     "repetition_by_kind",
+    "repetition_by_token",
     "route_text",
     "routing_over_training",
     "seven_routers",

@@ -51,7 +51,7 @@ def load_curves(log: Sequence[dict[str, Any]], title: str = "Share of the choice
     describe(
         drawn,
         f"Stacked areas for {layers} layers: the share of the choices that each of {experts} experts receives over "
-        f"{len(log)} training steps. {title}: {_finding(_shares(load[-_LAST:]))}.",
+        f"{len(log)} training steps. {title}: {_finding(shares, _shares(load[-_LAST:]))}.",
     )
     index = [(layer, point, expert) for layer in range(layers) for point in range(points) for expert in range(experts)]
     data = {
@@ -84,16 +84,23 @@ def _bands(axes: Axes, steps: list[int], shares: Tensor) -> None:
     axes.margins(x=0)
 
 
-def _finding(shares: Tensor) -> str:
-    """In words that another machine, which trains a slightly different model, would also find."""
-    starving = (shares * shares.shape[-1] < STARVING).double().mean()
-    if starving > 0.2:
-        return "at the end more than one expert in five gets less than a quarter of a fair share"
-    return (
-        "at the end "
-        + ("hardly any expert gets" if starving < 0.1 else "some experts get")
-        + (" less than a quarter of a fair share")
-    )
+def _finding(points: Tensor, end: Tensor) -> str:
+    """In words that another machine, which trains a slightly different model, would also find.
+
+    Args:
+        points: the shares drawn, [points, L, E].
+        end: the shares over the last steps, [L, E].
+    """
+    worst = max(_starving(shares) for shares in points[: (len(points) + 1) // 2])
+    first = "more than one expert in ten" if worst > 0.1 else "hardly any expert"
+    starving = _starving(end)
+    last = "more than one in five" if starving > 0.2 else "hardly any" if starving < 0.1 else "some"
+    return f"at some point of the first half {first} gets less than a quarter of a fair share, at the end {last}"
+
+
+def _starving(shares: Tensor) -> float:
+    """The part of all experts that get less than `STARVING` of a fair share; shares [L, E]."""
+    return (shares * shares.shape[-1] < STARVING).double().mean().item()
 
 
 # --- averages --------------------------------------------------------------------------------------------------------
@@ -168,6 +175,7 @@ def _share_table(axes: Axes, kind: str, names: list[str], shares: list[list[floa
 
 # --- what balance costs ----------------------------------------------------------------------------------------------
 
+_PRICE_COLUMNS = ("balanced_by", "seed", "max_violation", "together", "starving", "nats")
 BALANCED_BY = {"balance-none": "nothing", "moe": "the loss", "balance-bias": "the bias"}  # experiments of data/runs
 
 
@@ -175,52 +183,64 @@ BALANCED_BY = {"balance-none": "nothing", "moe": "the loss", "balance-bias": "th
 def price_of_balance() -> Drawing:
     """How uneven the load is at the end of training, and the held-out loss: without balancing, by a loss, by a bias.
 
-    Data: balanced_by, seed, max_violation (mean over layers and the last 100 steps), nats (held-out loss per token,
-    mean over domains).
+    Data: balanced_by, seed, max_violation (of a step and layer; mean over layers and the last 100 steps), together
+    (MaxVio of a layer's load summed over these steps; mean over layers), starving (the share of the experts that get
+    less than `STARVING` of a fair share of these steps' choices), nats (held-out loss per token, mean over domains).
     """
     rows = [row for run, name in BALANCED_BY.items() for row in _results(run, name)]
-    data = {
-        name: list(column)
-        for name, column in zip(("balanced_by", "seed", "max_violation", "nats"), zip(*rows, strict=True), strict=True)
-    }
+    data = {name: list(column) for name, column in zip(_PRICE_COLUMNS, zip(*rows, strict=True), strict=True)}
     drawn = new_figure(3.2)
-    left, right = drawn.subplots(1, 2)
-    for axes, column in ((left, "max_violation"), (right, "nats")):
+    left, middle, right = drawn.subplots(1, 3)
+    for axes, column in ((left, "max_violation"), (middle, "together"), (right, "nats")):
         for seed, style in zip(sorted(set(data["seed"])), SERIES, strict=False):
             values = [value for of, value in zip(data["seed"], data[column], strict=True) if of == seed]
-            axes.plot(list(BALANCED_BY.values()), values, label=f"seed {seed}", **style)
+            axes.plot([name.replace(" ", "\n") for name in BALANCED_BY.values()], values, label=f"seed {seed}", **style)
         axes.set(xlabel="balanced by")
         axes.margins(x=0.15)
-    left.set(ylabel="MaxVio (0: balanced)", ylim=(0, None))
-    left.set_title("How uneven the load is", size=11, weight="normal")
-    right.set(ylabel="held-out loss (nats per token)")
-    right.set_title("How well the model predicts", size=11, weight="normal")
-    left.legend(frameon=False)
+    for axes, title in ((left, "Uneven in one step"), (middle, "Over 100 steps"), (right, "Held-out loss")):
+        axes.set_title(title, size=11, weight="normal")
+    for axes in (left, middle):
+        axes.set(ylim=(0, 2), yticks=[0, 0.5, 1, 1.5, 2], ylabel="MaxVio (0: balanced)")
+    right.set(ylabel="nats per token")
+    middle.legend(frameon=False, loc="upper right", handlelength=1.8)
     describe(drawn, _price_alt(data))
     return drawn, data
 
 
-def _results(run: str, name: str) -> list[tuple[str, int, float, float]]:
+def _results(run: str, name: str) -> list[tuple[str, int, float, float, float, float]]:
     train, final = read_run(run, "train"), read_run(run, "final")
     rows = []
     for seed in sorted(set(final["seed"].tolist())):
-        steps = where(train, seed=seed)  # one row for every 10 steps
-        violation = [values[-10:].mean() for column, values in steps.items() if column.startswith("max_violation")]
-        rows.append((name, seed, float(np.mean(violation)), float(where(final, seed=seed)["nats"].mean())))
+        last = {column: values[-10:].mean() for column, values in where(train, seed=seed).items()}  # rows of 10 steps
+        violation = [value for column, value in last.items() if column.startswith("max_violation")]
+        shares = [value for column, value in last.items() if column.startswith("load")]
+        shares = np.reshape(shares, (len(violation), -1))  # [layers, experts]
+        fair = shares / shares.mean(1, keepdims=True)  # 1: a fair share
+        together, starving = fair.max(1).mean() - 1, (fair < STARVING).mean()
+        nats = where(final, seed=seed)["nats"].mean()
+        rows.append((name, seed, *map(float, (np.mean(violation), together, starving, nats))))
     return rows
 
 
 def _price_alt(data: dict[str, list]) -> str:
-    parts = []
+    parts, nats = [], {}
     for name in BALANCED_BY.values():
         here = [row for row in zip(*data.values(), strict=True) if row[0] == name]
-        uneven, nats = ([row[column] for row in here] for column in (2, 3))
+        _, _, violation, together, starving, nats[name] = zip(*here, strict=True)
         parts.append(
-            f"balanced by {name}, MaxVio is {min(uneven):.2f} to {max(uneven):.2f} and the held-out loss "
-            f"{min(nats):.3f} to {max(nats):.3f}"
+            f"balanced by {name}, MaxVio is {_range(violation)} in one step and {_range(together)} over 100 steps, "
+            f"{np.mean(starving):.0%} of the experts starve, and the held-out loss is {_range(nats[name], 3)}"
         )
-    seeds = len(set(data["seed"]))
-    return f"Two plots, a line for each of {seeds} seeds: {'; '.join(parts)} nats per token."
+    orders = {tuple(np.argsort(values)) for values in nats.values()}
+    lines = "do not cross" if len(orders) == 1 else "cross"
+    return (
+        f"Three plots, a line for each of {len(nats['nothing'])} seeds; those of the held-out loss {lines}: "
+        f"{'; '.join(parts)} nats per token."
+    )
+
+
+def _range(values: Sequence[float], digits: int = 2) -> str:
+    return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
 
 
 # --- devices ---------------------------------------------------------------------------------------------------------

@@ -96,6 +96,7 @@ def draw_routes(tokens: Sequence[str], routes: Routes, asked: Routes | None = No
         axes.set_axis_off()
     for axes in grids[len(routes) - 2 : len(routes)]:  # the lowest of each column
         _label_tokens(axes, tokens)
+    findings += [_evenness("column", routes, dim=1), _evenness("row", routes, dim=0)]
     describe(drawn, f"Grids of {len(tokens)} tokens by {experts} experts, one a router. " + " ".join(findings))
     return drawn, _table(rows, "router", "token", "expert", "weight", "fate")
 
@@ -181,6 +182,11 @@ def _finding(name: str, output: RouterOutput, dropped: Tensor) -> str:
     if least == 0:
         sentence += f", tokens with no expert {int((per_token == 0).sum())}"
     return sentence + "."
+
+
+def _evenness(line: str, routes: Routes, dim: int) -> str:
+    even = [name for name, output in routes.items() if len(_met(output).sum(dim).unique()) == 1]
+    return f"As many cells in every {line}: {'; '.join(even) or 'none'}."
 
 
 @figure

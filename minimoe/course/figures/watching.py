@@ -12,8 +12,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from minimoe.course.figures.register import Drawing, figure
-from minimoe.course.figures.tokens import route_layers, shipped_model, tile, visible
+from minimoe.course.figures.register import Drawing, figure, in_style
+from minimoe.course.figures.tokens import draw_tokens, route_layers, shipped_model, tile, visible
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe, expert_colour, new_figure, token_fonts
 from minimoe.inspection import RoutingTrace, record_routing
 from minimoe.inspection.specialization import frequent_tokens, repetition, vocabulary_specialization
@@ -22,7 +22,8 @@ from minimoe.training.planted import DOMAINS, LANGUAGES, TOPICS, document
 DOCUMENTS = 20  # of each planted domain
 SEED = 3  # of the documents: with it no first choice is nearly a tie, so that another processor counts the same
 FULL_STOPS = ("The boat is in the harbour.", "Le chat dort dans la maison.", "The value is 3.", "    self.")
-_COLUMNS = 5  # tokens to a row of favourites
+_TICK = {"linestyle": "none", "marker": "|", "color": SERIES[3]["color"], "markersize": 17, "markeredgewidth": 3}
+_COLUMNS = 5  # tokens to a row of favourites, at most
 
 
 @cache
@@ -103,48 +104,59 @@ def _path_alt(data: dict[str, list]) -> str:
 def favourite_tokens(layer: int = 0, min_count: int = 50) -> Drawing:
     """For each expert of a layer the tokens of which it gets the largest share of the occurrences, as first choice.
 
+    A token of which an expert gets no more than of all tokens is not among them, so a row may be short or empty.
+
     Data: expert, load (its share of all tokens), token, count (occurrences), share (of these that go to the expert).
 
     Raises:
         ValueError: there is no such layer, or no token occurs `min_count` times.
     """
-    data = _favourites(layer, min_count)
-    experts = len(data["expert"]) // _COLUMNS
-    drawn = new_figure(0.52 * experts + 0.45)
+    loads, data = _favourites(layer, min_count)
+    rows = list(zip(*data.values(), strict=True))
+    drawn = new_figure(0.52 * len(loads) + 0.45)
     axes = drawn.subplots()
     axes.set_axis_off()
-    axes.set(xlim=(-6, 8.4 * _COLUMNS), ylim=(experts, 0))
+    axes.set(xlim=(-6, 8.4 * _COLUMNS), ylim=(len(loads), 0))
     axes.set_title(f"Favourite tokens of the experts in layer {layer}: share of n occurrences")
-    for place, (expert, load, token, count, share) in enumerate(zip(*data.values(), strict=True)):
-        column = place % _COLUMNS
-        if not column:
-            axes.text(-6, expert + 0.36, f"expert {expert}", weight="bold", va="center")
-            axes.text(-6, expert + 0.76, f"load {load:.0%}", size=10, va="center", color=QUIET)
-        tile(axes, 8.4 * column, expert, 8.1, visible(token), f"{share:.0%} of {count}", expert_colour(expert))
-    best = (f"{e} {visible(t)} {s:.0%} of {n}" for e, _, t, n, s in list(zip(*data.values(), strict=True))[::_COLUMNS])
-    describe(
-        drawn,
-        f"For each expert of layer {layer} five tokens that occur at least {min_count} times, by the share of their "
-        f"occurrences that go to it first. The first of each expert: {'; '.join(best)}.",
-    )
+    for expert, load in enumerate(loads):
+        axes.text(-6, expert + 0.36, f"expert {expert}", weight="bold", va="center")
+        axes.text(-6, expert + 0.76, f"load {load:.0%}", size=10, va="center", color=QUIET)
+        for column, (_, _, token, count, share) in enumerate(row for row in rows if row[0] == expert):
+            tile(axes, 8.4 * column, expert, 8.1, visible(token), f"{share:.0%} of {count}", expert_colour(expert))
+    describe(drawn, _favourites_alt(layer, min_count, loads, rows))
     return drawn, data
 
 
-def _favourites(layer: int, min_count: int) -> dict[str, list]:
+def _favourites_alt(layer: int, min_count: int, loads: list[float], rows: list[tuple]) -> str:
+    nearly_all = sum(share >= 0.9 for *_, share in rows)
+    parts = "; ".join(
+        f"{expert} ({load:.0%}) {' '.join(visible(row[2]) for row in rows if row[0] == expert) or 'none'}"
+        for expert, load in enumerate(loads)
+    )
+    return (
+        f"Layer {layer}, tokens that occur at least {min_count} times: {nearly_all} of the {len(rows)} favourites "
+        f"shown go to their expert first in nine places of ten or more. By expert, with its load: {parts}."
+    )
+
+
+def _favourites(layer: int, min_count: int) -> tuple[list[float], dict[str, list]]:
+    """The load of every expert, and the rows of the picture."""
     trace, (_, tokenizer) = planted_trace(), shipped_model()
     if layer not in range(trace.num_layers):
         raise ValueError(f"layer={layer}: wanted 0 to {trace.num_layers - 1}")
     measured = vocabulary_specialization(trace, min_count=min_count, draws=0)
     frequent = frequent_tokens(trace, min_count)
     counts = np.bincount(trace.token_ids)[frequent]
+    loads = measured.null[layer, 0].tolist()
     data = {"expert": [], "load": [], "token": [], "count": [], "share": []}
-    for expert, (shares, load) in enumerate(zip(measured.value[layer].T, measured.null[layer, 0], strict=True)):
-        for place in np.lexsort((-counts, -shares))[:_COLUMNS]:  # by share, then by count
+    for expert, (shares, load) in enumerate(zip(measured.value[layer].T, loads, strict=True)):
+        best = np.lexsort((-counts, -shares))[:_COLUMNS]  # by share, then by count
+        for place in best[shares[best] > load]:
             token = tokenizer.decode([int(frequent[place])])
-            row = (expert, float(load), token, int(counts[place]), float(shares[place]))
+            row = (expert, load, token, int(counts[place]), float(shares[place]))
             for name, value in zip(data, row, strict=True):
                 data[name].append(value)
-    return data
+    return loads, data
 
 
 # --- repetition ---------------------------------------------------------------------------------------------
@@ -152,36 +164,53 @@ def _favourites(layer: int, min_count: int) -> dict[str, list]:
 
 @figure
 def repetition_by_kind() -> Drawing:
-    """How often neighbours share their first choice, by layer and kind of text, beside both levels of chance.
+    """How often neighbours share their first choice, by layer and kind of text, beside three levels of chance.
 
-    Data: layer, kind, repetition, low, high (95 %, over documents), by_load (sum of p_i^2 of this kind of text).
+    Data: layer, kind, repetition, low, high (95 %, over documents), by_load (sum of p_i^2 of this kind of text),
+    by_token (as `repetition_by_token`).
     """
     trace = planted_trace()
     kinds = trace.domain_names
-    measured = {kind: repetition(trace.select(kind)) for kind in kinds}
-    data = {"layer": [], "kind": [], "repetition": [], "low": [], "high": [], "by_load": []}
-    drawn = new_figure(4.9)
+    parts = [trace.select(kind) for kind in kinds]
+    measured = [(*repetition(part), repetition_by_token(part)) for part in parts]
+    data = {"layer": [], "kind": [], "repetition": [], "low": [], "high": [], "by_load": [], "by_token": []}
+    drawn = new_figure(5.2)
     panels = drawn.subplots(2, 2, sharex=True, sharey=True).flatten()
     for layer, axes in enumerate(panels):
-        at_layer = ([field[layer] for field in measured[kind]] for kind in kinds)
-        values, by_load, low, high = (np.array(column) for column in zip(*at_layer, strict=True))
-        columns = ([layer] * len(kinds), list(kinds), values.tolist(), low.tolist(), high.tolist(), by_load.tolist())
+        at_layer = ([field[layer] for field in fields] for fields in measured)
+        values, by_load, low, high, by_token = (np.array(column) for column in zip(*at_layer, strict=True))
+        columns = ([layer] * len(kinds), kinds, values, low, high, by_load, by_token)
         for name, column in zip(data, columns, strict=True):
-            data[name] += column
+            data[name] += np.asarray(column).tolist()
         rows = np.arange(len(kinds))
         axes.barh(rows, 100 * by_load, 0.62, color=PALE, edgecolor=MAIN, hatch="///", label="from the load, Σp²")
         spread = 100 * np.stack([values - low, high - values])
-        style = {"fmt": "o", "color": INK, "markersize": 6, "capsize": 3, "label": "measured"}
+        style = {"fmt": "o", "color": INK, "markersize": 6, "capsize": 3, "label": "counted"}
         axes.errorbar(100 * values, rows, xerr=spread, **style)
         axes.axvline(100 / trace.num_experts, color=INK, linestyle="--", linewidth=1.2, label="even load, 1/E")
+        axes.plot(100 * by_token, rows, **_TICK, label="from each token by itself")
         axes.set_title(f"layer {layer}", size=11)
     panels[0].set(yticks=rows, yticklabels=kinds, xlim=(0, 75))
     panels[0].invert_yaxis()
     drawn.supxlabel("neighbours with the same first choice, % of pairs", size=11)
     handles, names = panels[0].get_legend_handles_labels()
-    drawn.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
+    drawn.legend(handles, names, loc="outside upper center", ncols=2, frameon=False)
     describe(drawn, _repetition_alt(data))
     return drawn, data
+
+
+def repetition_by_token(trace: RoutingTrace) -> np.ndarray:
+    """How often neighbours would have the same first choice if every token chose by itself, [L].
+
+    A token t draws its expert from s_t, the shares of the experts among all first choices for t in this trace. So this
+    is the mean of sum_i s_t(i) s_u(i) over the neighbours t, u of a document. A token that occurs once can only draw
+    what it has drawn, so rare tokens pull this level towards the count.
+    """
+    shares = vocabulary_specialization(trace, min_count=1, draws=0).value
+    place = np.searchsorted(frequent_tokens(trace, 1), trace.token_ids)
+    neighbours = np.diff(trace.documents) == 0
+    one, next_one = place[:-1][neighbours], place[1:][neighbours]
+    return (shares[:, one] * shares[:, next_one]).sum(-1).mean(-1)
 
 
 def _repetition_alt(data: dict[str, list]) -> str:
@@ -189,38 +218,66 @@ def _repetition_alt(data: dict[str, list]) -> str:
     above = [row for row in rows if row[3] > row[5]]
     below = [row for row in rows if row[4] < row[5]]
     extreme = max(rows, key=lambda row: row[2])
+    over = [100 * (counted - by_token) for _, _, counted, *_, by_token in rows]
+    here, later = over[: len(set(data["kind"]))], over[len(set(data["kind"])) :]
     return (
         f"Four panels, one a layer, with the repetition of {len(set(data['kind']))} kinds of text: "
         f"{min(data['repetition']):.0%} to {extreme[2]:.0%}, where an even load gives an eighth. Against the level of "
         f"the actual load, {len(above)} of {len(rows)} are above, {len(below)} below, by their whole interval. The "
-        f"highest, {extreme[1]} in layer {extreme[0]}, compares with {extreme[5]:.0%} from its load."
+        f"highest, {extreme[1]} in layer {extreme[0]}, compares with {extreme[5]:.0%} from its load. What each token "
+        f"by itself would give is within {max(map(abs, here)):.1f} points of the count in the first layer, and "
+        f"{min(later):.1f} to {max(later):.1f} points below it in the others."
     )
 
 
 # --- translations -------------------------------------------------------------------------------------------
 
 
+@in_style
+def draw_translations(layer: int = 3) -> Drawing:
+    """The first sentence of one story in every language, one after the other, as `draw_tokens` shows them.
+
+    Raises:
+        ValueError: there is no such layer.
+    """
+    lines = [document(f"{language}/{TOPICS[0]}", 0, seed=SEED).split(". ")[0] + "." for language in LANGUAGES]
+    drawn, data = draw_tokens("\n".join(lines), layer)
+    breaks = [place for place, token in enumerate(data["token"]) if token == "\n"]
+    parts = np.split(data["expert"], breaks)
+    busiest = ", ".join(
+        f"{language.capitalize()} expert {counts.argmax()} ({counts.max() / counts.sum():.0%})"
+        for language, counts in zip(LANGUAGES, map(np.bincount, parts), strict=True)
+    )
+    describe(
+        drawn,
+        "One sentence in English, French, German and Spanish, one after the other, every token a tile with the colour "
+        f"and the number of its first-choice expert in layer {layer}. The busiest, and its share: {busiest}.",
+    )
+    return drawn, data
+
+
 @figure
-def language_agreement(shuffles: int = 200, seed: int = 0) -> Drawing:
+def language_agreement(shuffles: int = 1000, seed: int = 0) -> Drawing:
     """How far two documents use the same experts: translations, other documents in two languages, and in one.
 
-    Data: layer; translations; other_meaning; low and high (95 % range of the mean agreement of as many texts with
-    translations of others); one_language (two meanings in the same language). All are means of `document_agreement`,
-    within topics.
+    Data: layer; translations; other_meaning; one_language (two meanings in the same language), all means of
+    `document_agreement`, within topics; and by_luck, the share of random pairings of texts with translations of others
+    whose mean is no less than that of the translations.
 
     Args:
-        shuffles: random pairings of texts with translations of others.
+        shuffles: random pairings.
         seed: of these.
     """
     rng = np.random.default_rng(seed)
     one, another = np.triu_indices(len(LANGUAGES), k=1)
     other = ~np.eye(DOCUMENTS, dtype=bool)
-    data = {name: [] for name in ("layer", "translations", "other_meaning", "low", "high", "one_language")}
+    data = {name: [] for name in ("layer", "translations", "other_meaning", "one_language", "by_luck")}
     for layer, table in enumerate(document_agreement()):
         across, within = table[:, one, another], np.einsum("taaij->taij", table)
-        low, high = np.quantile([_mispaired(across, one, another, rng) for _ in range(shuffles)], [0.025, 0.975])
-        means = (across[..., ~other].mean(), across[..., other].mean(), low, high, within[..., other].mean())
-        for name, value in zip(data, (layer, *map(float, means)), strict=True):
+        same = across[..., ~other].mean()
+        by_luck = np.mean([_mispaired(across, one, another, rng) >= same for _ in range(shuffles)])
+        values = (same, across[..., other].mean(), within[..., other].mean(), by_luck)
+        for name, value in zip(data, (layer, *map(float, values)), strict=True):
             data[name].append(value)
     drawn = new_figure(3.3)
     _agreement_dots(drawn.subplots(), data)
@@ -272,9 +329,13 @@ def _agreement_dots(axes: Axes, data: dict[str, list]) -> None:
 def _agreement_alt(data: dict[str, list]) -> str:
     rows = (
         f"layer {layer}: {own:.1%}, {same:.1%} and {other:.1%}"
-        for layer, same, other, _, _, own in zip(*data.values(), strict=True)
+        for layer, same, other, own, _ in zip(*data.values(), strict=True)
     )
+    meaning = max(100 * (a - b) for a, b in zip(data["translations"], data["other_meaning"], strict=True))
+    language = min(100 * (a - b) for a, b in zip(data["one_language"], data["translations"], strict=True))
     return (
-        "Dots of the agreement in the use of the experts, for another text in the same language, for translations, and "
-        f"for another text in another language. In this order, {'; '.join(rows)}."
+        "Agreement in the use of the experts: translations agree hardly more than two different texts in the same two "
+        f"languages, by at most {meaning:.1f} points; different texts in one language agree by at least {language:.1f} "
+        "points more than translations. Another text in the same language, translations, another text in another "
+        f"language: {'; '.join(rows)}."
     )
