@@ -113,9 +113,11 @@ def _print_verdict(verdict: Mapping[str, Any]) -> None:
     print(f"  {mark}  {verdict['found']:.3f} times the speed of {verdict['peer']}; wanted {verdict['wanted']:.2f}{aim}")
 
 
-def parse_arguments(description: str, argv: Sequence[str] | None, rounds: int) -> argparse.Namespace:
-    """The options that all benchmarks share; `rounds` is the default number."""
-    parser = argparse.ArgumentParser(description=description)
+def parse_arguments(
+    description: str, argv: Sequence[str] | None, rounds: int, own: Sequence[argparse.ArgumentParser] = ()
+) -> argparse.Namespace:
+    """The options that all benchmarks share, and those in `own`; `rounds` is the default number."""
+    parser = argparse.ArgumentParser(description=description, parents=own)
     parser.add_argument("--rounds", type=_at_least_one, default=rounds, help=f"rounds to keep (default {rounds})")
     parser.add_argument("--threads", type=_at_least_one, nargs="+", default=[1, 2], help="of torch (default 1 2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every single time there, too")

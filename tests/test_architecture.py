@@ -19,6 +19,7 @@ ALLOWED = {
     "minimoe.training": {"minimoe.model", "minimoe.training"},
     "minimoe.inspection": {"minimoe.model", "minimoe.inspection"},
     "minimoe.lineage": {"minimoe.model", "minimoe.training", "minimoe.lineage"},
+    "minimoe.fingerprints": {"minimoe.model", "minimoe.fingerprints"},
     "minimoe.course": {"minimoe.model", "minimoe.training", "minimoe.inspection", "minimoe.lineage", "minimoe.course"},
 }
 SMALL_HELPERS = {"minimoe.atomic", "minimoe.progress", "minimoe.data_files"}

@@ -7,13 +7,14 @@ puts a complete model in place, or leaves the old one. Nothing that a checkpoint
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from functools import cached_property, reduce
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -50,19 +51,21 @@ class Checkpoint:
     Iterating gives the names of the tensors on disk, `checkpoint[name]` reads one of them. No file stays open.
 
     Args:
-        path: the folder.
+        path: the folder; or a safetensors file that holds a whole model, beside its config.json.
 
     Raises:
-        CheckpointError: a file is missing, damaged or a pickle; shards and index disagree.
+        CheckpointError: a file is missing, damaged or a pickle; shards and index disagree; the file is one of several.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        path = Path(path)
+        file = path if path.suffix == ".safetensors" and path.is_file() else None
+        self.path = path.parent if file else path  # the folder
         if not self.path.is_dir():
             found = "a file" if self.path.exists() else "nothing"
             raise CheckpointError(f"{self.path}: wanted a folder with {CONFIG} and {SINGLE}, found {found} there")
         self.hf_config: dict[str, Any] = _read_json(self.path / CONFIG)
-        self._stored = _open_tensors(self.path)
+        self._stored = _open_file(file) if file else _open_tensors(self.path)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._stored)
@@ -79,10 +82,28 @@ class Checkpoint:
         tensor = torch.empty(stored.shape, dtype=_dtype(name, stored), device="cpu")
         with stored.file.open("rb") as file:
             file.seek(stored.start)
-            found = file.readinto(tensor.flatten().view(torch.uint8).numpy())
-        if found != tensor.nbytes:
-            raise CheckpointError(f"{stored.file}: found {found} bytes of {name}, wanted {tensor.nbytes}")
+            _fill(tensor, file, name)
         return tensor
+
+    def pieces(self, name: str, size: int) -> Iterator[Tensor]:
+        """Read one tensor in flat pieces of at most `size` numbers, in the dtype it is stored in.
+
+        All of them lie in one buffer: each overwrites the one before.
+        """
+        stored = self._find(name)
+        total = math.prod(stored.shape)
+        buffer = torch.empty(min(size, total), dtype=_dtype(name, stored), device="cpu")
+        with stored.file.open("rb") as file:
+            file.seek(stored.start)
+            for start in range(0, total, size):
+                piece = buffer[: total - start]
+                _fill(piece, file, name)
+                yield piece
+
+    @property
+    def files(self) -> list[Path]:
+        """The safetensors files that it reads, by name."""
+        return sorted({stored.file for stored in self._stored.values()})
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of one tensor, from its header."""
@@ -130,13 +151,13 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype | 
     """
     family = find_family(checkpoint.model_config.model_type)
     dtype = dtype or checkpoint.dtype
-    _check_tensors(checkpoint, _tensors_on_disk(model, family))
+    _check_tensors(checkpoint, tensors_on_disk(model, family))
     if any(parameter.is_meta for parameter in model.parameters()):
         memory = {name: torch.empty(like.shape, dtype=dtype, device="cpu") for name, like in model.state_dict().items()}
         model.load_state_dict(memory, assign=True)  # `to_empty` would import sympy, which takes most of a second
     else:
         model.to(dtype)
-    for name, tensor in _tensors_on_disk(model, family).items():
+    for name, tensor in tensors_on_disk(model, family).items():
         tensor.copy_(checkpoint[name])
 
 
@@ -158,7 +179,7 @@ def save_model(
         ValueError: the family cannot express this model.
     """
     family = find_family(model.config.model_type if model_type is None else model_type)
-    tensors = _tensors_on_disk(model, family)
+    tensors = tensors_on_disk(model, family)
     dtype = str(reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))).removeprefix("torch.")
     config = write_config(model.config, family.model_type, dtype)
     folder, existed = Path(path), Path(path).exists()
@@ -179,7 +200,7 @@ def save_model(
 # -- the tensors of a model, under their names on disk
 
 
-def _tensors_on_disk(model: nn.Module, family: Family) -> dict[str, Tensor]:
+def tensors_on_disk(model: nn.Module, family: Family) -> dict[str, Tensor]:
     """Views of the model's tensors, one per expert: to fill them is to fill the model."""
     tensors = {}
     for name, tensor in model.state_dict().items():
@@ -216,11 +237,18 @@ def _open_tensors(folder: Path) -> dict[str, _Stored]:
     raise CheckpointError(f"{folder}: found neither {SINGLE} nor {INDEX}")
 
 
+def _open_file(file: Path) -> dict[str, _Stored]:
+    """One file, in a folder that may hold others; refused where an index says that the model goes on elsewhere."""
+    index = file.parent / INDEX
+    shards = set(_read_weight_map(index).values()) if index.exists() else set()
+    if file.name in shards and len(shards) > 1:
+        raise CheckpointError(f"{file}: one of the {len(shards)} files of a model; wanted their folder, {file.parent}")
+    return _read_header(file)
+
+
 def _open_shards(folder: Path) -> dict[str, _Stored]:
     index = folder / INDEX
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise CheckpointError(f"{index}: weight_map is {weight_map!r:.80}, wanted an object of file names")
+    weight_map = _read_weight_map(index)
     stored: dict[str, _Stored] = {}
     for file in sorted(set(weight_map.values())):
         for name, found in _read_header(_inside(folder, file)).items():
@@ -232,6 +260,13 @@ def _open_shards(folder: Path) -> dict[str, _Stored]:
         if found is None or said is None or Path(said).name != found:
             raise CheckpointError(f"{index}: says that {name} is in {said}, found it in {found}")
     return stored
+
+
+def _read_weight_map(index: Path) -> dict[str, str]:
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise CheckpointError(f"{index}: weight_map is {weight_map!r:.80}, wanted an object of file names")
+    return weight_map
 
 
 def _inside(folder: Path, file: str) -> Path:
@@ -264,6 +299,12 @@ def _read_header(file: Path) -> dict[str, _Stored]:
         name: _Stored(file, 8 + length + entry["data_offsets"][0], entry["dtype"], tuple(entry["shape"]))
         for name, entry in header.items()
     }
+
+
+def _fill(tensor: Tensor, file: BinaryIO, name: str) -> None:
+    found = file.readinto(tensor.flatten().view(torch.uint8).numpy())
+    if found != tensor.nbytes:
+        raise CheckpointError(f"{file.name}: found {found} bytes of {name}, wanted {tensor.nbytes}")
 
 
 def _dtype(name: str, stored: _Stored) -> torch.dtype:

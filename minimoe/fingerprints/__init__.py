@@ -1,0 +1,1 @@
+"""Telling relatives from strangers, by their weights and by what they do."""

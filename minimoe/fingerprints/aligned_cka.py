@@ -1,0 +1,119 @@
+"""How much queries and keys resemble each other once the residual streams are aligned (AWM), and a repair.
+
+What it measures
+    Unbiased linear CKA, per layer, with the dimensions of the residual stream as samples. `canonicalize=False` is the
+    published method: dimensions are matched, up to order and sign, by an assignment on the embeddings of shared tokens,
+    and W_q^T and W_k^T are compared. The default turns one residual stream onto the other by the rotation that fits
+    the embeddings of shared tokens best (orthogonal Procrustes), folds the norms, and compares W_q^T W_k.
+What leaves it unchanged
+    Default: every gauge, and leaving layers out; leaving heads out lowers it. Published: permutations of the residual
+    stream, rotations of queries and keys.
+What it cannot see
+    Both: a model whose tokenizer or embedding was replaced; stolen MLPs, values and outputs. Published: copies whose
+    norms were folded, residual stream rotated, or queries and keys rescaled. Trained strangers are not near 0: what
+    their strongest directions do is alike.
+Source
+    Zeng et al. 2025, arXiv 2510.06738. Unbiased CKA: Song et al. 2012, JMLR 13; the repair is ours.
+
+There is no p-value: compare the score with those of strangers. Shapes: H hidden size, L layers, N tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from minimoe.fingerprints.anchors import mean_of_pairs, read_inputs, shared_tokens
+from minimoe.fingerprints.folded import query_key
+from minimoe.fingerprints.result import Refusal, Result
+from minimoe.fingerprints.weights import Weights
+
+
+def aligned_cka(a: Weights, b: Weights, *, canonicalize: bool = True) -> Result:
+    """Compare queries and keys of two models.
+
+    Args:
+        a: one model.
+        b: the other; depth, width and heads may differ.
+        canonicalize: the repair; False: as published.
+
+    Returns:
+        score: the mean over paired layers, at most 1, about 0 for random weights.
+        refused: the models share fewer tokens than the larger H: the alignment would be a guess.
+    """
+    method = "aligned_cka" if canonicalize else "aligned_cka_plain"
+    if a.hidden_size > b.hidden_size:
+        a, b = b, a  # the narrower residual stream has the samples
+    try:
+        tokens = shared_tokens(a, b, 4 * b.hidden_size, fewest=b.hidden_size)
+        if canonicalize:
+            scores = _compare_products(a, b, procrustes(read_inputs(b, tokens), read_inputs(a, tokens)))
+        else:
+            scores = _compare_projections(a, b, match_dimensions(_embedding(b, tokens), _embedding(a, tokens)))
+        score = mean_of_pairs(scores)
+        if score != score:
+            raise Refusal("queries or keys of a layer are 0 or not finite")
+    except Refusal as reason:
+        return Result(method=method, refused=str(reason))
+    return Result(method=method, score=score, details={"layers": min(scores.shape), "tokens": len(tokens)})
+
+
+def _compare_products(a: Weights, b: Weights, rotation: Tensor) -> Tensor:
+    """CKA of W_q^T W_k [L, L']: mean of the side that asks and the side that is asked."""
+    ours = [query_key(a, layer) for layer in range(a.num_layers)]
+    theirs = [rotation.mT @ query_key(b, layer) for layer in range(b.num_layers)]
+    theirs_asked = [rotation.mT @ query_key(b, layer).mT for layer in range(b.num_layers)]
+    return (cka_of_all(ours, theirs) + cka_of_all([product.mT for product in ours], theirs_asked)) / 2
+
+
+def _compare_projections(a: Weights, b: Weights, matching: Tensor) -> Tensor:
+    """Mean CKA of W_q^T and of W_k^T, [L, L']."""
+    scores = [
+        cka_of_all(
+            [a.get(role, layer).mT for layer in range(a.num_layers)],
+            [matching.mT @ b.get(role, layer).mT for layer in range(b.num_layers)],
+        )
+        for role in "qk"
+    ]
+    return torch.stack(scores).mean(0)
+
+
+def _embedding(weights: Weights, tokens: list[str]) -> Tensor:
+    rows = weights.get("embedding")[[weights.tokens[token] for token in tokens]]
+    if not rows.isfinite().all():
+        raise Refusal(f"embedding of {weights.name}: not finite")
+    return rows
+
+
+def procrustes(x: Tensor, y: Tensor) -> Tensor:
+    """The R [H, H'] with orthonormal columns that makes x R [N, H'] closest to y, for H >= H' (Schoenemann 1966)."""
+    left, _, right = torch.linalg.svd((x.mT @ y).double(), full_matrices=False)
+    return (left @ right).to(x)
+
+
+def match_dimensions(x: Tensor, y: Tensor) -> Tensor:
+    """A matrix of signs [H, H'], one a column, such that x P pairs the columns of x with those of y, by abs cosine."""
+    cosine = torch.nn.functional.normalize(x, dim=0).mT @ torch.nn.functional.normalize(y, dim=0)
+    rows, columns = linear_sum_assignment(cosine.abs().numpy(), maximize=True)
+    matching = torch.zeros_like(cosine)
+    matching[rows, columns] = cosine[rows, columns].sign()
+    return matching
+
+
+def cka_of_all(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
+    """Unbiased linear CKA of each x [n, p] with each y [n, q]: [len(xs), len(ys)]."""
+    left, right = (torch.stack([_centred_gram(samples) for samples in group]) for group in (xs, ys))
+    return left @ right.mT
+
+
+def _centred_gram(samples: Tensor) -> Tensor:
+    """The Gram matrix of [n, p], flat, of norm 1, centred so that products of two are unbiased.
+
+    U-centring (Szekely & Rizzo 2014, Annals of Statistics 42): without the diagonal, all rows and columns sum to 0.
+    """
+    n = len(samples)
+    gram = (samples @ samples.mT).double().fill_diagonal_(0)
+    rows = gram.sum(0) / (n - 2)
+    centred = (gram - rows - rows[:, None] + gram.sum() / ((n - 1) * (n - 2))).fill_diagonal_(0).flatten()
+    return centred / centred.norm()

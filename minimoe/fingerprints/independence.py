@@ -1,0 +1,210 @@
+"""Three tests of whether two models were trained from independent random weights.
+
+What they measure
+    `csu`: neurons of one model are assigned to those of the other by the cosine of their up rows. Without a common
+    origin the order of neurons is arbitrary, and so is the assignment: its Spearman correlation with the identity
+    gives a p-value per layer, and Fisher's method one for all.
+    `permutation_test`: whether the neurons of two models resemble each other more in the order they are stored in than
+    in random orders.
+    `match`: whether an assignment by gates agrees with one by ups, both measured on shared tokens.
+What leaves them unchanged
+    csu and permutation test: training, and the order of experts, over which they average. match: every gauge.
+What they cannot see
+    csu and permutation test: copies whose neurons were permuted, or whose residual stream was rotated, permuted or
+    given other signs; models of other widths. match: MLPs trained from scratch.
+Source
+    Zhu et al. 2025, arXiv 2502.12292.
+
+The p-values of csu and of the permutation test are exact if the training of one of the two models treats neurons alike,
+so that every order of them is as likely as any other, in each layer for itself. (csu's takes Student's approximation
+for Spearman's rho.) match has none: strangers that learnt similar features have large effects too.
+
+Shapes: H hidden size, I neurons of an MLP or expert, L layers.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from torch import Tensor
+
+from minimoe.fingerprints.anchors import candidate_pairs, mean_of_pairs, pair_layers, read_anchors, shared_tokens
+from minimoe.fingerprints.folded import Neurons, mlps
+from minimoe.fingerprints.matching import assign, nearest_agreement, similarities, token_features
+from minimoe.fingerprints.result import Refusal, Result
+from minimoe.fingerprints.weights import Weights
+
+SMALLEST_P = 1e-300  # smaller ones are not told apart
+FEWEST_NEURONS = 10  # for Student's approximation
+
+
+def csu(a: Weights, b: Weights) -> Result:
+    """Test the order of up rows. Sources: Zhu et al. 2025, algorithms 2 to 4.
+
+    Where depths differ, layers are aligned by the similarity of assigned rows, which does not depend on their order:
+    the p-value stays exact.
+
+    Args:
+        a: one model.
+        b: the other, of the same hidden size and MLP width.
+
+    Returns:
+        score: mean Spearman correlation over paired layers.
+        p_value: at least 1e-300.
+        refused: the shapes differ, MLPs have fewer than 10 neurons, or weights are not finite.
+    """
+    try:
+        pairs, assignments = _assign_ups(_ups(a), _ups(b))
+    except Refusal as reason:
+        return Result(method="csu", refused=str(reason))
+    tests = [spearman(assignments[pair], torch.arange(len(assignments[pair]))) for pair in pairs]
+    score = sum(rho for rho, _ in tests) / len(tests)
+    return Result(method="csu", score=score, p_value=fisher([p for _, p in tests]), details={"layers": len(tests)})
+
+
+def permutation_test(a: Weights, b: Weights, *, trials: int = 999, seed: int = 0) -> Result:
+    """Test the order of neurons by reordering them. Source: Zhu et al. 2025, algorithm 1.
+
+    Args:
+        a: one model.
+        b: the other, of the same depth, hidden size and MLP width.
+        trials: T random orders.
+        seed: of the orders.
+
+    Returns:
+        score: cosine of the two models' neurons, gates, ups and downs together, mean over layers.
+        p_value: (1 + how many random orders reach the score) / (T + 1).
+        refused: the shapes differ; the neurons of a layer are 0 or not finite.
+    """
+    try:
+        left, right = (_neurons(weights) for weights in (a, b))
+        if len(left) != len(right):
+            raise Refusal(f"{len(left)} and {len(right)} layers: wanted as many in both")
+        tables = [_neuron_products(x, y) for x, y in zip(left, right, strict=True)]
+    except Refusal as reason:
+        return Result(method="permutation_test", refused=str(reason))
+    generator = torch.Generator().manual_seed(seed)
+    score = sum(float(table.diagonal().sum()) for table in tables) / len(tables)
+    shuffled = sum(_random_traces(table, trials, generator) for table in tables) / len(tables)
+    reached = int((shuffled >= score).sum())
+    details = {"trials": trials, "mean_of_random_orders": float(shuffled.mean())}
+    return Result(method="permutation_test", score=score, p_value=(1 + reached) / (trials + 1), details=details)
+
+
+def match(a: Weights, b: Weights) -> Result:
+    """Compare an assignment of neurons by gates with one by ups. Source: Zhu et al. 2025, algorithm 5.
+
+    Of a mixture, each expert of `b` is compared with that of the same layer of `a` which is nearest.
+
+    Args:
+        a: one model.
+        b: the other, of any shape.
+
+    Returns:
+        score: Spearman correlation of the two assignments, mean over experts and paired layers.
+        refused: too few shared tokens; there is no gated MLP.
+    """
+    try:
+        tokens = shared_tokens(a, b)
+        left, right = (_features(weights, tokens) for weights in (a, b))
+    except Refusal as reason:
+        return Result(method="match", refused=str(reason))
+    scores = torch.zeros(len(left), len(right), dtype=torch.float64)
+    for i, j in candidate_pairs(len(left), len(right)):
+        scores[i, j] = sum(_gate_against_up(expert, left[i]) for expert in right[j]) / len(right[j])
+    return Result(method="match", score=mean_of_pairs(scores), details={"layers": min(scores.shape)})
+
+
+# --- csu --------------------------------------------------------------------------------------------------
+
+
+def _assign_ups(left: list[Tensor], right: list[Tensor]) -> tuple[list[tuple[int, int]], dict[tuple, Tensor]]:
+    """Which layers are paired, and the assignment of up rows for each pair."""
+    scores, assignments = torch.zeros(len(left), len(right), dtype=torch.float64), {}
+    for i, j in candidate_pairs(*scores.shape):
+        _require_shape(left[i], right[j])
+        if len(left[i]) < FEWEST_NEURONS:
+            raise Refusal(f"{len(left[i])} neurons: wanted at least {FEWEST_NEURONS}, for a p-value")
+        cosine = F.normalize(left[i], dim=1) @ F.normalize(right[j], dim=1).mT
+        if not cosine.isfinite().all():
+            raise Refusal("up: not finite in some layer")
+        assignments[i, j] = found = assign(cosine)
+        scores[i, j] = cosine[torch.arange(len(found)), found].mean()
+    return pair_layers(scores), assignments
+
+
+def spearman(x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Spearman's rho of two orders, and the p-value of one at least as large by chance."""
+    found = stats.spearmanr(x.numpy(), y.numpy(), alternative="greater")
+    return float(found.statistic), float(found.pvalue)
+
+
+def fisher(p_values: list[float]) -> float:
+    """One p-value of several independent ones (Fisher 1932): -2 sum log p is chi-squared with two degrees each."""
+    total = -2 * sum(math.log(max(p, SMALLEST_P)) for p in p_values)
+    return max(float(stats.chi2.sf(total, 2 * len(p_values))), SMALLEST_P)
+
+
+# --- the permutation test ---------------------------------------------------------------------------------
+
+
+def _neuron_products(x: Neurons, y: Neurons) -> Tensor:
+    """What pairs of neurons add to the cosine of all of them, [I, I]: its trace is that cosine."""
+    for left, right in zip(x, y, strict=True):
+        _require_shape(left, right)
+    table = sum((left @ right.mT) / (left.norm() * right.norm()) for left, right in zip(x, y, strict=True)) / len(x)
+    if not table.isfinite().all():
+        raise Refusal("the neurons of a layer are 0 or not finite")
+    return table
+
+
+def _random_traces(table: Tensor, trials: int, generator: torch.Generator) -> Tensor:
+    """The trace of [I, I] after each of T random orders of its columns, [T]."""
+    orders = torch.rand(trials, len(table), generator=generator).argsort(dim=1)
+    return table[torch.arange(len(table)), orders].sum(1)
+
+
+# --- what they share --------------------------------------------------------------------------------------
+
+
+def _neurons(weights: Weights) -> list[Neurons]:
+    """Gate, up and down of every layer, [I, H] each; the mean over the experts, if there are any.
+
+    One order of neurons for all experts of a layer is what chance may choose: upcycled experts are not independent.
+    """
+    layers = []
+    for layer in range(weights.num_layers):
+        found = mlps(weights, layer)
+        found.pop("shared", None)
+        layers.append(Neurons(*(torch.stack(faces).mean(0) for faces in zip(*found.values(), strict=True))))
+    return layers
+
+
+def _ups(weights: Weights) -> list[Tensor]:
+    return [neurons.up for neurons in _neurons(weights)]
+
+
+def _require_shape(x: Tensor, y: Tensor) -> None:
+    if x.shape != y.shape:
+        shapes = " and ".join(f"{rows} neurons of {columns} weights" for rows, columns in (x.shape, y.shape))
+        raise Refusal(f"{shapes}: wanted equal shapes")
+
+
+def _features(weights: Weights, tokens: list[str]) -> list[list[Tensor]]:
+    """Gates and ups over tokens, [2, I, N], of every MLP or expert of every layer."""
+    anchors = read_anchors(weights, tokens)
+    return [
+        [token_features(neurons, anchors)[:2] for neurons in mlps(weights, layer).values()]
+        for layer in range(weights.num_layers)
+    ]
+
+
+def _gate_against_up(expert: Tensor, others: list[Tensor]) -> float:
+    """Spearman's rho of the two assignments of an expert [2, I, N] to the nearest of `others`."""
+    tables = [similarities(expert, other) for other in others]
+    table = max(tables, key=nearest_agreement)
+    gates, ups = (assign(face if len(face) <= len(face.mT) else face.mT, seed) for seed, face in enumerate(table))
+    return spearman(gates, ups)[0]

@@ -1,0 +1,58 @@
+"""Neurons of two models matched by what they do to shared tokens.
+
+A neuron of a gated MLP has three faces: how strongly each token opens its gate, how strongly each token drives it, and
+which tokens it speaks for. They are vectors over tokens, whatever basis the residual stream has. The scale of up and
+down is free, and with it their sign; the sign of a gate is not.
+
+Shapes: F 3, for gate, up and down; H hidden size, I neurons of an MLP or expert, N tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from minimoe.fingerprints.anchors import Anchors
+from minimoe.fingerprints.folded import Neurons
+from minimoe.fingerprints.result import Refusal
+
+
+def token_features(neurons: Neurons, anchors: Anchors) -> Tensor:
+    """Gate, up and down of each neuron over tokens, centred and of norm 1: [F, I, N].
+
+    Raises:
+        Refusal: one of the three is 0 throughout, or not finite somewhere.
+    """
+    gate, up = neurons.gate @ anchors.inputs.mT, neurons.up @ anchors.inputs.mT
+    features = torch.stack([gate, up, neurons.down @ anchors.outputs.mT])
+    features = F.normalize(features - features.mean(-1, keepdim=True), dim=-1)
+    if not features.isfinite().all() or not features.any(-1).any(-1).all():
+        raise Refusal("the neurons of an MLP are 0 or not finite")
+    return features
+
+
+def similarities(x: Tensor, y: Tensor) -> Tensor:
+    """Correlation of features [F, I, N] with [F, I', N]: [F, I, I'], absolute for up and down."""
+    products = x @ y.mT
+    products[1:].abs_()
+    return products
+
+
+def nearest_agreement(table: Tensor) -> float:
+    """The share of rows of [F, I, I'] whose nearest column is the same in all faces: a quick look."""
+    nearest = table.argmax(-1)
+    return float((nearest == nearest[0]).all(0).float().mean())
+
+
+def assign(table: Tensor, seed: int = 0) -> Tensor:
+    """For each row of [I, I'] a column of its own, of the largest sum: [I]. Rows beyond I' columns get -1.
+
+    Columns are shuffled first: of neurons that are alike, or 0, it must not be the order that chooses.
+    """
+    order = torch.randperm(table.shape[1], generator=torch.Generator().manual_seed(seed))
+    rows, columns = linear_sum_assignment(table[:, order].numpy(), maximize=True)
+    found = torch.full((len(table),), -1)
+    found[torch.from_numpy(rows)] = order[torch.from_numpy(columns)]
+    return found

@@ -1,0 +1,86 @@
+"""Whether the spread of the attention weights goes with depth alike in two models (HonestAGI).
+
+What it measures
+    The standard deviation of Q, K, V and O in every layer: four curves over depth, z-scored. Pearson's r between the
+    curves of two models, mean of the four.
+What leaves it unchanged
+    Permutations of heads, neurons, experts and of the residual stream; one factor on all weights of a role. Nearly:
+    flipped signs, and rotations that find the norms folded; they keep the sum of squares, and means are close to 0.
+What it cannot see
+    Whatever happens outside attention. It is changed by folding norms, by factors that queries and keys exchange, and
+    by maps that values and outputs do: so a stranger can be given the profile of any model, its function unchanged
+    (`minimoe.lineage.frame_std_profile`). Strangers of one shape share a trend over depth, and correlate. A curve that
+    is nearly flat is noise once z-scored, and refused.
+Source
+    Yoon et al. 2025, arXiv 2507.03014.
+
+There is no p-value: compare the score with those of strangers. Shapes: L layers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minimoe.fingerprints.result import Refusal, Result
+from minimoe.fingerprints.weights import Weights
+
+ATTENTION = ("q", "k", "v", "o")
+LEAST_SPREAD = 0.01  # of a curve: its standard deviation divided by its mean
+LEAST_LAYERS = 3  # two points correlate perfectly with any two
+
+
+def std_profile(a: Weights, b: Weights, *, roles: tuple[str, ...] = ATTENTION) -> Result:
+    """Compare the standard deviations of two models.
+
+    Args:
+        a: one model.
+        b: the other, of any shape; of two depths, the shorter curve is interpolated linearly.
+        roles: of a layer; the published method knows the four, and biases and norms such as "q_bias" and "norm1".
+
+    Returns:
+        score: the mean r. details: r of each role as "q", and the spread sd / mean of its curves as "q_spread_a" and
+        "q_spread_b".
+        refused: a spread is below 1 %; a model has fewer than 3 layers; a weight is not finite, or 0 throughout.
+
+    Raises:
+        KeyError: a model lacks one of the roles.
+        CheckpointError: a file is damaged.
+    """
+    correlations, spreads = {}, {}
+    try:
+        for role in roles:
+            curve_a, curve_b = (_curve(weights, role) for weights in (a, b))
+            correlations[role] = _pearson(curve_a, curve_b)
+            spreads |= {f"{role}_spread_a": _spread(curve_a), f"{role}_spread_b": _spread(curve_b)}
+    except Refusal as reason:
+        return Result(method="std_profile", refused=str(reason))
+    score = sum(correlations.values()) / len(correlations)
+    return Result(method="std_profile", score=score, details=correlations | spreads)
+
+
+def _curve(weights: Weights, role: str) -> np.ndarray:
+    """The standard deviation of a role in every layer, [L]."""
+    if weights.num_layers < LEAST_LAYERS:
+        raise Refusal(f"{weights.name}: {weights.num_layers} layers, wanted at least {LEAST_LAYERS} to correlate")
+    curve = np.array([weights.statistics(role, layer).std for layer in range(weights.num_layers)])
+    if not _spread(curve) >= LEAST_SPREAD:
+        raise Refusal(
+            f"{weights.name}: the standard deviation of {role} varies by {_spread(curve):.2%} over the layers, wanted "
+            f"at least {LEAST_SPREAD:.0%}: a flat curve has no course to compare"
+        )
+    return curve
+
+
+def _spread(curve: np.ndarray) -> float:
+    mean = curve.mean()
+    return float(curve.std() / mean) if mean else 0.0
+
+
+def _pearson(a: np.ndarray, b: np.ndarray) -> float:
+    depths = np.linspace(0, 1, max(len(a), len(b)))
+    z_a, z_b = (_z_score(np.interp(depths, np.linspace(0, 1, len(curve)), curve)) for curve in (a, b))
+    return float((z_a * z_b).mean())
+
+
+def _z_score(curve: np.ndarray) -> np.ndarray:
+    return (curve - curve.mean()) / curve.std()

@@ -1,0 +1,332 @@
+"""The weights of a model by the role they play, whatever its family calls them.
+
+    q, k, v, o                        [out, in], as stored; with q_bias, k_bias, v_bias, o_bias, q_norm, k_norm
+    norm1, norm2                      [H], before attention and before the MLP
+    gate, up [I, H], down [H, I]      of the MLP; in a mixture of all experts: [E, I, H], [E, H, I]
+    router [E, H]                     with router_bias [E], which only selects, and router_scale [E]
+    shared_gate, shared_up, shared_down    of the expert that every token meets
+    embedding, head [V, H], norm_final [H] once in a model: they belong to no layer
+
+A folder is read tensor by tensor, and only what is asked for. Shapes: H hidden size, I width of an MLP or of an expert,
+E experts, L layers, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from minimoe.fingerprints.result import Refusal
+from minimoe.model.checkpoint import CONFIG, Checkpoint, CheckpointError, load_weights, tensors_on_disk
+from minimoe.model.config import MoEConfig
+from minimoe.model.families import BERT, MINIMOE, find_family, name_in_bert
+from minimoe.model.transformer import MoEForCausalLM
+
+PIECE = 2**18  # numbers read at once: small enough to stay in the processor's cache
+_BLOCK = 2**20  # bytes hashed at once
+
+# What each role is called in our models, with one tensor per expert.
+_OF_THE_MODEL = {"embedding": "model.embed_tokens.weight", "head": "lm_head.weight", "norm_final": "model.norm.weight"}
+_PROJECTIONS = ("gate", "up", "down")
+_OF_A_LAYER = {
+    **{role: f"self_attn.{role}_proj.weight" for role in "qkvo"},
+    **{f"{role}_bias": f"self_attn.{role}_proj.bias" for role in "qkvo"},
+    **{f"{role}_norm": f"self_attn.{role}_norm.weight" for role in "qk"},
+    "norm1": "input_layernorm.weight",
+    "norm2": "post_attention_layernorm.weight",
+    **{role: f"mlp.{role}_proj.weight" for role in _PROJECTIONS},
+    "router": "mlp.gate.weight",
+    "router_bias": "mlp.gate.e_score_correction_bias",
+    "router_scale": "mlp.gate.router_scale",
+    **{f"shared_{role}": f"mlp.shared_expert.{role}_proj.weight" for role in _PROJECTIONS},
+}
+ROLES = (*_OF_A_LAYER, *_OF_THE_MODEL)
+
+
+class Statistics(NamedTuple):
+    """Of all numbers of a tensor together."""
+
+    mean: float
+    std: float  # of the population: divided by the count
+    count: int
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch on one thread inside the block: on pieces this small, threads wait for each other most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def open_weights(source: str | Path | MoEForCausalLM, *, tokenizer: Any = None) -> Weights:
+    """The weights of a model, by role.
+
+    Args:
+        source: a folder in the Hugging Face layout, of any family in `minimoe.model.families` or a BERT encoder; a
+            safetensors file with its config.json beside it; or a model in memory.
+        tokenizer: whatever has a `get_vocab()`; None: the one beside the files.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the family is unknown; it is named.
+    """
+    if isinstance(source, MoEForCausalLM):
+        return Weights("model in memory", source, _Memory(tensors_on_disk(source, MINIMOE)), source.config, tokenizer)
+    checkpoint = Checkpoint(source)
+    config = None if checkpoint.hf_config.get("model_type") == BERT else checkpoint.model_config
+    return Weights(str(source), checkpoint, checkpoint, config, tokenizer)
+
+
+class Weights:
+    """What `open_weights` returns.
+
+    name: where they are from. config: None for a BERT encoder. num_layers, hidden_size, num_heads, num_kv_heads,
+    head_dim, and num_experts, which is 0 for a dense model: its shape.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: Checkpoint | MoEForCausalLM,
+        tensors: Checkpoint | _Memory,
+        config: MoEConfig | None,
+        tokenizer: Any,
+    ) -> None:
+        self.name, self.config = name, config
+        self._source, self._tensors, self._tokenizer = source, tensors, tokenizer
+        self._shape = shape = _shape_of_bert(source) if config is None else config
+        self.num_layers, self.hidden_size, self.head_dim = shape.num_hidden_layers, shape.hidden_size, shape.head_dim
+        self.num_heads, self.num_kv_heads = shape.num_attention_heads, shape.num_key_value_heads
+        self.num_experts = shape.num_experts
+        self._on_disk = _names_on_disk(source, config)
+
+    def get(self, role: str, layer: int | None = None) -> Tensor:
+        """One role of one layer, in float32.
+
+        Args:
+            role: one of `ROLES`; the shapes stand at the top of this file.
+            layer: from 0; None for embedding, head and norm_final.
+
+        Raises:
+            KeyError: there is no such role or layer; the message says which there are.
+            CheckpointError: a file is damaged, or stores integers.
+        """
+        names, tensor = self._find(role, layer), torch.empty(self.shape(role, layer))
+        for part, name in zip(tensor.view(len(names), -1), names, strict=True):
+            part.copy_(self._tensors[name].flatten())
+        return tensor
+
+    def has(self, role: str, layer: int | None = None) -> bool:
+        """Whether `get` would find it."""
+        return bool(self._names(role, layer))
+
+    def shape(self, role: str, layer: int | None = None) -> tuple[int, ...]:
+        """The shape that `get` would return, from the header alone.
+
+        Raises:
+            KeyError: as for `get`.
+        """
+        names = self._find(role, layer)
+        shape = self._tensors.shape(names[0])
+        if self._of_experts(role, layer):
+            return (len(names), *shape)
+        return shape[-1:] if role == "router_scale" else shape  # [1, E] in files of Pangu Pro MoE
+
+    def pieces(self, role: str, layer: int | None = None) -> Iterator[tuple[str, Tensor]]:
+        """All numbers of a role in the order of `get`, in float32: flat pieces, each with the name of its tensor.
+
+        All of them lie in one buffer, which may be written to: each piece overwrites the one before. It takes memory
+        for one piece, not for a tensor.
+
+        Raises:
+            KeyError, CheckpointError: as for `get`.
+        """
+        wide = torch.empty(PIECE)
+        for name in self._find(role, layer):
+            for piece in self._tensors.pieces(name, PIECE):
+                yield name, wide[: len(piece)].copy_(piece)
+
+    @one_thread()
+    def statistics(self, role: str, layer: int | None = None) -> Statistics:
+        """Mean and standard deviation of all numbers of a role, read in pieces.
+
+        Sums within a piece are float32, those over pieces float64 (Chan et al. 1979, Updating formulae and a pairwise
+        algorithm for computing sample variances).
+
+        Raises:
+            Refusal: a number is not finite, or all of them are 0; the tensor is named.
+            KeyError, CheckpointError: as for `get`.
+        """
+        count, mean, squares = 0, 0.0, 0.0  # squares: the sum of squared distances from the mean
+        for name, piece in self.pieces(role, layer):
+            size = len(piece)
+            of_piece, around = _moments(piece)
+            if not math.isfinite(around):
+                raise Refusal(f"{self.name}: {name} holds NaN, infinity or numbers too large to square")
+            distance = of_piece - mean
+            squares += around + distance**2 * count * size / (count + size)
+            count += size
+            mean += distance * size / count
+        if mean == 0 and squares == 0:
+            raise Refusal(f"{self.name}: {role} of layer {layer} holds nothing but zeros")
+        return Statistics(mean, math.sqrt(squares / count), count)
+
+    def model(self) -> MoEForCausalLM:
+        """The model in float32, in evaluation mode, to be run and not to be changed.
+
+        Raises:
+            ValueError: it is a BERT encoder, which no model here computes.
+            CheckpointError: tensors are missing, unexpected or of the wrong shape.
+        """
+        if self.config is None:
+            raise ValueError(f"{self.name}: a BERT encoder; wanted a family that MoEForCausalLM computes")
+        with torch.device("meta"):
+            model = MoEForCausalLM(self.config)
+        if isinstance(self._source, MoEForCausalLM):
+            tensors = {name: tensor.float() for name, tensor in self._source.state_dict().items()}
+            model.load_state_dict(tensors, assign=True)
+        else:
+            load_weights(model, self._source, torch.float32)
+        return model.eval()
+
+    @cached_property
+    def tokens(self) -> dict[str, int]:
+        """Token -> id, of those that have a row in the embedding; empty where there is no tokenizer.
+
+        Raises:
+            CheckpointError: the tokenizer's file is damaged.
+        """
+        if self._tokenizer is not None:
+            vocabulary = self._tokenizer.get_vocab()
+        else:
+            vocabulary = _read_vocabulary(self._source.path) if isinstance(self._source, Checkpoint) else {}
+        rows = self._tensors.shape(self._find("embedding", None)[0])[0]
+        return {token: index for token, index in vocabulary.items() if index < rows}
+
+    def sha256(self) -> str:
+        """Of the weight files, one after the other by name; in memory: of names, dtypes, shapes and bytes."""
+        digest = hashlib.sha256()
+        if isinstance(self._source, Checkpoint):
+            for path in self._source.files:
+                with path.open("rb") as file:
+                    while block := file.read(_BLOCK):
+                        digest.update(block)
+        else:
+            for name, tensor in self._tensors.items():
+                digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+                digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def _find(self, role: str, layer: int | None) -> list[str]:
+        names = self._names(role, layer)
+        if not names:
+            raise KeyError(self._missing(role, layer))
+        return names
+
+    def _missing(self, role: str, layer: int | None) -> str:
+        where = f"{self.name} has no {role!r}" + ("" if layer is None else f" in layer {layer}")
+        if layer is not None and layer not in range(self.num_layers):
+            return f"{where}: its layers go from 0 to {self.num_layers - 1}"
+        return f"{where}: found {', '.join(role for role in ROLES if self._names(role, layer))}"
+
+    def _names(self, role: str, layer: int | None) -> list[str]:
+        """The tensors on disk that make up a role: one, or one per expert; none if there is none."""
+        if role == "head" and self._shape.tie_word_embeddings:
+            role = "embedding"
+        if layer is None:
+            ours = [_OF_THE_MODEL[role]] if role in _OF_THE_MODEL else []
+        elif role not in _OF_A_LAYER or layer not in range(self.num_layers):
+            ours = []
+        elif self._of_experts(role, layer):
+            prefix = f"model.layers.{layer}.mlp.experts"
+            ours = [f"{prefix}.{expert}.{role}_proj.weight" for expert in range(self.num_experts)]
+        else:
+            ours = [f"model.layers.{layer}.{_OF_A_LAYER[role]}"]
+        names = [self._on_disk(name) for name in ours]
+        return names if names and names[0] in self._tensors else []
+
+    def _of_experts(self, role: str, layer: int | None) -> bool:
+        return role in _PROJECTIONS and layer is not None and self._shape.is_sparse(layer)
+
+
+class _Memory(dict[str, Tensor]):
+    """The tensors of a model in memory, read as those of a `Checkpoint` are."""
+
+    def pieces(self, name: str, size: int) -> Iterator[Tensor]:
+        return iter(self[name].flatten().split(size))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self[name].shape)
+
+
+def _names_on_disk(source: Checkpoint | MoEForCausalLM, config: MoEConfig | None) -> Callable[[str], str]:
+    if isinstance(source, MoEForCausalLM):
+        return MINIMOE.on_disk
+    if config is not None:
+        return find_family(config.model_type).on_disk
+    prefix = "bert." if any(name.startswith("bert.") for name in source) else ""  # where a head was trained on top
+
+    def in_bert(name: str) -> str:
+        name = prefix + name_in_bert(name, source.hf_config["num_hidden_layers"])
+        return name if name in source else name.replace("LayerNorm.weight", "LayerNorm.gamma")  # before 2019
+
+    return in_bert
+
+
+def _shape_of_bert(checkpoint: Checkpoint) -> MoEConfig:
+    keys = "hidden_size", "num_hidden_layers", "num_attention_heads"
+    try:
+        sizes = {key: checkpoint.hf_config.get(key) for key in keys}
+        return MoEConfig(**sizes, num_experts=0, tie_word_embeddings=False)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint.path / CONFIG}: {error}") from error
+
+
+def _moments(values: Tensor) -> tuple[float, float]:
+    """The mean of some numbers, and the sum of their squared distances from it; overwrites them.
+
+    Not finite if one of them is not. Where the mean is large it goes first: the difference of two large sums would
+    lose what is between them.
+    """
+    mean = values.mean().item()
+    around = torch.dot(values, values).item() - len(values) * mean**2
+    if around > len(values) * mean**2 or not math.isfinite(around):
+        return mean, around
+    values -= mean
+    rest = values.mean().item()  # what rounding left
+    return mean + rest, max(torch.dot(values, values).item() - len(values) * rest**2, 0.0)
+
+
+def _read_vocabulary(folder: Path) -> dict[str, int]:
+    """Token -> id from tokenizer.json, vocab.json (GPT-2) or vocab.txt (BERT); empty if there is none of them."""
+    for file, read in _VOCABULARIES.items():
+        if (folder / file).exists():
+            try:
+                return read(folder / file)
+            except Exception as error:  # tokenizers raises nothing more specific
+                raise CheckpointError(
+                    f"{folder / file}: wanted a vocabulary, found something else ({error})"
+                ) from error
+    return {}
+
+
+_VOCABULARIES: dict[str, Callable[[Path], dict[str, int]]] = {
+    "tokenizer.json": lambda file: Tokenizer.from_file(str(file)).get_vocab(),
+    "vocab.json": lambda file: {str(token): int(index) for token, index in json.loads(file.read_text("utf-8")).items()},
+    "vocab.txt": lambda file: {
+        token: index for index, token in enumerate(file.read_text("utf-8").rstrip("\n").split("\n"))
+    },
+}
