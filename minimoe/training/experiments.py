@@ -48,8 +48,10 @@ class Experiment:
     snapshots: tuple[int, ...] = ()
 
 
-# Steps of equal compute follow from the active parameters (544,608 of the mixture, 1,426,272 of the large dense twin),
-# those of equal time from what a step costs on one thread (`python -m benchmarks.dense_twins`).
+# Steps of equal compute follow from the active parameters (544,608 of the mixture, 1,426,272 of the large dense twin).
+# That leaves out what attention spends on comparing tokens, as much for one as for the other, and so gives the twin
+# fewer steps than a count of all operations would: notebook 04 prints both. Those of equal time follow from what a step
+# costs on one thread (`python -m benchmarks.dense_twins`).
 EXPERIMENTS = {
     "moe": Experiment(about="8 experts, 2 per token, balance loss"),
     "dense-active": Experiment(about="dense, as many parameters as a token meets", experts=0),

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from minimoe.course.checks import WrongAnswer, check_equal_compute_steps, check_training_flop
 from minimoe.course.checks.learning import _CONFIGS
 from minimoe.course.cost import training_flop
 from minimoe.model import MoEForCausalLM
+from minimoe.training.presets import small_config
 
 
 def embedding(config):
@@ -20,13 +22,31 @@ def from_the_count(config, tokens):
     return 6.0 * tokens * (config.num_parameters(active=True) - looked_up)
 
 
-def matrix_by_matrix(config, tokens):
-    """Without norms and routers."""
-    hidden, layers = config.hidden_size, config.num_hidden_layers
+def matrices(config):
+    """Every matrix that a token is multiplied with, by what it is for; no norms."""
+    hidden, heads, kv = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
     experts = config.num_experts_per_tok if config.num_experts else 1
     width = config.moe_intermediate_size if config.num_experts else config.intermediate_size
-    layer = 4 * hidden * hidden + experts * 3 * hidden * width
-    return 6 * tokens * (layers * layer + embedding(config))
+    layer = {
+        "attention": 2 * hidden * config.head_dim * (heads + kv),
+        "experts": experts * 3 * hidden * width,
+        "router": config.num_experts * hidden,
+        "shared": 3 * hidden * config.shared_expert_intermediate_size,
+    }
+    return {name: config.num_hidden_layers * size for name, size in layer.items()} | {"head": embedding(config)}
+
+
+def matrix_by_matrix(config, tokens):
+    return 6 * tokens * sum(matrices(config).values())
+
+
+def without(name):
+    return lambda config, tokens: matrix_by_matrix(config, tokens) - 6 * tokens * matrices(config)[name]
+
+
+def square_attention(config, tokens):
+    four = config.num_hidden_layers * 4 * config.hidden_size**2
+    return without("attention")(config, tokens) + 6 * tokens * four
 
 
 def as_a_tensor(config, tokens):
@@ -57,14 +77,35 @@ def test_the_formula_agrees_with_what_torch_counts(config):
     assert counted_by_torch(config, 100) == pytest.approx(training_flop(config, 100), rel=5e-3)
 
 
+@pytest.mark.parametrize("length", [32, 128])
+def test_what_the_formula_leaves_out_is_attentions_comparing(length):
+    """Counted with attention as two matrix products, each S x S x head_dim for each head, forwards and twice back."""
+    config = small_config()
+    ids = torch.zeros(2, length, dtype=torch.int64)
+    counts = []
+    for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH):
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(backend):
+            MoEForCausalLM(config)(ids, labels=ids).loss.backward()
+        counts.append(counter.get_total_flops())
+    per_token = 12 * length * config.num_attention_heads * config.head_dim * config.num_hidden_layers
+    assert counts[1] - counts[0] == per_token * ids.numel()
+    assert counts[0] == pytest.approx(training_flop(config, ids.numel()), rel=5e-3)
+
+
 def exact(model, other, steps):
     return steps * training_flop(model, 1) / training_flop(other, 1)
 
 
 @pytest.mark.parametrize(
     "answer",
-    [exact, lambda *x: round(exact(*x)), lambda *x: int(exact(*x)), lambda *x: torch.tensor(exact(*x)).ceil()],
-    ids=["exact", "nearest", "down", "up"],
+    [
+        exact,
+        lambda *x: round(exact(*x)),
+        lambda *x: int(exact(*x)),
+        lambda *x: torch.tensor(exact(*x)).ceil(),
+        lambda model, other, steps: steps * matrix_by_matrix(model, 1) / matrix_by_matrix(other, 1),
+    ],
+    ids=["exact", "nearest", "down", "up", "matrix by matrix"],
 )
 def test_right_steps_are_accepted(answer):
     assert check_equal_compute_steps(answer).startswith("Right")
@@ -82,6 +123,10 @@ def test_right_steps_are_accepted(answer):
         (lambda c, t: matrix_by_matrix(c, t) - 6 * t * embedding(c), "although it is tied"),
         (lambda c, t: 2 * t * c.num_parameters(active=True), "forward pass"),
         (lambda c, t: 4 * t * c.num_parameters(active=True), "backward pass"),
+        (without("router"), "left out the router"),
+        (without("shared"), "left out the shared expert"),
+        (square_attention, "four square matrices"),
+        (lambda c, t: square_attention(c, t) - 6 * t * matrices(c)["router"], "Not yet. For a mixture of many small"),
         (lambda c, t: from_the_count(c, t) / 2, "two operations"),
         (lambda c, t: from_the_count(c, 1), "grow with the number of tokens"),
         (lambda c, t: 7 * from_the_count(c, t), "Not yet. For a mixture with tied embeddings and 1,000 tokens"),

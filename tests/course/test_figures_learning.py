@@ -51,10 +51,8 @@ def known(tmp_path, monkeypatch):
         final = [{"seed": s, "domain": d, "nats": BASE[d] + truth(run, d) + 0.125 * s} for s, d in where]
         for table, rows in (("held_out", held_out), ("final", final)):
             (folder / f"{table}.csv").write_text(experiments._to_csv(rows))
-    speeds = {name: {"of_rounds": share} for name, share in STEP_TIMES.items()}
-    (tmp_path / "runs" / "step_time.json").write_text(
-        json.dumps({"results": [{"threads": 1, "speed_against": speeds}]})
-    )
+    seconds = {name: [share] for name, share in STEP_TIMES.items()}
+    (tmp_path / "runs" / "step_time.json").write_text(json.dumps({"results": [{"threads": 1, "seconds": seconds}]}))
 
 
 def test_every_dense_run_is_compared_once():

@@ -60,17 +60,35 @@ def test_a_damaged_file_is_refused(folder, text):
         runs.read_run("tiny", "held_out")
 
 
-def test_step_times_are_shares_of_the_mixtures(folder):
+def test_step_times_are_shares_of_the_mixtures_round_by_round(folder):
     results = [
-        {"threads": threads, "speed_against": {"mixture": {"of_rounds": 1.0}, "twin": {"of_rounds": share}}}
-        for threads, share in ((1, 0.8), (2, 0.6))
+        {"threads": threads, "seconds": {"mixture": [2.0, 4.0, 1.0], "twin": twin}}
+        for threads, twin in ((1, [1.0, 3.0, 5.0]), (2, [1.0, 1.0, 1.0]))
     ]
     (folder.parent / "step_time.json").write_text(json.dumps({"results": results}))
-    assert runs.step_times() == {"mixture": 1.0, "twin": 0.8}
+    ratios = {name: values.tolist() for name, values in runs.step_time_ratios().items()}
+    assert ratios == {"mixture": [1.0, 1.0, 1.0], "twin": [0.5, 0.75, 5.0]}
+    assert runs.step_times() == {"mixture": 1.0, "twin": 0.75}
+
+
+def test_shipped_step_times_are_those_that_the_benchmark_reported():
+    results = json.loads((runs.data_path("runs") / "step_time.json").read_text())["results"]
+    reported = {name: speed["of_rounds"] for name, speed in results[0]["speed_against"].items()}
+    assert results[0]["threads"] == 1
+    assert runs.step_times() == pytest.approx(reported)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", '{"results": []}', '{"results": [{"threads": 2, "speed_against": {}}]}', "1"]
+    "text",
+    [
+        "",
+        "{}",
+        "1",
+        '{"results": []}',
+        '{"results": [{"threads": 2, "seconds": {}}]}',
+        '{"results": [{"threads": 1, "seconds": {"twin": [1]}}]}',
+        '{"results": [{"threads": 1, "seconds": {"mixture": [1, 2, 3], "twin": [1, 2]}}]}',
+    ],
 )
 def test_damaged_step_times_are_refused(folder, text):
     (folder.parent / "step_time.json").write_text(text)

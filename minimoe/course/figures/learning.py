@@ -168,7 +168,7 @@ def final_gaps() -> Drawing:
     low, high = min(0, *map(np.min, gaps.values())), max(0, *map(np.max, gaps.values()))
     axes.set(yticks=range(len(gaps)), yticklabels=_LABELS, ylim=(len(gaps) - 0.5, -0.5))
     axes.set_xlim(low - 0.2 * (high - low), high + 0.2 * (high - low))
-    axes.set_xlabel("nats per token more than the mixture, one mark a seed")
+    axes.set_xlabel("nats per token more than the mixture; marks: seeds, number: mean", size=10, loc="right")
     _title(drawn, "Right of the line the mixture ends lower, left of it the twin")
     ranges = "; ".join(f"{' '.join(TWINS[run])} {_range(gap)}" for run, gap in gaps.items())
     describe(
@@ -207,7 +207,7 @@ def gaps_by_domain() -> Drawing:
     axes.tick_params(length=0, labeltop=True, labelbottom=False, labelsize=10)
     axes.spines[:].set_visible(False)
     _title(drawn, "Nats per token more than the mixture, by kind of text")
-    drawn.supxlabel("blue: the mixture is better with every seed; hatched: the twin; white: seeds differ", size=10)
+    drawn.supxlabel("shaded: the mixture is better with every seed; hatched: the twin; white: seeds differ", size=10)
     counts = ", ".join(f"{who} {sum(row[3] == who for row in rows)}" for who in ("mixture", "twin", "open"))
     twins = "; ".join(f"{' '.join(TWINS[run])}: {domain}" for run, domain, _, who in rows if who == "twin")
     describe(
