@@ -5,7 +5,9 @@
 reads the models that `python -m minimoe.training.experiments NAME` left in runs/, measures them on held-out text, and
 writes
 
-    data/runs/NAME/specialization.csv   seed, step, metric, layer; value, null, low, high, as in `Measured`
+    data/runs/NAME/specialization.csv   seed, step, metric, layer; value, null, low, high, as in `Measured`; the metrics
+                                        are `INFORMATION`, max_violation, saturation (of a snapshot), and agreement
+                                        with the finished model of the next seed, the last with the first
     data/runs/NAME/ablation.csv         seed, layer, expert, group; share, the part of the group's tokens that the
                                         expert gets, and nats, what they lose per token without it, from low to high
 """
@@ -71,9 +73,13 @@ def record(model: MoEForCausalLM, corpus: Corpus) -> RoutingTrace:
 
 
 def information(trace: RoutingTrace, metric: str) -> sp.Measured:
-    """`mutual_information` for one of `INFORMATION`, such as "language" or "language given token"."""
+    """`mutual_information` for one of `INFORMATION`, such as "language" or "language given token".
+
+    Topics are dealt out within each language, since the corpus holds as many stretches of every topic in each: dealt
+    out over all of them, the large effect of the language would hide the small one of the topic.
+    """
     of, _, given = metric.partition(" given ")
-    return sp.mutual_information(trace, of, given or None)
+    return sp.mutual_information(trace, of, given or None, within="language" if of == "topic" else None)
 
 
 def groups(corpus: Corpus) -> dict[str, list[str]]:
@@ -113,6 +119,7 @@ def measure(
         raise ValueError(f"experiment {name!r}: wanted one of {', '.join(NAMES)}")
     found: list[Row] = []
     removed: list[Row] = []
+    finished: list[RoutingTrace] = []
     for seed in progress_bar(seeds, desc=name, unit="seed"):
         final = _load(name, seed, runs)
         trace = record(final, corpus)
@@ -122,6 +129,10 @@ def measure(
             found += _rows(sp.router_saturation(earlier, trace), seed=seed, step=step, metric="saturation")
         found += _specialization(trace, seed=seed, step=EXPERIMENTS[name].steps)
         removed += _ablation(final, corpus, seed)
+        finished.append(trace)
+    for seed, ours, theirs in zip(seeds, finished, [*finished[1:], finished[0]], strict=True):
+        agreement = sp.routing_agreement(ours, theirs)
+        found += _rows(agreement, seed=seed, step=EXPERIMENTS[name].steps, metric="agreement")
     for table, rows in (("specialization", found), ("ablation", removed)):
         write_atomically((out or data_path("runs") / name) / f"{table}.csv", _to_csv(rows).encode())
 

@@ -119,8 +119,8 @@ REAL_MODELS = {
 
 # How differently a model uses its experts for five domains (code, papers, encyclopedia, web, books): by layer, the
 # Jensen-Shannon divergence in bits, of a possible log2(5) = 2.32; and, in layer 7 of OLMoE, the largest share of a
-# domain's tokens that go to one expert, where 8 of 64 is chance. Both from the counts in the repository allenai/OLMoE,
-# which come with arXiv 2409.02060.
+# domain's tokens that go to one expert, where 8 of 64 is even load. Both from the counts in the repository
+# allenai/OLMoE, which come with arXiv 2409.02060.
 DIVERGENCE = {
     "OLMoE-1B-7B": {0: 0.17, 7: 0.40, 15: 0.50},
     "Mixtral-8x7B": {0: 0.003, 7: 0.004, 15: 0.009},

@@ -110,14 +110,14 @@ def frequent_tokens(trace: RoutingTrace, min_count: int = 10) -> np.ndarray:
     return ids[counts >= min_count]
 
 
-def _labelled(trace: RoutingTrace, label: np.ndarray, of: str) -> np.ndarray:
-    """Which tokens have a label, [T] bool. Raises ValueError for fewer than two labels, or two in one document."""
+def _labelled(trace: RoutingTrace, label: np.ndarray, of: str, fewest: int = 2) -> np.ndarray:
+    """Which tokens have a label, [T] bool. Raises ValueError for fewer than so many labels, or two in one document."""
     kept = label >= 0
     found = np.unique(label[kept])
-    if len(found) < 2:
+    if len(found) < fewest:
         names = labels(trace, of).names
         shown = [names[index] if names else int(index) for index in found]
-        raise ValueError(f"{of}: found {len(found)} among the labelled tokens {shown}, wanted at least 2")
+        raise ValueError(f"{of}: found {len(found)} among the labelled tokens {shown}, wanted at least {fewest}")
     if of in DOCUMENT_LABELS:
         ids, first, numbered = np.unique(trace.documents[kept], return_index=True, return_inverse=True)
         other = np.flatnonzero(label[kept] != label[kept][first][numbered])
@@ -219,7 +219,9 @@ def _random_counts(filled: np.ndarray, experts: int, shuffles: int, rng: np.rand
 # --- domains and words ------------------------------------------------------------------------------------
 
 
-def domain_specialization(trace: RoutingTrace, of: str = "domain", *, draws: int = 200, seed: int = 0) -> Measured:
+def domain_specialization(
+    trace: RoutingTrace, of: str = "domain", *, within: str | None = None, draws: int = 200, seed: int = 0
+) -> Measured:
     """Share of a domain's tokens whose top-k contains the expert, [L, domains, E]; over the experts it sums to K.
 
     Source: OLMoE (Muennighoff et al. 2024, arXiv 2409.02060, section 5). A balanced router that ignores the domain
@@ -230,25 +232,32 @@ def domain_specialization(trace: RoutingTrace, of: str = "domain", *, draws: int
     Args:
         trace: what to measure.
         of: "domain", "language" or "topic"; rows are in the order of `labels(trace, of).names`.
+        within: another of these that stays fixed, as in `mutual_information`: the null permutes among the documents
+            that share it, and is the mean of their loads, weighted by how a row's tokens spread over them.
         draws: resamples of the documents.
         seed: of the draws.
 
     Raises:
-        ValueError: fewer than two domains, one without tokens, or a document with two.
+        ValueError: fewer than two domains, one without tokens, or a document with two; `within` is `of`.
     """
     if of not in DOCUMENT_LABELS:
         raise ValueError(f"label {of!r}: wanted one of {', '.join(DOCUMENT_LABELS)}")
+    design = _design(trace, of, within)
     label, names = labels(trace, of)
     absent = [name for index, name in enumerate(names) if not (label == index).any()]
     if absent:
         raise ValueError(f"{of} {absent[0]!r}: found no token of it in the trace, wanted some of each of {list(names)}")
     kept = _labelled(trace, label, of)
-    documents, weights = _resampled_documents(trace.documents[kept], draws, seed)
+    documents, weights = _resampled_documents(trace.documents[kept], draws, seed, design.cell[kept])
+    spread = np.zeros((len(names), design.stratum[kept].max() + 1))  # tokens of each label in each stratum
+    np.add.at(spread, (label[kept], design.stratum[kept]), 1)
     measured = []
     for indices in trace.indices[:, kept]:
         shares = _resampled_shares(label[kept], len(names), indices, trace.num_experts, documents, weights)
-        null = _membership(indices, trace.num_experts).mean(0, dtype=float)
-        measured.append(_measured(shares, np.tile(null, (len(names), 1))))
+        of_stratum = np.zeros((spread.shape[1], trace.num_experts))
+        np.add.at(of_stratum, design.stratum[kept], _membership(indices, trace.num_experts))
+        in_stratum = spread.sum(0)[:, None].clip(1)
+        measured.append(_measured(shares, spread / spread.sum(1, keepdims=True) @ (of_stratum / in_stratum)))
     return _stack(measured)
 
 
@@ -304,7 +313,14 @@ def _resampled_shares(
 
 
 def mutual_information(
-    trace: RoutingTrace, of: str, given: str | None = None, *, draws: int = 200, shuffles: int = 20, seed: int = 0
+    trace: RoutingTrace,
+    of: str,
+    given: str | None = None,
+    *,
+    within: str | None = None,
+    draws: int = 200,
+    shuffles: int = 20,
+    seed: int = 0,
 ) -> Measured:
     """Share of all that there is to know about the routing which a label tells, [L], from 0 to 1.
 
@@ -317,35 +333,49 @@ def mutual_information(
     add up by the chain rule, I(E; token) + I(E; domain | token) = I(E; token and domain) <= I(E; t)
     (Cover & Thomas 2006, Elements of Information Theory, theorems 2.5.2 and 2.8.1).
 
-    **Mutual information is never 0 on a finite sample.** It grows with the number of labels: about
+    **Its estimate is almost never 0 on a finite sample.** It grows with the number of labels: about
     (labels - 1)(E - 1) / 2N nats for nothing (Miller 1955). Nothing is subtracted here; the null shows that bias. For
     domain, language and topic the null is the mean after permuting the labels among the documents, or, under a
     condition, among the documents in which the condition is met, for one value of it at a time: under `given="token"`
     among those that contain the token. For token and position, single occurrences are shuffled.
 
+    **A null must keep what the design holds fixed.** Take a corpus with as many documents of every topic in every
+    language. Topics dealt out over all documents no longer have equal shares of each language, so the null sees some
+    of what the language does, and hides a small effect of the topic. `within="language"` permutes the topics among
+    the documents of one language at a time (restricted permutation; Good 2005, Permutation, Parametric and Bootstrap
+    Tests of Hypotheses), and every resample keeps the number of documents with each pair of the two.
+
     Args:
         trace: what to measure.
         of: "domain", "language", "topic", "token" or "position"; see `labels`. Unlabelled tokens are left out.
         given: the condition, another of these.
+        within: the label that the null and the resamples keep fixed: "domain", "language" or "topic", and so is `of`.
+            Unlike `given` it does not change the value. Documents without it form a group of their own. It fixes
+            numbers of documents, not of tokens: if the condition goes with it, some of its effect stays in the value.
         draws: resamples of the documents.
         shuffles: permutations of the labels.
         seed: of both.
 
     Raises:
-        ValueError: fewer than two labels; a document with two domains; `given` is `of`; every token goes to every
-            expert, so that there is nothing to know.
+        ValueError: fewer than two labels; a document with two domains; `given` or `within` is `of`; every token goes to
+            every expert, so that there is nothing to know.
     """
     if given == of:
         raise ValueError(f"given={given!r}: wanted another label than the one that is measured")
     label = labels(trace, of).values
     condition = np.zeros_like(label) if given is None else labels(trace, given).values
     kept = _labelled(trace, np.where(condition < 0, -1, label), of)
-    documents, weights = _resampled_documents(trace.documents[kept], draws, seed)
+    design = _design(trace, of, within)
+    documents, weights = _resampled_documents(trace.documents[kept], draws, seed, design.cell[kept])
     cells = _Cells.of(label[kept], condition[kept])
-    unit, unit_cell = np.arange(len(documents)), cells.cell  # what the null exchanges, and where it belongs
+    unit, example = np.arange(len(documents)), np.arange(len(documents))  # what the null exchanges, a token of each
     if of in DOCUMENT_LABELS:
-        unit, unit_cell = cells.documents_of_each_stratum(documents)
-    orders = _shuffled_within(cells.stratum[unit_cell], shuffles, np.random.default_rng([seed, 1]))
+        unit, example = cells.documents_of_each_stratum(documents)
+    fixed = design.stratum[kept]
+    unit_cell = cells.cell[example]
+    group = cells.stratum[unit_cell] * (fixed.max() + 1) + fixed[example]  # units that may change places
+    places = unit_cell[np.lexsort((unit_cell, group))]
+    orders = _shuffled_within(group, shuffles, np.random.default_rng([seed, 1]))
     measured = []
     for layer, indices in zip(trace.layers, trace.indices[:, kept], strict=True):
         token, expert = _filled(indices, trace.num_experts, layer)
@@ -356,8 +386,8 @@ def mutual_information(
         cell, stratum = cells.cell[token], cells.stratum[cells.cell[token]]
         without_label = sums(stratum) - sums(stratum * trace.num_experts + expert)
         information = sums(cell * trace.num_experts + expert) - sums(cell) + without_label
-        by_unit = np.bincount(unit[token] * trace.num_experts + expert, minlength=len(unit_cell) * trace.num_experts)
-        by_chance = _mean_under(orders, by_unit.reshape(len(unit_cell), -1), np.bincount(unit_cell)) + without_label[0]
+        by_unit = np.bincount(unit[token] * trace.num_experts + expert, minlength=len(places) * trace.num_experts)
+        by_chance = _mean_under(orders, by_unit.reshape(len(places), -1), places) + without_label[0]
         defined = everything > 1e-9 * len(token)  # a resample may repeat one document that uses a single set of experts
         share = np.divide(information, everything, out=np.full_like(everything, np.nan), where=defined)
         measured.append(_measured(share.round(12), np.round(by_chance / everything[0], 12)))  # 0 where theory says 0
@@ -382,10 +412,31 @@ class _Cells(NamedTuple):
         return cls(cell, np.unique(pairs // labels_in_all, return_inverse=True)[1])
 
     def documents_of_each_stratum(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The pairs of stratum and document that occur: number of each token's, [T], and cell of each."""
+        """The pairs of stratum and document that occur: number of each token's, [T], and a token of each."""
         pairs = self.stratum[self.cell] * (documents.max() + 1) + documents
         _, example, number = np.unique(pairs, return_index=True, return_inverse=True)
-        return number, self.cell[example]
+        return number, example
+
+
+class _Design(NamedTuple):
+    """What a null with a fixed label may not change; all 0 without one."""
+
+    stratum: np.ndarray  # [T] number of the fixed label
+    cell: np.ndarray  # [T] number of the pair of fixed label and measured one: each has as many documents in a resample
+
+
+def _design(trace: RoutingTrace, of: str, within: str | None) -> _Design:
+    if within is None:
+        nothing = np.zeros(len(trace.documents), dtype=np.int64)
+        return _Design(nothing, nothing)
+    if within == of or within not in DOCUMENT_LABELS:
+        others = [label for label in DOCUMENT_LABELS if label != of]
+        raise ValueError(f"within={within!r}: wanted one of {', '.join(others)}, to keep fixed while {of} is measured")
+    if of not in DOCUMENT_LABELS:
+        raise ValueError(f"within={within!r} with {of}: wanted one of {', '.join(DOCUMENT_LABELS)} to measure")
+    label, fixed = labels(trace, of).values, labels(trace, within).values + 1
+    _labelled(trace, np.where(label < 0, -1, fixed), within, fewest=1)
+    return _Design(fixed, fixed * (label.max() + 2) + label + 1)
 
 
 def _sum_x_log_x(codes: np.ndarray, documents: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -411,24 +462,23 @@ def _check_choice(nats: float, indices: np.ndarray, experts: int, layer: int) ->
         )
 
 
-def _mean_under(orders: Sequence[np.ndarray], by_unit: np.ndarray, sizes: np.ndarray) -> float:
+def _mean_under(orders: Sequence[np.ndarray], by_unit: np.ndarray, places: np.ndarray) -> float:
     """Mean of S(cell and expert) - S(cell) when the units, with their experts [units, E], change cells.
 
-    In each of the orders the first sizes[0] units make up the first cell, the next sizes[1] the second, ...
+    In each of the orders the first unit comes to the cell places[0], the next to places[1], ...
     """
     from scipy.sparse import csr_array
 
-    ends = np.concatenate([[0], sizes.cumsum()])
-    shape, ones = (len(sizes), len(by_unit)), np.ones(len(by_unit))
-    tables = (csr_array((ones, order, ends), shape=shape) @ by_unit for order in orders)
+    shape, ones = (places.max() + 1, len(by_unit)), np.ones(len(by_unit))
+    tables = (csr_array((ones, (places, order)), shape=shape) @ by_unit for order in orders)
     return float(np.mean([_x_log_x(table).sum() - _x_log_x(table.sum(1)).sum() for table in tables]))
 
 
-def _shuffled_within(stratum: np.ndarray, shuffles: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Random orders of the units that keep those of a stratum together, strata ascending."""
-    if not stratum.any():
-        return [rng.permutation(len(stratum)) for _ in range(shuffles)]
-    return [np.argsort(stratum + rng.random(len(stratum))) for _ in range(shuffles)]
+def _shuffled_within(group: np.ndarray, shuffles: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Random orders of the units that keep those of a group together, groups ascending."""
+    if not group.any():
+        return [rng.permutation(len(group)) for _ in range(shuffles)]
+    return [np.argsort(group + rng.random(len(group))) for _ in range(shuffles)]
 
 
 # --- pairs of experts, of tokens, of models -----------------------------------------------------------------
@@ -755,15 +805,22 @@ def _losses(logits: Tensor, ids: Tensor) -> Tensor:
 # --- counting ---------------------------------------------------------------------------------------------
 
 
-def _resampled_documents(documents: np.ndarray, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _resampled_documents(
+    documents: np.ndarray, draws: int, seed: int, cells: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The documents numbered from 0, and how often each is drawn, [documents, 1 + draws].
 
-    The first column is the trace as it is: once each. There are no draws from a single document.
+    The first column is the trace as it is: once each. With `cells`, one number per token and the same throughout a
+    document, as many documents of each cell are drawn as there are. There are no draws where every cell has just one.
     """
-    ids, numbered = np.unique(documents, return_inverse=True)
-    count = len(ids)
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws if count > 1 else 0)
-    return numbered, np.concatenate([np.ones((1, count)), drawn]).T
+    _, first, numbered = np.unique(documents, return_index=True, return_inverse=True)
+    of_document = np.zeros(len(first)) if cells is None else cells[first]
+    counts = np.unique(of_document, return_counts=True)[1]
+    rng = np.random.default_rng(seed)
+    drawn = np.ones((1 + (draws if counts.max() > 1 else 0), len(first)))
+    for cell, count in zip(np.unique(of_document), counts, strict=True):
+        drawn[1:, of_document == cell] = rng.multinomial(count, np.full(count, 1 / count), size=len(drawn) - 1)
+    return numbered, drawn.T
 
 
 def _measured(statistics: np.ndarray, null: np.ndarray | float) -> Measured:

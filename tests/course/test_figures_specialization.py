@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from minimoe.course import figures
+from minimoe.course.figures import specialization
+from minimoe.course.runs import read_run
 from minimoe.data_files import data_path
 from minimoe.model import MoEForCausalLM
 from minimoe.training import Corpus
@@ -115,6 +117,29 @@ def test_load_and_worth_weigh_every_group_alike():
     wanted = [mean(row["nats"] for row in found if row["expert"] == str(expert)) for expert in range(8)]
     shown = [data["nats"][place] for place in experts if (data["seed"][place], data["layer"][place]) == (1, 2)]
     assert shown == pytest.approx(wanted)
+
+
+def test_use_and_worth_go_by_the_columns_not_the_order_of_the_rows(monkeypatch):
+    share, nats = figures.use_and_worth()
+    table = read_run("planted-batch", "ablation")
+    row = 555
+    place = tuple(int(table[column][row]) for column in ("seed", "layer", "expert"))
+    groups = list(dict.fromkeys(table["group"].tolist()))
+    assert nats[place][groups.index(table["group"][row])] == table["nats"][row]
+    np.testing.assert_allclose(share.sum(2), 2, atol=1e-4)
+    order = np.random.default_rng(0).permutation(len(table["seed"]))
+    shuffled = {column: cells[order] for column, cells in table.items()}
+    monkeypatch.setattr(specialization, "read_run", lambda *_: shuffled)
+    again = figures.use_and_worth()[1]
+    np.testing.assert_array_equal(np.sort(again, axis=3), np.sort(nats, axis=3))  # groups in order of appearance
+
+
+def test_topics_are_held_against_a_chance_that_keeps_the_language():
+    above = [
+        sum(a > b for a, b in zip(data["low"][:32], data["chance"][:32], strict=True))
+        for data in (figures.expert_use("topic", layer)[1] for layer in range(4))
+    ]
+    assert sum(above) > 0.025 * 128  # none, where the chance lets go of the language
 
 
 def test_rank_correlation_is_that_of_the_ranks():

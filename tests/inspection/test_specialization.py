@@ -356,6 +356,100 @@ def test_the_null_of_domains_is_what_permuting_labels_gives():
     np.testing.assert_allclose(np.mean(permuted, axis=0), found, atol=0.01)
 
 
+# --- a label that the null keeps fixed --------------------------------------------------------------------
+
+
+def mostly_language(topic_share, seed=0):
+    """Half of the experts belong to each language; of those, a small share of the tokens go by topic, the rest and
+    the taste of every document by chance."""
+    trace = planted("nothing", seed, k=1)
+    rng = np.random.default_rng([seed, 1])
+    language, topic = (sp.labels(trace, of).values for of in ("language", "topic"))
+    taste = rng.integers(4, size=DOCUMENTS)[trace.documents]
+    within = np.where(rng.random(len(language)) < 0.05, taste, rng.integers(4, size=len(language)))
+    within = np.where(rng.random(len(language)) < topic_share, topic, within)
+    trace.indices = (4 * language + within)[None, :, None].astype(np.int16)
+    return trace
+
+
+def test_a_small_effect_is_found_when_the_null_keeps_the_large_one_fixed():
+    trace = mostly_language(topic_share=0.12)
+    hidden = sp.mutual_information(trace, "topic", shuffles=200)
+    found = sp.mutual_information(trace, "topic", within="language", shuffles=200)
+    assert found.value == hidden.value
+    assert hidden.low < hidden.null
+    assert found.low > found.null > 0
+    hidden, found = (sp.domain_specialization(trace, "topic", within=within) for within in (None, "language"))
+    assert not (hidden.low > hidden.null).any()
+    above = (found.low > found.null)[0]
+    assert above[[0, 0, 1, 1], [0, 4, 1, 5]].sum() >= 3 and not above[[0, 0, 1, 1], [1, 5, 0, 4]].any()
+
+
+def test_the_null_is_right_where_there_is_no_small_effect():
+    """Without one the value is a draw from the null, so that both agree on average, and seldom lies beyond it; the
+    null that lets go of the language is several times too high."""
+    seeds = range(30)
+    traces_of = [mostly_language(topic_share=0, seed=seed) for seed in seeds]
+    kept = [sp.mutual_information(trace, "topic", within="language") for trace in traces_of]
+    value, null = (np.mean([getattr(found, field) for found in kept]) for field in ("value", "null"))
+    assert value == pytest.approx(null, rel=0.15)
+    assert sum((found.low > found.null).item() for found in kept) <= 5
+    assert np.mean([sp.mutual_information(trace, "topic", draws=0).null for trace in traces_of]) > 2 * null
+
+
+def uneven(trace):
+    """Another number of documents for every pair of language and topic."""
+    of_document = np.repeat(np.arange(4), [35, 10, 15, 20])
+    trace.domains = of_document[trace.documents].astype(np.int16)
+    return trace
+
+
+def test_the_null_with_a_fixed_label_is_what_permuting_within_it_gives():
+    trace = mostly_language(topic_share=0.3)
+    indices = trace.indices
+    trace = uneven(trace)
+    shares = sp.domain_specialization(trace, "topic", within="language").null
+    told = sp.mutual_information(trace, "topic", within="language", draws=0, shuffles=400).null
+    language = np.repeat([0, 0, 1, 1], [35, 10, 15, 20])
+    rng = np.random.default_rng(0)
+    permuted = SimpleNamespace(**vars(trace))
+    found = []
+    for _ in range(400):
+        topic = np.repeat([0, 1, 0, 1], [35, 10, 15, 20])
+        for number in (0, 1):
+            topic[language == number] = rng.permutation(topic[language == number])
+        permuted.domains = (2 * language + topic)[trace.documents].astype(np.int16)
+        of_token = topic[trace.documents]
+        found.append(
+            (
+                sp.domain_specialization(permuted, "topic", draws=1).value,
+                mutual_info_score(of_token, indices[0, :, 0])
+                / mutual_info_score(np.arange(len(of_token)), indices[0, :, 0]),
+            )
+        )
+    np.testing.assert_allclose(np.mean([each for each, _ in found], axis=0), shares, atol=0.005)
+    assert np.mean([each for _, each in found]) == pytest.approx(told.item(), rel=0.1)
+
+
+def test_resamples_keep_as_many_documents_of_every_pair():
+    trace = uneven(planted("nothing"))
+    _, weights = sp._resampled_documents(trace.documents, 50, 0, trace.domains)
+    of_document = np.repeat(np.arange(4), [35, 10, 15, 20])
+    assert (np.stack([weights[of_document == domain].sum(0) for domain in range(4)], 1) == [35, 10, 15, 20]).all()
+    assert weights.shape == (80, 51) and (weights[:, 0] == 1).all() and (weights[:, 1:].std(1) > 0).all()
+    alone = sp.mutual_information(planted_once_each(), "topic", within="language")
+    assert np.isnan(alone.low).all() and not np.isnan(alone.value).any()
+
+
+def planted_once_each():
+    """One document for each pair of language and topic, so that nothing can be drawn again or change places."""
+    trace = planted("nothing")
+    for name in ("token_ids", "domains", "documents", "positions"):
+        setattr(trace, name, getattr(trace, name)[: 4 * LENGTH])
+    trace.indices, trace.weights = trace.indices[:, : 4 * LENGTH], trace.weights[:, : 4 * LENGTH]
+    return trace
+
+
 def test_vocabulary_specialization_of_a_router_that_follows_tokens():
     found = sp.vocabulary_specialization(planted("token"))
     close(found.value[0], np.eye(EXPERTS)[2 * np.arange(VOCABULARY) % EXPERTS])
@@ -610,6 +704,26 @@ def test_unlabelled_tokens_change_nothing():
     [
         ({}, lambda t: sp.mutual_information(t, "sense"), "label 'sense': wanted one of domain, language"),
         ({}, lambda t: sp.mutual_information(t, "token", "token"), "given='token': wanted another label"),
+        (
+            {},
+            lambda t: sp.mutual_information(t, "topic", within="topic"),
+            "within='topic': wanted one of domain, language, to keep fixed while topic is measured",
+        ),
+        (
+            {},
+            lambda t: sp.domain_specialization(t, "topic", within="token"),
+            "within='token': wanted one of domain, language",
+        ),
+        (
+            {},
+            lambda t: sp.mutual_information(t, "token", within="language"),
+            "within='language' with token: wanted one of domain, language, topic to measure",
+        ),
+        (
+            {"documents": np.arange(5120) // 128 + 7, "domains": np.repeat(np.arange(80) % 2 * 2, 64)},
+            lambda t: sp.mutual_information(t, "topic", within="language"),
+            r"topic: found 1 among",
+        ),
         ({}, lambda t: sp.domain_specialization(t, "token"), "label 'token': wanted one of domain, language, topic"),
         ({"domain_names": ("a", "b", "c", "d")}, lambda t: sp.labels(t, "topic"), "wanted some named 'language/topic'"),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import permutations
 
 import numpy as np
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 from minimoe.course.checks.answers import Mistakes, WrongAnswer, compare, numbers
 
 Labels = np.ndarray  # [T] int64
-_SHUFFLES = 100
+_SHUFFLES = 1000
+_SKEWED = (57, 38)  # texts in which the median over all dealings is far from their mean
 
 
 def check_mutual_information(answer: Callable[[Labels, Labels], float]) -> str:
@@ -64,24 +66,45 @@ def check_information_by_chance(answer: Callable[[Labels, Labels, Labels, int], 
     """Check `chance(labels, experts, documents, shuffles)`: the mean of the information, in nats, when the labels are
     dealt out anew among the documents, `shuffles` times. All tokens of a document [T] share a label.
 
-    The answer is random. It is right if it is within 5 standard errors of ours.
+    The answer is random. There are so few documents that every way to deal is known: after one shuffle the answer must
+    belong to one of them, and after many it must be within 5 standard errors of their mean.
 
     Raises:
         WrongAnswer: with a hint.
     """
-    rng = np.random.default_rng(1)
-    documents = np.repeat(np.arange(24), rng.integers(10, 31, size=24)) + 5
-    labels = documents * 7 % 3
-    favourite = 2 * labels + rng.integers(2, size=30)[documents]
-    experts = np.where(rng.random(len(documents)) < 0.8, favourite, rng.integers(6, size=len(documents)))
-    wanted, tolerance = _mean([_information(_dealt(labels, documents, rng), experts) for _ in range(400)])
-    of_tokens, near = _mean([_information(rng.permutation(labels), experts) for _ in range(400)])
-    found = _scalar(answer, labels, experts, documents, _SHUFFLES).item()
-    if abs(found - wanted) < tolerance:
-        return "Right: this is how much a router that ignores the label would seem to know."
+    texts = [_few_documents(seed) for seed in _SKEWED]
+    for text in texts:
+        _check_mean(answer, *text)
+    for labels, experts, documents in texts:
+        possible = _dealt(labels, experts, documents)
+        for _ in range(3):
+            once = _scalar(answer, labels, experts, documents, 1).item()
+            if abs(possible - once).min() > 1e-5:
+                raise WrongAnswer(
+                    f"After one shuffle your answer is {once:.4f}, which no dealing of the labels gives. Each document "
+                    "keeps one label for all its tokens, and as many documents have each label as before: shuffle the "
+                    "labels of the documents, do not draw new ones."
+                )
+    return "Right: this is how much a router that ignores the label would seem to know."
+
+
+def _check_mean(answer: Callable[[Labels, Labels, Labels, int], float], *text: Labels) -> None:
+    labels, experts, _ = text
+    possible = _dealt(*text)
+    wanted, tolerance = possible.mean(), 5 * possible.std() / _SHUFFLES**0.5
+    found = _scalar(answer, *text, _SHUFFLES).item()
     if abs(found - _information(labels, experts)) < 1e-6:
         raise WrongAnswer("This is the information of the labels as they are. Did the shuffled labels get used?")
-    if abs(found - of_tokens) < near:
+    if abs(possible - found).min() < 1e-7:
+        raise WrongAnswer(
+            "This is what one shuffle gives, or the median of them. The task asks for the mean of many, each of them "
+            "another: does the loop begin with the same seed every time?"
+        )
+    if abs(found - wanted) < tolerance:
+        return
+    rng = np.random.default_rng(1)
+    of_tokens = [_information(rng.permutation(labels), experts) for _ in range(200)]
+    if abs(found - np.mean(of_tokens)) < np.std(of_tokens):
         raise WrongAnswer(
             "You shuffled the tokens. Then no document is left whole, and chance looks smaller than it is: the tokens "
             "of a document resemble each other for many reasons. Give each document one label."
@@ -91,9 +114,21 @@ def check_information_by_chance(answer: Callable[[Labels, Labels, Labels, int], 
     raise WrongAnswer(f"Not yet: {found:.4f}; wanted {wanted:.4f}, give or take {tolerance:.4f}.")
 
 
-def _mean(values: list[float]) -> tuple[float, float]:
-    """The mean, and 5 standard errors of the mean of `_SHUFFLES` such values."""
-    return float(np.mean(values)), float(5 * np.std(values) / _SHUFFLES**0.5)
+def _few_documents(seed: int) -> tuple[Labels, Labels, Labels]:
+    """Labels, experts and documents of a short text: seven documents, four with one label, two and one with others."""
+    rng = np.random.default_rng([seed, 1])
+    number = np.repeat(np.arange(7), rng.integers(10, 40, size=7))
+    labels = rng.permutation([3, 3, 3, 3, 0, 0, 12])[number]
+    favourite = rng.permutation([0, 0, 0, 0, 1, 2, 3])[number]
+    experts = np.where(rng.random(len(number)) < 0.7, favourite, rng.integers(4, size=len(number)))
+    return labels, experts, rng.permutation(7)[number] + 5
+
+
+def _dealt(labels: Labels, experts: Labels, documents: Labels) -> np.ndarray:
+    """The information after each way to deal the documents' labels; all ways are alike to a shuffle."""
+    _, first, number = np.unique(documents, return_index=True, return_inverse=True)
+    ways = sorted(set(permutations(labels[first].tolist())))
+    return np.array([_information(np.array(way)[number], experts) for way in ways])
 
 
 def _scalar(answer: Callable, *inputs: object) -> Tensor:
@@ -120,9 +155,3 @@ def _pairs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _information(labels: np.ndarray, experts: np.ndarray) -> float:
     return _entropy(labels) + _entropy(experts) - _entropy(_pairs(labels, experts))
-
-
-def _dealt(labels: np.ndarray, documents: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The labels of the tokens after the documents exchanged theirs."""
-    _, first, number = np.unique(documents, return_index=True, return_inverse=True)
-    return rng.permutation(labels[first])[number]

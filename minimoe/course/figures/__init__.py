@@ -25,6 +25,7 @@ from minimoe.course.figures.specialization import (
     load_and_worth,
     rank_correlations,
     routing_over_training,
+    use_and_worth,
 )
 from minimoe.course.figures.tokens import (
     LAYER,
@@ -94,4 +95,5 @@ __all__ = [
     "token_layers",
     "token_map",
     "token_path",
+    "use_and_worth",
 ]

@@ -42,7 +42,7 @@ def expert_use(label: str = "domain", layer: int = 1) -> Drawing:
     """Share of the tokens of each domain, language or topic that meet each expert, and of all tokens.
 
     Data: label (the last is "all"), expert, share, chance and low: of the load-aware null, and the lower end of the
-    95 % interval; empty for "all".
+    95 % interval; empty for "all". For topics both keep the language fixed.
 
     Raises:
         ValueError: there is no such layer, or `label` is another one.
@@ -81,7 +81,7 @@ def expert_use(label: str = "domain", layer: int = 1) -> Drawing:
 
 @cache
 def _expert_use(label: str) -> sp.Measured:
-    return sp.domain_specialization(_trace(), label)
+    return sp.domain_specialization(_trace(), label, within="language" if label == "topic" else None)
 
 
 def _cells(axes: Axes, values: np.ndarray, above: np.ndarray | None = None, largest: float = 1.0) -> None:
@@ -128,7 +128,7 @@ def followed_labels() -> Drawing:
             axes.plot(layers, value.mean(0), **style, label=metric.split()[0])
             axes.plot(np.tile(layers, (len(value), 1)).T, value.T, color=style["color"], marker=".", linestyle="")
             axes.plot(layers, chance.mean(0), color=style["color"], linestyle=style["linestyle"], linewidth=1)
-        axes.set(xticks=layers, xlabel="layer", yscale="log", ylim=(1e-4, 1))
+        axes.set(xticks=layers, xlabel="layer", yscale="log", ylim=(5e-5, 1))
         axes.set_title(title, weight="normal")
     both[0].set_ylabel("share of the routing information")
     both[1].legend(*both[0].get_legend_handles_labels(), frameon=False, fontsize=10, loc=(0.02, 0.12))
@@ -138,7 +138,7 @@ def followed_labels() -> Drawing:
     for metrics in panels.values():
         for metric in metrics:
             _, value, chance = _by_layer(where(table, metric=metric))
-            parts.append(f"{metric} {value.min():.3f} to {value.max():.3f}, chance up to {chance.max():.3f}")
+            parts.append(f"{metric} {value.min():.4f} to {value.max():.4f}, chance up to {chance.max():.4f}")
     describe(drawn, f"Curves over 4 layers, from three trained models. Share of the routing: {'; '.join(parts)}.")
     shown = [row in sum(panels.values(), ()) for row in table["metric"]]
     columns = {"metric": "metric", "layer": "layer", "seed": "seed", "value": "value", "chance": "null"}
@@ -274,9 +274,8 @@ def ablation_map(seed: int = 0) -> Drawing:
         ValueError: no model was trained with this seed.
     """
     table = _of_seed(read_run(NAMES[0], "ablation"), seed)
-    layers, experts = (int(table[column].max()) + 1 for column in ("layer", "expert"))
-    groups = list(dict.fromkeys(table["group"].tolist()))
-    nats = table["nats"].reshape(layers, experts, len(groups)).transpose(0, 2, 1)
+    nats, _, groups, _ = _pivot(table, "nats", "layer", "group", "expert")
+    layers, _, experts = nats.shape
     drawn = new_figure(5.0)
     grid = drawn.subplots(2, -(-layers // 2), sharex=True, sharey=True)
     for layer, axes in enumerate(grid.flat):
@@ -304,6 +303,27 @@ def ablation_map(seed: int = 0) -> Drawing:
     }
 
 
+def _pivot(table: dict[str, np.ndarray], column: str, *by: str) -> tuple[np.ndarray, ...]:
+    """A column as an array with an axis for each of `by`, and the entries of these axes: names in the order of the
+    table, numbers ascending. The rows of the table may have any order."""
+    axes = []
+    for name in by:
+        entries, first = np.unique(table[name], return_index=True)
+        axes.append(entries[first.argsort()] if entries.dtype.kind == "U" else entries)
+    places = tuple((table[name][:, None] == entries).argmax(1) for name, entries in zip(by, axes, strict=True))
+    values = np.full([len(entries) for entries in axes], np.nan)
+    values[places] = table[column]
+    return values, *axes
+
+
+def use_and_worth() -> tuple[np.ndarray, np.ndarray]:
+    """Of the models balanced over the batch: the share of a group's tokens that meet an expert, and the nats per token
+    that the group loses without it, both [seeds, L, E, groups]."""
+    table = read_run(NAMES[0], "ablation")
+    share, nats = (_pivot(table, column, "seed", "layer", "expert", "group")[0] for column in ("share", "nats"))
+    return share, nats
+
+
 def _of_seed(table: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
     found = np.unique(table["seed"]).tolist()
     if seed not in found:
@@ -317,15 +337,13 @@ def load_and_worth() -> Drawing:
 
     Data: view ("expert" or "expert and group"), seed, layer, share, nats.
     """
-    table = read_run(NAMES[0], "ablation")
     data: dict[str, list] = {name: [] for name in ("view", "seed", "layer", "share", "nats")}
-    shape = [len(np.unique(table[column])) for column in ("seed", "layer", "expert", "group")]
-    share, nats = (table[column].reshape(shape) for column in ("share", "nats"))
+    share, nats = use_and_worth()
     drawn = new_figure(4.0)
     both = drawn.subplots(1, 2, sharey=True)
     views = {"expert": (share.mean(-1), nats.mean(-1)), "expert and group": (share, nats)}
     for axes, (view, (x, y)) in zip(both, views.items(), strict=True):
-        for layer, style in enumerate(SERIES[: shape[1]]):
+        for layer, style in enumerate(SERIES[: share.shape[1]]):
             axes.plot(
                 x[:, layer].flatten(),
                 y[:, layer].clip(1e-3).flatten(),
@@ -344,7 +362,7 @@ def load_and_worth() -> Drawing:
     both[1].set_title("each expert in each group", weight="normal")
     both[0].legend(frameon=False, fontsize=10, loc=(0, 0.43), handletextpad=0.1)
     overall = rank_correlations(share.mean(-1), nats.mean(-1))
-    within = np.stack([rank_correlations(share[..., group], nats[..., group]) for group in range(shape[-1])])
+    within = np.stack([rank_correlations(share[..., group], nats[..., group]) for group in range(share.shape[-1])])
     describe(
         drawn,
         "Two scatter plots of the loss that removing an expert adds against the share of the tokens that meet it. Mean "
