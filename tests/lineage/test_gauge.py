@@ -14,7 +14,8 @@ from torch.testing import assert_close
 from minimoe.lineage.gauge import GAUGES, all_gauges, fold_norms, obstacle, replace_norms, rotate_residual
 from minimoe.model import MoEConfig, MoEForCausalLM
 
-IDS = torch.tensor([[3, 17, 0, 22, 3, 8, 11, 5], [1, 1, 5, 20, 9, 2, 4, 19]])
+# No row begins with a token twice: those two positions would have equal vectors, and expert choice a tie.
+IDS = torch.tensor([[3, 17, 0, 22, 3, 8, 11, 5], [1, 7, 5, 20, 9, 2, 4, 19]])
 SIZES = {
     "vocab_size": 23,
     "hidden_size": 12,
