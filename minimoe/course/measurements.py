@@ -15,8 +15,6 @@ writes
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +30,7 @@ from minimoe.inspection import specialization as sp
 from minimoe.model import MoEForCausalLM
 from minimoe.progress import progress_bar
 from minimoe.training.corpus import Corpus
-from minimoe.training.experiments import EXPERIMENTS, RUNS
+from minimoe.training.experiments import EXPERIMENTS, RUNS, to_csv
 
 NAMES = ("planted-batch", "planted-sequence")
 LENGTH, STRETCHES = 128, 16  # tokens in a stretch of text, as in training; and stretches of each domain, or group
@@ -134,7 +132,8 @@ def measure(
         agreement = sp.routing_agreement(ours, theirs)
         found += _rows(agreement, seed=seed, step=EXPERIMENTS[name].steps, metric="agreement")
     for table, rows in (("specialization", found), ("ablation", removed)):
-        write_atomically((out or data_path("runs") / name) / f"{table}.csv", _to_csv(rows).encode())
+        content = to_csv(rows, ".6g")  # the smallest shares of information are below a thousandth
+        write_atomically((out or data_path("runs") / name) / f"{table}.csv", content.encode())
 
 
 def _load(name: str, seed: int, runs: Path, step: int | None = None) -> MoEForCausalLM:
@@ -177,16 +176,6 @@ def _ablation(model: MoEForCausalLM, corpus: Corpus, seed: int) -> Iterator[Row]
             "low": float(lost.low[here]),
             "high": float(lost.high[here]),
         }
-
-
-def _to_csv(rows: list[Row]) -> str:
-    """With six significant digits: the smallest shares of information are below a thousandth."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()})
-    return text.getvalue()
 
 
 def main() -> None:

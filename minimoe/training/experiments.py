@@ -101,7 +101,7 @@ def run(name: str, seeds: Sequence[int] = (0, 1, 2), *, runs: Path = RUNS, out: 
             tables["held_out"] += _by_domain(record.get("held_out", {}), seed=seed, step=record["step"])
         tables["final"] += _by_domain(evaluate(model, corpus, batches=FINAL_BATCHES), seed=seed)
     for table, rows in tables.items():
-        write_atomically((out or data_path("runs") / name) / f"{table}.csv", _to_csv(rows).encode())
+        write_atomically((out or data_path("runs") / name) / f"{table}.csv", to_csv(rows).encode())
 
 
 def _train(recipe: Experiment, corpus: Corpus, seed: int, out: Path) -> tuple[MoEForCausalLM, list[dict[str, Any]]]:
@@ -142,12 +142,14 @@ def _by_domain(losses: dict[str, float], **where: int) -> list[dict[str, Any]]:
     return [{**where, "domain": domain, "nats": loss} for domain, loss in losses.items()]
 
 
-def _to_csv(rows: list[dict[str, Any]]) -> str:
+def to_csv(rows: list[dict[str, Any]], floats: str = ".4f") -> str:
+    """The rows under a header of their keys; `floats` is how numbers that are not whole are written."""
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({name: f"{value:.4f}" if isinstance(value, float) else value for name, value in row.items()})
+        short = {name: format(value, floats) for name, value in row.items() if isinstance(value, float)}
+        writer.writerow(row | short)
     return text.getvalue()
 
 

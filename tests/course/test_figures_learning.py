@@ -50,7 +50,7 @@ def known(tmp_path, monkeypatch):
         ]
         final = [{"seed": s, "domain": d, "nats": BASE[d] + truth(run, d) + 0.125 * s} for s, d in where]
         for table, rows in (("held_out", held_out), ("final", final)):
-            (folder / f"{table}.csv").write_text(experiments._to_csv(rows))
+            (folder / f"{table}.csv").write_text(experiments.to_csv(rows))
     seconds = {name: [share] for name, share in STEP_TIMES.items()}
     (tmp_path / "runs" / "step_time.json").write_text(json.dumps({"results": [{"threads": 1, "seconds": seconds}]}))
 

@@ -20,7 +20,7 @@ def folder(tmp_path, monkeypatch):
     """A run called "tiny", whose held-out table was written by the code that writes the shipped ones."""
     monkeypatch.setattr(runs, "data_path", lambda name: tmp_path / name)
     (tmp_path / "runs" / "tiny").mkdir(parents=True)
-    (tmp_path / "runs" / "tiny" / "held_out.csv").write_text(experiments._to_csv(ROWS))
+    (tmp_path / "runs" / "tiny" / "held_out.csv").write_text(experiments.to_csv(ROWS))
     return tmp_path / "runs" / "tiny"
 
 
