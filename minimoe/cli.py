@@ -1,4 +1,4 @@
-"""The command line: `minimoe train`, `minimoe sample`, `minimoe figures`."""
+"""The command line: `minimoe train | sample | figures` and `minimoe zoo list | show | build | verify | path`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ import typer
 app = typer.Typer(
     help="Learn how mixture-of-experts language models work.", no_args_is_help=True, pretty_exceptions_enable=False
 )
+zoo = typer.Typer(help="Models whose history is known.", no_args_is_help=True)
+app.add_typer(zoo, name="zoo")
+
+Home = Annotated[Path, typer.Option(help="Folder for members that are not shipped.")]
+HOME = Path("runs/zoo")
 
 
 @app.command()
@@ -99,6 +104,93 @@ def figures(
     with _plain_errors():
         for path in course_figures.make(names, out):
             typer.echo(path)
+
+
+@zoo.command("list")
+def list_members(
+    pattern: Annotated[str, typer.Argument(help="As for files: 'alder-*', '*drop*'.")] = "*", home: Home = HOME
+) -> None:
+    """Name the members, and where each one is."""
+    from fnmatch import fnmatchcase
+
+    from minimoe.lineage.zoo import MEMBERS, Zoo
+
+    there = Zoo(home)
+    found = [name for name in MEMBERS if fnmatchcase(name, pattern)]
+    for name in found:
+        folder = there.folder(name)
+        typer.echo(f"{name:<40} {folder or ('made when asked for' if there.has(name) else 'not built')}")
+    typer.echo(f"{len(found)} of {len(MEMBERS)} members")
+
+
+@zoo.command()
+def show(name: Annotated[str, typer.Argument(help="Of a member.")], home: Home = HOME) -> None:
+    """Tell where a member comes from, step by step, and what came from it."""
+    from minimoe.lineage.zoo import MEMBERS, Zoo, ancestors, derivation
+
+    with _plain_errors():
+        for step in (*ancestors(name), name):
+            made = derivation(step)
+            typer.secho(step, bold=step == name)
+            typer.echo(f"  from      {', '.join(made.parents) or 'random weights'}")
+            typer.echo(f"  by        {made.recipe}")
+            typer.echo(f"  tokens    {made.tokens:,}")
+            typer.echo(f"  function  {'unchanged' if made.function_unchanged else 'its own'}")
+        children = [member.name for member in MEMBERS.values() if name in member.parents]
+        typer.echo(f"  led to    {', '.join(children) or 'none'}")
+        typer.echo(f"  lies in   {Zoo(home).folder(name) or 'no folder yet'}")
+
+
+@zoo.command()
+def build(
+    names: Annotated[list[str] | None, typer.Argument(help="Which; all that take training when left out.")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="At once; as many as cores when left out.")] = None,
+    home: Home = HOME,
+) -> None:
+    """Make members, and what they come from. Goes on where it was interrupted."""
+    from minimoe.lineage.zoo import Zoo
+
+    with _plain_errors():
+        _check_writable(home)
+        made = Zoo(home).build(names or (), processes=processes)
+        typer.echo(f"{len(made)} made in {home}" + (f": {', '.join(made)}" if made else ", nothing was missing"))
+
+
+@zoo.command()
+def path(name: Annotated[str, typer.Argument(help="Of a member.")], home: Home = HOME) -> None:
+    """Print the folder of a member, for other tools to open. What needs no training is made on the spot."""
+    import torch
+
+    from minimoe.lineage.zoo import Zoo
+
+    torch.set_num_threads(1)
+    with _plain_errors():
+        there = Zoo(home)
+        if there.folder(name) is None and there.has(name):
+            there.build_one(name)
+        if there.folder(name) is None:
+            there.load(name)  # says what is missing
+        typer.echo(there.folder(name))
+
+
+@zoo.command()
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(help="Which; a root and a descendant when left out.")] = None,
+    home: Home = HOME,
+) -> None:
+    """Train members once more and compare. Exit status 1 if one comes out as another model."""
+    import torch
+
+    from minimoe.lineage.zoo import Zoo
+
+    torch.set_num_threads(1)
+    with _plain_errors():
+        verified = [Zoo(home).verify(name) for name in names or ("alder", "alder-finetuned")]
+        for found in verified:
+            words = "identical to the bit" if found.identical else f"cosine of all weights {found.cosine:.4f}"
+            typer.echo(f"{found.name}: {words}; held-out loss {found.loss:.3f}, stored {found.stored_loss:.3f} nats")
+        if not all(found.agrees for found in verified):
+            raise typer.Exit(1)
 
 
 def _check_writable(folder: Path) -> None:

@@ -1,0 +1,259 @@
+"""The zoo: models whose history is known, to hold fingerprints against.
+
+The tree stands in tree.py. A member that was trained lies in data/zoo, or in the folder that `Zoo.build` fills: a
+complete Hugging Face folder in float16, with lineage.json beside it. The rounded weights are the member, and what its
+descendants start from. What needs no training is made from its parents whenever it is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minimoe.atomic import write_atomically
+from minimoe.data_files import data_path
+from minimoe.lineage.derive import Derivation
+from minimoe.lineage.recipes import INSTANT, TRAINED
+from minimoe.lineage.tree import MEMBERS, Member
+from minimoe.model import MoEForCausalLM
+from minimoe.progress import progress_bar
+from minimoe.training import Corpus, Settings, evaluate
+from minimoe.training.tokenizer import load_tokenizer
+
+HOME = Path("runs/zoo")
+LINEAGE = "lineage.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """A member trained once more, beside the one there is."""
+
+    name: str
+    identical: bool  # to the bit
+    cosine: float  # of all weights of the two
+    loss: float  # held out, of the new one, in nats per token
+    stored_loss: float
+
+
+class Zoo:
+    """The members of the tree, by name.
+
+    Args:
+        home: where members that are not shipped lie, and are built.
+    """
+
+    def __init__(self, home: str | Path = HOME) -> None:
+        self.home = Path(home)
+
+    def folder(self, name: str) -> Path | None:
+        """Where a member lies, shipped or built; None if it does not.
+
+        Raises:
+            ValueError: there is no such member.
+        """
+        _find(name)
+        places = (data_path("zoo") / name, self.home / name)
+        return next((place for place in places if (place / "config.json").exists()), None)
+
+    def has(self, name: str) -> bool:
+        """Whether `load` can give it without training."""
+        member = _find(name)
+        return self.folder(name) is not None or (member.recipe in INSTANT and all(map(self.has, member.parents)))
+
+    def load(self, name: str) -> MoEForCausalLM:
+        """A member in float32, in evaluation mode.
+
+        Raises:
+            ValueError: there is no such member; it, or an ancestor, was not built.
+        """
+        member, folder = _find(name), self.folder(name)
+        if folder is not None:
+            return MoEForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        if member.recipe in TRAINED:
+            raise ValueError(f"{name}: not shipped, and not built in {self.home}; run `minimoe zoo build {name}`")
+        return self._make(member, out=None)
+
+    def build(self, names: Iterable[str] = (), *, processes: int | None = None) -> list[str]:
+        """Make members, and whatever they descend from, and leave each as a folder in `home`.
+
+        What is there already is not made again; training that was interrupted goes on.
+
+        Args:
+            names: which; none: every member that takes training.
+            processes: how many at once, with one thread each; None: as many as there are cores.
+
+        Returns:
+            The names that were made, in the order in which they were finished.
+
+        Raises:
+            ValueError: there is no such member.
+        """
+        wanted = list(names) or [name for name, member in MEMBERS.items() if member.recipe in TRAINED]
+        missing = self._missing(wanted)
+        finished: list[str] = []
+        bar = progress_bar(total=sum(map(_steps, missing)), unit="step", desc="building", leave=True)
+        pool = ProcessPoolExecutor(processes or os.cpu_count(), mp_context=get_context("spawn"))
+        with bar, pool:
+            running: dict[Future[None], str] = {}
+            try:
+                while len(finished) < len(missing):
+                    for name in self._ready(missing, {*finished, *running.values()}):
+                        running[pool.submit(_build_in_process, self.home, name)] = name
+                    bar.set_postfix_str(", ".join(list(running.values())[: pool._max_workers]))
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        future.result()
+                        finished.append(running.pop(future))
+                        bar.update(_steps(finished[-1]))
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+        return finished
+
+    def build_one(self, name: str) -> None:
+        """Make one member whose parents are there, and leave it as a folder in `home`."""
+        member = _find(name)
+        model = self._make(member, out=self.home / ".training" / name)
+        model = deepcopy(model).half() if member.recipe in TRAINED else model
+        folder = self.home / name
+        write_atomically(folder / "tokenizer.json", load_tokenizer().to_str(pretty=True).encode())
+        write_atomically(folder / LINEAGE, (json.dumps(self._record(member), indent=2) + "\n").encode())
+        model.save_pretrained(folder)  # config.json last: with it, the folder is whole
+
+    def verify(self, name: str) -> Verification:
+        """Train a member once more, from the parents there are, and compare.
+
+        Raises:
+            ValueError: the member, or a parent, was not built.
+        """
+        stored = self.load(name)
+        with tempfile.TemporaryDirectory() as folder:
+            again = self._make(_find(name), out=Path(folder)).half().float()
+        ours, theirs = (torch.cat([w.flatten() for w in model.state_dict().values()]) for model in (again, stored))
+        corpus = Corpus.real()
+        loss, stored_loss = (_mean(evaluate(model, corpus).values()) for model in (again, stored))
+        return Verification(
+            name=name,
+            identical=torch.equal(ours, theirs),
+            cosine=float(torch.nn.functional.cosine_similarity(ours.double(), theirs.double(), dim=0)),
+            loss=loss,
+            stored_loss=stored_loss,
+        )
+
+    def _make(self, member: Member, out: Path | None) -> MoEForCausalLM:
+        parents = [self.load(parent) for parent in member.parents]
+        if member.recipe in INSTANT:
+            return INSTANT[member.recipe](*parents, **member.options)
+        return TRAINED[member.recipe](*parents, out=out, **member.options).eval()
+
+    def _missing(self, names: Iterable[str]) -> list[str]:
+        """Those of `names`, and of the trained members they come from, that lie nowhere; parents first."""
+        found: dict[str, None] = {}
+        for name in names:
+            if self.folder(name) is None:
+                needed = [ancestor for ancestor in ancestors(name) if MEMBERS[ancestor].recipe in TRAINED]
+                found |= dict.fromkeys(ancestor for ancestor in needed if self.folder(ancestor) is None)
+                found[name] = None
+        return list(found)
+
+    def _ready(self, missing: Sequence[str], begun: Collection[str]) -> list[str]:
+        return [name for name in missing if name not in begun and all(map(self.has, MEMBERS[name].parents))]
+
+    def _record(self, member: Member) -> dict[str, Any]:
+        text = {}
+        if member.recipe in TRAINED:
+            corpus = member.options.get("corpus", "real")
+            text = {"corpus_sha256": getattr(Corpus, corpus)().sha256}
+        return {"name": member.name, **asdict(derivation(member.name)), "options": dict(member.options), **text}
+
+
+def derivation(name: str) -> Derivation:
+    """Where a member comes from.
+
+    Raises:
+        ValueError: there is no such member.
+    """
+    member = _find(name)
+    options = ", ".join(f"{key}={value!r}" for key, value in member.options.items())
+    return Derivation(
+        parents=member.parents,
+        recipe=f"{member.recipe}({options})",
+        seed=member.options.get("seed", 0),
+        tokens=_steps(name) * Settings.batch_size * Settings.seq_len if member.recipe in TRAINED else 0,
+        function_unchanged=member.exact,
+    )
+
+
+def ancestors(name: str) -> list[str]:
+    """All members that a member was made from, whatever was taken from them, the oldest first."""
+    found: dict[str, None] = {}
+    for parent in _find(name).parents:
+        found |= dict.fromkeys([*ancestors(parent), parent])
+    return list(found)
+
+
+def origins(name: str) -> frozenset[str]:
+    """The members, trained from random weights, whose weights a member has something of.
+
+    A student has none of its teacher, a framed model none of the one it imitates.
+    """
+    member = _find(name)
+    if member.recipe in ("from_scratch", "distil"):
+        return frozenset([name])
+    givers = member.parents[:1] if member.recipe.startswith("frame") else member.parents
+    return frozenset().union(*map(origins, givers))
+
+
+def relation(a: str, b: str) -> str:
+    """What is true of two members: "shared lineage", "same first weights", "teacher and student" or "strangers".
+
+    The second are twins: trained apart, on other text, from the same random weights. The third says that one learnt
+    from what the other, or a relative of it, predicts, and that no weight was passed on.
+    """
+    if origins(a) & origins(b):
+        return "shared lineage"
+    if _beginnings(a) & _beginnings(b):
+        return "same first weights"
+    if _teachers(a) & origins(b) or _teachers(b) & origins(a):
+        return "teacher and student"
+    return "strangers"
+
+
+def _beginnings(name: str) -> set[tuple[Any, ...]]:
+    options = [MEMBERS[origin].options for origin in origins(name)]
+    return {(o["weights"], o.get("shape"), o.get("initialisation")) for o in options}
+
+
+def _teachers(name: str) -> set[str]:
+    """The origins of the models that a member's origins were taught by."""
+    students = [MEMBERS[origin] for origin in origins(name) if MEMBERS[origin].recipe == "distil"]
+    return set().union(*(origins(parent) for student in students for parent in student.parents))
+
+
+def _find(name: str) -> Member:
+    if name not in MEMBERS:
+        raise ValueError(f"{name!r}: not in the zoo; `minimoe zoo list` names its members")
+    return MEMBERS[name]
+
+
+def _steps(name: str) -> int:
+    return MEMBERS[name].options.get("steps", 1)
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def _build_in_process(home: Path, name: str) -> None:
+    torch.set_num_threads(1)
+    os.environ["MINIMOE_PROGRESS"] = "0"  # one bar, that of the parent process
+    Zoo(home).build_one(name)
