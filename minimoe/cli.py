@@ -1,4 +1,5 @@
-"""The command line: `minimoe train | sample | figures` and `minimoe zoo list | show | build | verify | path`."""
+"""The command line: `minimoe train | sample | figures | compare`,
+and `minimoe zoo list | show | build | verify | path | benchmark`."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ import typer
 app = typer.Typer(
     help="Learn how mixture-of-experts language models work.", no_args_is_help=True, pretty_exceptions_enable=False
 )
+Model = Annotated[str, typer.Argument(help="A folder in the Hugging Face layout, or a safetensors file in one.")]
 zoo = typer.Typer(help="Models whose history is known.", no_args_is_help=True)
 app.add_typer(zoo, name="zoo")
 
@@ -106,6 +108,26 @@ def figures(
             typer.echo(path)
 
 
+@app.command()
+def compare(
+    a: Model,
+    b: Model,
+    background: Annotated[
+        list[str] | None, typer.Option(help="A model known to be a stranger to both; give at least three.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The whole report, for programs.")] = False,
+) -> None:
+    """Say what evidence there is that two models share weights. Exit status 2 where they cannot be read."""
+    import torch
+
+    from minimoe.fingerprints.compare import compare as run
+
+    torch.set_num_threads(1)
+    with _plain_errors(status=2):
+        report = run(a, b, background=background)
+        typer.echo(report.to_json() if as_json else str(report))
+
+
 @zoo.command("list")
 def list_members(
     pattern: Annotated[str, typer.Argument(help="As for files: 'alder-*', '*drop*'.")] = "*", home: Home = HOME
@@ -193,6 +215,26 @@ def verify(
             raise typer.Exit(1)
 
 
+@zoo.command()
+def benchmark(
+    out: Annotated[Path, typer.Option(help="Folder for scores, tables and figures.")] = Path("runs/benchmark"),
+    processes: Annotated[int | None, typer.Option(min=1, help="At once; as many as cores when left out.")] = None,
+    home: Home = HOME,
+) -> None:
+    """Hold every method against the zoo: tables and figures of what each finds, misses, and takes for a relative."""
+    from minimoe.course.figures import FIGURES, lineage, make
+    from minimoe.fingerprints.benchmark import pairs, run
+    from minimoe.lineage.zoo import Zoo
+
+    with _plain_errors():
+        _check_writable(out)
+        computed = run(Zoo(home), out, processes=processes)
+        drawings = [name for name, draw in FIGURES.items() if draw.__module__ == lineage.__name__]
+        make(drawings, out / "figures", folder=out)
+        typer.echo(f"{len(computed)} of {len(pairs())} pairs compared, the others taken from data/zoo")
+        typer.echo(f"Tables in {out}; begin with {out / 'benchmark.md'}")
+
+
 def _check_writable(folder: Path) -> None:
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
@@ -232,15 +274,15 @@ def _show_samples(model, corpus, seed: int) -> None:
 
 
 @contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Turn the errors a user can cause into one line and exit status 1, and warnings into one line."""
+def _plain_errors(status: int = 1) -> Iterator[None]:
+    """Turn the errors a user can cause into one line and an exit status, and warnings into one line."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: typer.secho(f"warning: {message}", fg="yellow", err=True)
         try:
             yield
         except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
             typer.secho(f"error: {error}", fg="red", err=True)
-            raise typer.Exit(1) from error
+            raise typer.Exit(status) from error
 
 
 if __name__ == "__main__":

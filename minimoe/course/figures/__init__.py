@@ -7,6 +7,14 @@ from minimoe.course.figures.balance import (
     price_of_balance,
 )
 from minimoe.course.figures.learning import final_gaps, gaps_by_domain, learning_curves
+from minimoe.course.figures.lineage import (
+    found_by_transformation,
+    framed_strangers,
+    gauge_map,
+    p_values_of_strangers,
+    roc_curves,
+    std_profile_of_strangers,
+)
 from minimoe.course.figures.register import FIGURES, make, to_csv
 from minimoe.course.figures.routers import (
     PLAYGROUND_ROUTERS,
@@ -71,7 +79,10 @@ __all__ = [
     "favourite_tokens",
     "final_gaps",
     "followed_labels",
+    "found_by_transformation",
+    "framed_strangers",
     "gaps_by_domain",
+    "gauge_map",
     "hidden_by_averaging",
     "language_agreement",
     "leak_from_the_future",
@@ -79,6 +90,7 @@ __all__ = [
     "load_and_worth",
     "load_curves",
     "make",
+    "p_values_of_strangers",
     "parameters_total_active",
     "planted_trace",
     "playground",
@@ -86,10 +98,12 @@ __all__ = [
     "rank_correlations",
     "repetition_by_kind",
     "repetition_by_token",
+    "roc_curves",
     "route_text",
     "routing_over_training",
     "seven_routers",
     "shipped_model",
+    "std_profile_of_strangers",
     "to_csv",
     "token_journey",
     "token_layers",

@@ -11,6 +11,7 @@ import io
 from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -41,12 +42,13 @@ def in_style(draw: Callable[..., Drawing]) -> Callable[..., Drawing]:
     return styled
 
 
-def make(names: Iterable[str] | None = None, out: str | Path = "figures") -> list[Path]:
+def make(names: Iterable[str] | None = None, out: str | Path = "figures", **options: Any) -> list[Path]:
     """Draw figures into `out` as PNG, SVG and CSV, and return the paths written.
 
     Args:
         names: keys of `FIGURES`; None or empty: all of them.
         out: a folder, made if missing.
+        **options: given to each of these figures.
 
     Raises:
         ValueError: a name is unknown; nothing is written then.
@@ -57,7 +59,7 @@ def make(names: Iterable[str] | None = None, out: str | Path = "figures") -> lis
             raise ValueError(f"figure {name!r} is unknown: wanted one of {', '.join(FIGURES)}")
     paths = []
     for name in progress_bar(names, desc="figures", unit="figure"):
-        drawn, data = FIGURES[name]()
+        drawn, data = FIGURES[name](**options)
         contents = {"png": render(drawn, "png"), "svg": render(drawn, "svg"), "csv": to_csv(data).encode()}
         for kind, content in contents.items():
             path = Path(out) / f"{name}.{kind}"

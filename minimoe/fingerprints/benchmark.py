@@ -1,0 +1,314 @@
+"""The methods against models whose history is known: `minimoe zoo benchmark`.
+
+`pairs` says which models are compared and what for, `score` runs every method on a pair, `run` does so for all pairs
+whose models are at hand. What lies in data/zoo was made from the whole zoo: a pair with a member that was not built
+keeps the scores it has there.
+
+Uses of a pair
+    calibration   strangers, both from the half that levels are taken from
+    evaluation    strangers, none of which calibration has seen
+    between       strangers, one from each half: for methods that are not calibrated
+    positive      a descendant and its root, or two descendants of one root
+    invariance    a model and a copy after one gauge
+    forgery       a framed stranger and the model that it imitates
+    twins         trained apart from the same random weights
+    student       a distilled model and its teacher, or a relative of it
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minimoe.atomic import write_atomically
+from minimoe.data_files import data_path
+from minimoe.fingerprints import tables
+from minimoe.fingerprints.compare import METHODS, background_of_rows, judge, kind_of_pair, weigh
+from minimoe.fingerprints.result import Result
+from minimoe.fingerprints.weights import Weights, open_weights
+from minimoe.lineage.tree import CALIBRATION, EVALUATION, FAMILIES, MEMBERS
+from minimoe.lineage.zoo import Zoo, relation
+from minimoe.progress import progress_bar
+from minimoe.training.tokenizer import load_tokenizer
+
+P_VALUES = ("csu", "permutation_test")
+SCORES = "scores.csv"
+WORDS = ("a", "b", "use", "kind", "relation", "shapes", "verdict")
+COLUMNS = (*WORDS, "score", *METHODS, *(f"{name}_p" for name in P_VALUES), "right_layer", "drop_rate")
+TITLES = {
+    "times": "Seconds for a pair (this machine, now)",
+    "methods": "Relatives against strangers",
+    "transformations": "Share of relatives found at 1 % false positives",
+    "verdicts": "Verdicts",
+    "false_positives": "Strangers above published cut-offs",
+    "invariance": "What each gauge leaves of a score",
+    "forgery": "Framed strangers",
+    "promises": "How often strangers have a small p-value",
+    "attribution": "Experts led back to their layer, and the share of them that is new",
+}
+_SLICED = ("copy", "copy-qwen2_moe", "sliced", "virtual-groups")
+_DROPPED = {f"drop-{rate}": rate for rate in (0.25, 0.5, 0.9)}
+DROP_RATES = {
+    f"{kind}{suffix}": rate
+    for suffix in ("", "-trained", "-gauged", "-trained-gauged")
+    for kind, rate in {**dict.fromkeys(_SLICED, 0.0), **_DROPPED}.items()
+    if f"alder-{kind}{suffix}" in MEMBERS
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two members of the zoo and what their scores are used for."""
+
+    a: str
+    b: str
+    use: str
+    kind: str  # what was done to the descendant, or what the strangers are
+
+
+# --- which pairs ------------------------------------------------------------------------------------------
+
+
+def pairs() -> list[Pair]:
+    """All pairs of the benchmark."""
+    strangers = [pair for pair in _strangers() if relation(pair.a, pair.b) == "strangers"]  # no donor of an expert
+    return list(dict.fromkeys([*strangers, *_relatives(), *_rewrites(), *_forgeries(), *_borderline()]))
+
+
+def _strangers() -> Iterator[Pair]:
+    for use, roots in (("calibration", CALIBRATION), ("evaluation", EVALUATION)):
+        yield from (Pair(a, b, use, "roots") for a, b in combinations(roots, 2))
+        for place, root in enumerate(roots):
+            others = [roots[(place + step) % len(roots)] for step in (1, 2)]
+            for member in _descendants(root):
+                yield Pair(others[0], member, use, MEMBERS[member].kind)
+                if root in FAMILIES:
+                    yield Pair(others[1], member, use, MEMBERS[member].kind)
+            yield from (Pair(f"{others[0]}-{x}", f"{root}-{y}", use, "mixtures") for x, y in _MIXTURES)
+            yield Pair(f"{others[0]}-fewer-layers", f"{root}-copy", use, "mixture, other depth")
+    yield from (Pair(a, b, "between", "roots") for a in CALIBRATION for b in EVALUATION)
+    for kind in ("deep", "depth-init", "planted", "mixture"):
+        yield from _among(kind)
+
+
+_MIXTURES = (("copy", "drop-0.5"), ("noisy", "sliced"))
+
+
+def _among(kind: str) -> Iterator[Pair]:
+    """Roots of one kind with each other and with the usual ones: the first half calibrates, the second evaluates."""
+    roots = [name for name in MEMBERS if name.removeprefix(f"{kind}-").isdigit()]
+    half = len(roots) // 2
+    for use, part, usual in (("calibration", roots[:half], CALIBRATION), ("evaluation", roots[half:], EVALUATION)):
+        yield from (Pair(a, b, use, kind) for a, b in combinations(part, 2))
+        yield from (Pair(a, b, use, kind) for a in usual[:3] for b in part)
+        yield from (Pair(f"{a}-copy", b, use, kind) for a in usual[:3] for b in part)
+    yield from (Pair(a, b, "between", kind) for a in roots[:half] for b in roots[half:])
+
+
+def _relatives() -> Iterator[Pair]:
+    for root in EVALUATION:
+        yield from (Pair(root, member, "positive", MEMBERS[member].kind) for member in _descendants(root))
+    for number in (1, 2):
+        for kind in ("finetuned", "finetuned-gauged"):
+            yield Pair(f"mixture-{number}", f"mixture-{number}-{kind}", "positive", f"mixture-{kind}")
+    for root, other in (FAMILIES, FAMILIES[::-1]):
+        yield from (Pair(other, f"{root}-{kind}", "positive", f"{kind}, donor") for kind in _TRANSPLANTED)
+        for kind in ("continued-1", "finetuned-gauged", "drop-0.5-trained"):
+            others = [name for name in _descendants(root) if name != f"{root}-{kind}"]
+            yield from (Pair(f"{root}-{kind}", other, "positive", "cousins") for other in others[::4])
+
+
+_TRANSPLANTED = ("transplant", "transplant-trained")
+
+
+def _rewrites() -> Iterator[Pair]:
+    for member in MEMBERS.values():
+        if member.recipe == "one_gauge":
+            yield Pair(member.parents[0], member.name, "invariance", member.options["gauge"])
+
+
+def _forgeries() -> Iterator[Pair]:
+    for member in MEMBERS.values():
+        if member.kind.startswith("framed"):
+            yield Pair(member.parents[1], member.name, "forgery", member.kind)
+
+
+def _borderline() -> Iterator[Pair]:
+    for root in FAMILIES:
+        yield from (Pair(root, f"{root}-twin", "twins", "twin"), Pair(f"{root}-copy", f"{root}-twin", "twins", "twin"))
+        for kind in ("distilled", "distilled-gauged"):
+            yield from (Pair(parent, f"{root}-{kind}", "student", kind) for parent in (root, f"{root}-finetuned"))
+
+
+def _descendants(root: str) -> list[str]:
+    """What is called after a root and has weights of it, one by one gauges and frames left out."""
+    return [
+        name
+        for name, member in MEMBERS.items()
+        if name == f"{root}-{member.kind}"
+        and member.recipe not in ("distil", "one_gauge")
+        and not member.kind.startswith(("framed", "distilled"))
+    ]
+
+
+# --- their scores -----------------------------------------------------------------------------------------
+
+
+def score(zoo: Zoo, pair: Pair) -> dict[str, Any]:
+    """Run every method on a pair.
+
+    Returns:
+        What the pair is, its scores by method, None where one refuses, the p-values as "csu_p" and so on, and the
+        seconds each method took as "csu_s". Of attributed experts, "right_layer" is the share whose parent layer is
+        the one with their own number, "drop_rate" the mean of the estimates.
+    """
+    a, b = (_weights(zoo.home, name) for name in (pair.a, pair.b))
+    row = {**vars(pair), "relation": relation(pair.a, pair.b), "shapes": kind_of_pair(a, b)}
+    for name, method in METHODS.items():
+        start = time.perf_counter()
+        result = method(a, b)
+        row |= {name: result.score, f"{name}_s": time.perf_counter() - start}
+        if name in P_VALUES:
+            row[f"{name}_p"] = result.p_value
+        if name == "expert_attribution":
+            row |= _attributed(result)
+    return row
+
+
+def _attributed(result: Result) -> dict[str, float | None]:
+    """How many experts were led back to the layer of their own number, and their mean drop rate."""
+    if result.score is None:
+        return {"right_layer": None, "drop_rate": None}
+    parents = {key: value for key, value in result.details.items() if key.endswith("parent_layer")}
+    rates = [value for key, value in result.details.items() if key.endswith("drop_rate")]
+    right = [int(key.split()[1]) == value for key, value in parents.items()]
+    return {"right_layer": sum(right) / len(right), "drop_rate": sum(rates) / len(rates)}
+
+
+@lru_cache(maxsize=64)
+def _weights(home: Path, name: str) -> Weights:
+    return open_weights(Zoo(home).load(name), tokenizer=load_tokenizer())
+
+
+def _score_in_process(home: Path, some: Sequence[Pair]) -> list[dict[str, Any]]:
+    torch.set_num_threads(1)
+    return [score(Zoo(home), pair) for pair in some]
+
+
+def score_all(zoo: Zoo, wanted: Iterable[Pair], *, processes: int | None = None) -> Iterator[dict[str, Any]]:
+    """`score` for many pairs, a few processes at once, in any order."""
+    groups: dict[str, list[Pair]] = {}  # by family of the second model: what one process has read, it keeps
+    for pair in wanted:
+        groups.setdefault("-".join(pair.b.split("-")[:2]), []).append(pair)
+    chunks = [group[start : start + 20] for group in groups.values() for start in range(0, len(group), 20)]
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(_score_in_process, zoo.home, chunk) for chunk in chunks]
+        with progress_bar(total=sum(map(len, chunks)), unit="pair", desc="comparing", leave=True) as bar:
+            for future in as_completed(futures):
+                bar.update(len(future.result()))
+                yield from future.result()
+
+
+# --- all of it --------------------------------------------------------------------------------------------
+
+
+def run(zoo: Zoo, out: Path, *, processes: int | None = None) -> list[dict[str, Any]]:
+    """Score every pair whose models are at hand, take the rest from data/zoo, and write scores and tables.
+
+    Args:
+        zoo: where the models are.
+        out: a folder for scores.csv, one CSV for each table and benchmark.md with all of them.
+        processes: how many at once; None: as many as there are cores.
+
+    Returns:
+        The scores that were computed here.
+    """
+    wanted = pairs()
+    there = [pair for pair in wanted if zoo.has(pair.a) and zoo.has(pair.b)]
+    computed = list(score_all(zoo, there, processes=processes))
+    known = read_scores(data_path("zoo") / "benchmark" / SCORES) if len(computed) < len(wanted) else []
+    rows = with_verdicts(_in_order(wanted, [*known, *computed]))
+    write_atomically(out / SCORES, _to_csv([{key: row.get(key) for key in COLUMNS} for row in rows]).encode())
+    written = {"times": tables.times(computed, METHODS), **all_tables(rows)}
+    for name, table in written.items():
+        write_atomically(out / f"{name}.csv", _to_csv(table).encode())
+    write_atomically(out / "benchmark.md", _page(written, len(computed), len(wanted)).encode())
+    return computed
+
+
+def with_verdicts(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with "verdict" and "score", reached by `judge` with the levels that calibration pairs give."""
+    strangers = [row for row in rows if row["use"] == "calibration"]
+    backgrounds = {row["shapes"]: background_of_rows(strangers, row["shapes"]) for row in rows}
+    judged = []
+    for row in rows:
+        known = backgrounds[row["shapes"]]
+        evidence = {
+            name: weigh(Result(method=name, score=row[name], p_value=row.get(f"{name}_p")), known, name)
+            for name in METHODS
+        }
+        verdict, _, total = judge(evidence, equal_depths=row["shapes"].endswith("equal depths"))
+        judged.append({**row, "verdict": verdict, "score": total})
+    return judged
+
+
+def all_tables(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Every table by name, from rows with verdicts."""
+    methods = (*METHODS, "score")
+    return {
+        "methods": tables.by_method(rows, methods),
+        "transformations": tables.by_transformation(rows, methods),
+        "verdicts": tables.verdicts(rows),
+        "false_positives": tables.false_positives(rows, METHODS),
+        "invariance": tables.invariance(rows, tuple(METHODS)),
+        "forgery": tables.forgery(rows, methods),
+        "promises": tables.promises(rows, P_VALUES),
+        "attribution": tables.attribution(rows, DROP_RATES),
+    }
+
+
+def read_scores(path: Path) -> list[dict[str, Any]]:
+    """The rows of a scores.csv, numbers as numbers and empty cells as None."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return [
+            {key: value if key in WORDS else _number(value) for key, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+def _in_order(wanted: Sequence[Pair], rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a pair; of two, the later."""
+    found = {(row["a"], row["b"], row["use"]): row for row in rows}
+    return [found[pair.a, pair.b, pair.use] for pair in wanted if (pair.a, pair.b, pair.use) in found]
+
+
+def _number(cell: str) -> float | None:
+    return float(cell) if cell else None
+
+
+def _to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: f"{value:.5g}" if isinstance(value, float) else value for key, value in row.items()})
+    return text.getvalue()
+
+
+def _page(written: Mapping[str, list[dict[str, Any]]], computed: int, wanted: int) -> str:
+    """All tables in one Markdown page; that of transformations as one row for each."""
+    shown = {**written, "transformations": tables.wide(written["transformations"], "transformation", "method", "tpr")}
+    counts = f"{computed} of {wanted} pairs compared here, the others taken from data/zoo."
+    head = f"# The methods against the zoo\n\n{counts}\n"
+    return head + "".join(f"\n## {TITLES[name]}\n\n{tables.to_markdown(table)}" for name, table in shown.items())

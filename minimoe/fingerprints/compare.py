@@ -1,0 +1,221 @@
+"""`compare(a, b)`: what evidence there is that two models share weights, every number beside its background.
+
+Verdicts
+    "same weights"                   the files are equal, or every layer answers alike to rounding: a rewritten copy
+    "shared lineage"                 some method is further from strangers than chance among them explains
+    "no evidence of shared lineage"  every method that applies finds what it finds among strangers
+    "cannot tell"                    none applies, or there are no strangers to compare with
+How they are reached
+    Four methods that no gauge changes enter: the whitened virtual response, aligned CKA, match and expert attribution.
+    For each, strangers say where evidence begins: three times as far above their median as the highest of them is. A
+    score stands at 0 like the median stranger, at 0.5 where evidence begins, at 1 where nothing differs. csu enters by
+    its exact p-value, on a scale of log p: 0.5 is p = 1e-6, 1 is p = 1e-300. The score of the report is the highest
+    standing; above 0.5 the verdict is shared lineage.
+Background
+    Pairs of strangers of the zoo, those it keeps for calibration, of the same kinds: dense or a mixture, of equal
+    depths or not. For models of another size they are no measure: the levels move half the way to 1, and what stays
+    below is "cannot tell". Name models that you know to be strangers to both instead: compare(..., background=[...]).
+
+A verdict says that weights are shared. It does not say who had them first, by what right, or whether two teams began
+from the same published model.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from minimoe.data_files import data_path
+from minimoe.fingerprints.aligned_cka import aligned_cka
+from minimoe.fingerprints.expert_attribution import expert_attribution
+from minimoe.fingerprints.independence import csu, match, permutation_test
+from minimoe.fingerprints.norm_profile import norm_profile
+from minimoe.fingerprints.report import SMALLEST_P, Evidence, Report
+from minimoe.fingerprints.result import Result
+from minimoe.fingerprints.spectral import spectral
+from minimoe.fingerprints.std_profile import std_profile
+from minimoe.fingerprints.virtual_response import virtual_response
+from minimoe.fingerprints.weight_cosine import weight_cosine
+from minimoe.fingerprints.weights import Weights, open_weights
+from minimoe.model.transformer import MoEForCausalLM
+
+SAME, SHARED = "same weights", "shared lineage"
+NO_EVIDENCE, CANNOT_TELL = "no evidence of shared lineage", "cannot tell"
+
+ENTERING = ("virtual_response_whitened", "aligned_cka", "match", "expert_attribution")
+RARE_P = 1e-6  # of csu: where evidence begins
+EQUAL_ANSWERS = 0.9999  # of the whitened response: what rounding to 16 bits leaves
+FEWEST_MODELS, FEWEST_STRANGERS = 3, 5  # of a background: models, and pairs of them with a score
+WIDTH_OF_THE_ZOO = 96
+
+
+def _parent_first(a: Weights, b: Weights) -> Result:
+    """Expert attribution with the model of fewer experts as the parent."""
+    return expert_attribution(*sorted((a, b), key=lambda weights: weights.num_experts))
+
+
+METHODS: Mapping[str, Callable[[Weights, Weights], Result]] = {
+    "std_profile": std_profile,
+    "norm_profile": norm_profile,
+    "weight_cosine": weight_cosine,
+    "aligned_cka_plain": partial(aligned_cka, canonicalize=False),
+    "aligned_cka": aligned_cka,
+    "spectral": spectral,
+    "virtual_response": virtual_response,
+    "virtual_response_whitened": partial(virtual_response, whiten=True),
+    "csu": csu,
+    "permutation_test": permutation_test,
+    "match": match,
+    "expert_attribution": _parent_first,
+}
+
+
+# --- strangers --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Background:
+    """The scores of pairs that share nothing, by method."""
+
+    about: str
+    scores: Mapping[str, Sequence[float]]
+    fits: bool = True  # whether they are of the size of what is compared
+
+    def level(self, method: str) -> float | None:
+        """Where evidence begins: three times as far above the median stranger as the highest one is."""
+        scores = self.scores.get(method, ())
+        if len(scores) < FEWEST_STRANGERS:
+            return None
+        level = median(scores) + 3 * (max(scores) - median(scores))
+        return level if self.fits else (1 + level) / 2
+
+
+def kind_of_pair(a: Weights, b: Weights) -> str:
+    """What a background depends on: "dense, mixture, equal depths"."""
+    kinds = sorted("mixture" if weights.num_experts else "dense" for weights in (a, b))
+    return ", ".join([*kinds, "equal depths" if a.num_layers == b.num_layers else "other depths"])
+
+
+def background_of_the_zoo(a: Weights, b: Weights) -> Background:
+    """The strangers of the zoo that are of the same kind as the pair."""
+    fits = {a.hidden_size, b.hidden_size} == {WIDTH_OF_THE_ZOO}
+    return background_of_rows(_strangers_of_the_zoo(), kind_of_pair(a, b), fits=fits)
+
+
+def background_of_rows(rows: Sequence[Mapping[str, Any]], shapes: str, *, fits: bool = True) -> Background:
+    """Of strangers in the table of scores those with these `shapes`; where there are too few, all of them."""
+    alike = [row for row in rows if row["shapes"] == shapes]
+    kind, rows = (shapes, alike) if len(alike) >= FEWEST_STRANGERS else ("of all kinds", rows)
+    scores = {method: [float(row[method]) for row in rows if row.get(method) not in ("", None)] for method in METHODS}
+    size = "" if fits else f", of width {WIDTH_OF_THE_ZOO}: another size than these models"
+    return Background(about=f"{len(rows)} pairs of strangers of the zoo ({kind}{size})", scores=scores, fits=fits)
+
+
+@cache
+def _strangers_of_the_zoo() -> list[dict[str, str]]:
+    with open(data_path("zoo") / "benchmark" / "scores.csv", encoding="utf-8", newline="") as file:
+        return [row for row in csv.DictReader(file) if row["use"] == "calibration"]
+
+
+def background_of(strangers: Sequence[Weights], a: Weights, b: Weights, methods: Collection[str]) -> Background:
+    """The scores of `a` and of `b` with models known to be strangers to both."""
+    found = [METHODS[method](model, stranger) for model in (a, b) for stranger in strangers for method in methods]
+    scores: dict[str, list[float]] = {}
+    for method, result in zip(2 * len(strangers) * list(methods), found, strict=True):
+        if result.score is not None:
+            scores.setdefault(method, []).append(result.score)
+    return Background(about=f"both models with {len(strangers)} strangers of your choice", scores=scores)
+
+
+# --- the verdict ------------------------------------------------------------------------------------------
+
+
+def compare(
+    a: str | Path | MoEForCausalLM | Weights,
+    b: str | Path | MoEForCausalLM | Weights,
+    *,
+    methods: Collection[str] | None = None,
+    background: Sequence[str | Path | MoEForCausalLM | Weights] | None = None,
+) -> Report:
+    """Gather the evidence that two models share weights.
+
+    Args:
+        a: a checkpoint in the Hugging Face layout, or a model (see `open_weights`).
+        b: another.
+        methods: names in `METHODS`; None: all. Without the five that enter it, the verdict is "cannot tell".
+        background: models known to be strangers to both, at least three; None: strangers of the zoo.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+        ValueError: there is no such method, or there are too few strangers.
+    """
+    if background is not None and len(background) < FEWEST_MODELS:
+        raise ValueError(f"background: {len(background)} models, wanted at least {FEWEST_MODELS}")
+    unknown = sorted(set(methods or ()) - METHODS.keys())
+    if unknown:
+        raise ValueError(f"methods={unknown}: wanted some of {', '.join(METHODS)}")
+    names = [name for name in METHODS if methods is None or name in methods]
+    a, b = _open(a), _open(b)
+    if background is None:
+        known = background_of_the_zoo(a, b)
+    else:
+        known = background_of([_open(model) for model in background], a, b, names)
+    evidence = {name: weigh(METHODS[name](a, b), known, name) for name in names}
+    verdict, reason, score = judge(
+        evidence, equal_files=a.sha256() == b.sha256(), equal_depths=a.num_layers == b.num_layers, fits=known.fits
+    )
+    return Report(
+        a=a.name, b=b.name, verdict=verdict, reason=reason, score=score, background=known.about, methods=evidence
+    )
+
+
+def judge(
+    evidence: Mapping[str, Evidence], *, equal_files: bool = False, equal_depths: bool = True, fits: bool = True
+) -> tuple[str, str, float | None]:
+    """Verdict, reason and score from the evidence of each method.
+
+    Args:
+        evidence: by name of the method.
+        equal_files: whether both models are the same bytes.
+        equal_depths: whether they have as many layers.
+        fits: whether the strangers are of the size of the two models.
+    """
+    if equal_files:
+        return SAME, "the files hold the same bytes (sha256)", 1.0
+    answers = evidence.get("virtual_response_whitened")
+    if answers is not None and equal_depths and (answers.result.score or 0) >= EQUAL_ANSWERS:
+        return SAME, f"every layer answers alike (whitened response {answers.result.score:.5f})", 1.0
+    standings = {name: entry.standing for name, entry in evidence.items() if entry.standing is not None}
+    name = max(standings, key=standings.__getitem__, default=None)
+    if name is None or (standings.keys() == {"csu"} and standings["csu"] <= 0.5):  # a rewritten copy escapes csu
+        return CANNOT_TELL, "no method that sees through rewrites applies, or no strangers are known", None
+    score, found = standings[name], _found(name, evidence[name])
+    if score > 0.5:
+        return SHARED, f"{found}: out of reach for strangers", score
+    if fits:
+        return NO_EVIDENCE, f"{found} comes closest, and is no more than strangers may have", score
+    return CANNOT_TELL, f"{found} comes closest; name strangers of the same size with `background` to tell more", score
+
+
+def _found(name: str, evidence: Evidence) -> str:
+    if name == "csu":
+        return f"csu has p = {evidence.result.p_value:.2g}"
+    return f"{name} of {evidence.result.score:.3f}, where strangers have up to {max(evidence.strangers):.3f},"
+
+
+def weigh(result: Result, known: Background, method: str) -> Evidence:
+    """A result beside its background."""
+    level = known.level(method) if method in ENTERING else None
+    if method == "csu":
+        level = math.log10(RARE_P) / math.log10(SMALLEST_P)
+    return Evidence(result=result, strangers=tuple(known.scores.get(method, ())), level=level)
+
+
+def _open(source: str | Path | MoEForCausalLM | Weights) -> Weights:
+    return source if isinstance(source, Weights) else open_weights(source)

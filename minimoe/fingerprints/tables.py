@@ -1,0 +1,209 @@
+"""What the benchmark's scores say: its tables, each a list of rows, made from the rows of `benchmark.score`.
+
+The uses of a row are explained in benchmark.py. Methods that refuse a pair have found nothing in it: in rates and
+curves such a pair ranks lowest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import mean, median
+from typing import Any
+
+from minimoe.fingerprints.rates import auc, interval, true_positive_rate
+
+Rows = Sequence[Mapping[str, Any]]
+CUT_OFFS = (0.8, 0.9, 0.927)  # that others published
+PROMISED = (0.01, 0.05, 0.1, 0.5)  # p-values
+
+
+def by_method(rows: Rows, methods: Iterable[str]) -> list[dict[str, Any]]:
+    """Each method over all transformations: AUC, partial AUC (up to 5 % false positives), TPR at 1 %."""
+    strangers, relatives = _of_use(rows, "evaluation"), _of_use(rows, "positive")
+    return [{"method": method, **_rates(relatives, strangers, method)} for method in methods]
+
+
+def by_transformation(rows: Rows, methods: Iterable[str]) -> list[dict[str, Any]]:
+    """Each method on each transformation, against strangers whose shapes differ alike."""
+    strangers, relatives = _of_use(rows, "evaluation"), _of_use(rows, "positive")
+    table = []
+    for kind in dict.fromkeys(row["kind"] for row in relatives):
+        some = [row for row in relatives if row["kind"] == kind]
+        shapes = {row["shapes"] for row in some}
+        alike = [row for row in strangers if row["shapes"] in shapes]
+        table += [{"transformation": kind, "method": method, **_rates(some, alike, method)} for method in methods]
+    return table
+
+
+def _rates(relatives: Rows, strangers: Rows, method: str) -> dict[str, Any]:
+    high, low = ([row[method] for row in group] for group in (relatives, strangers))
+    hits, trials = true_positive_rate(high, low)
+    least, most = interval(hits, trials)
+    return {
+        "relatives": trials,
+        "refused": sum(score is None for score in high),
+        "strangers": len(low),
+        "auc": auc(high, low),
+        "partial_auc": auc(high, low, up_to=0.05),
+        "tpr": hits / trials,
+        "tpr_low": least,
+        "tpr_high": most,
+    }
+
+
+def false_positives(rows: Rows, methods: Iterable[str]) -> list[dict[str, Any]]:
+    """How many strangers of one shape reach the cut-offs that others published."""
+    groups = {
+        "4 layers": [row for row in _strangers(rows) if row["kind"] == "roots"],
+        "8 layers": _both_called(rows, "deep-"),
+        "8 layers, initialised by depth": _both_called(rows, "depth-init-"),
+    }
+    table = []
+    for group, some in groups.items():
+        for method in methods:
+            found = [row[method] for row in some if row[method] is not None]
+            for cut in CUT_OFFS:
+                hits = sum(score > cut for score in found)
+                low, high = interval(hits, len(found)) if found else (0.0, 1.0)
+                table.append(
+                    {
+                        "strangers": group,
+                        "method": method,
+                        "cut_off": cut,
+                        "pairs": len(found),
+                        "above": hits,
+                        "share": hits / len(found) if found else None,
+                        "low": low,
+                        "high": high,
+                        "median": median(found) if found else None,
+                    }
+                )
+    return table
+
+
+def invariance(rows: Rows, methods: Sequence[str]) -> list[dict[str, Any]]:
+    """The score of a model with a copy of itself after each gauge; 1 is unchanged."""
+    return [
+        {"model": row["a"], "gauge": row["kind"], **{method: row[method] for method in methods}}
+        for row in _of_use(rows, "invariance")
+    ]
+
+
+def forgery(rows: Rows, methods: Iterable[str]) -> list[dict[str, Any]]:
+    """What methods say of strangers that imitate a model, beside what they say of strangers."""
+    strangers = [row for row in _strangers(rows) if row["kind"] == "roots"]
+    table = []
+    for kind in dict.fromkeys(row["kind"] for row in _of_use(rows, "forgery")):
+        framed = [row for row in _of_use(rows, "forgery") if row["kind"] == kind]
+        for method in methods:
+            scores, usual = _known(framed, method), _known(strangers, method)
+            table.append(
+                {
+                    "frame": kind,
+                    "method": method,
+                    "pairs": len(scores),
+                    "median": median(scores) if scores else None,
+                    "highest": max(scores, default=None),
+                    "strangers_median": median(usual) if usual else None,
+                    "strangers_highest": max(usual, default=None),
+                }
+            )
+    return table
+
+
+def promises(rows: Rows, methods: Iterable[str]) -> list[dict[str, Any]]:
+    """How often strangers have a p-value of at most so much: no more often than that, if it is one."""
+    table = []
+    for method in methods:
+        found = _known(_strangers(rows), f"{method}_p")
+        for promised in PROMISED:
+            hits = sum(p <= promised for p in found)
+            low, high = interval(hits, len(found))
+            table.append(
+                {
+                    "method": method,
+                    "promised": promised,
+                    "pairs": len(found),
+                    "found": hits / len(found),
+                    "low": low,
+                    "high": high,
+                }
+            )
+    return table
+
+
+def attribution(rows: Rows, truth: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Whether experts are led back to their layer, and how much of them is said to be new.
+
+    Args:
+        rows: of the benchmark.
+        truth: the drop rate of each transformation that makes a mixture of one root.
+    """
+    table = []
+    for kind, rate in truth.items():
+        some = [row for row in _of_use(rows, "positive") if row["kind"] == kind and row["right_layer"] is not None]
+        rates = [row["drop_rate"] for row in some]
+        table.append(
+            {
+                "transformation": kind,
+                "pairs": len(some),
+                "right_layer": mean(row["right_layer"] for row in some),
+                "effect": mean(row["expert_attribution"] for row in some),
+                "drop_rate": rate,
+                "estimated": mean(rates),
+                "furthest": max(abs(found - rate) for found in rates),
+            }
+        )
+    return table
+
+
+def verdicts(rows: Rows) -> list[dict[str, Any]]:
+    """How often each verdict was reached, for each use of a pair."""
+    uses = list(dict.fromkeys(row["use"] for row in rows))
+    words = sorted({row["verdict"] for row in rows})
+    return [
+        {"use": use, **{word: sum(row["verdict"] == word for row in _of_use(rows, use)) for word in words}}
+        for use in uses
+    ]
+
+
+def times(rows: Rows, methods: Iterable[str]) -> list[dict[str, Any]]:
+    """Seconds that each method takes for a pair, the median over all."""
+    return [{"method": method, "seconds": median(row[f"{method}_s"] for row in rows)} for method in methods]
+
+
+def to_markdown(rows: Rows) -> str:
+    """A table as GitHub and JupyterLab show it; numbers with three digits."""
+    head = list(rows[0])
+    lines = [head, ["---"] * len(head), *([_cell(row[key]) for key in head] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def wide(rows: Rows, index: str, column: str, value: str) -> list[dict[str, Any]]:
+    """One row for each `index`, with the `value` of each `column` in a column of its own."""
+    table: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        table.setdefault(row[index], {index: row[index]})[row[column]] = row[value]
+    return list(table.values())
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _of_use(rows: Rows, use: str) -> Rows:
+    return [row for row in rows if row["use"] == use]
+
+
+def _strangers(rows: Rows) -> Rows:
+    return [row for row in rows if row["use"] in ("calibration", "evaluation", "between")]
+
+
+def _both_called(rows: Rows, prefix: str) -> Rows:
+    return [row for row in _strangers(rows) if row["a"].startswith(prefix) and row["b"].startswith(prefix)]
+
+
+def _known(rows: Rows, name: str) -> list[float]:
+    return [row[name] for row in rows if row[name] is not None]

@@ -1,0 +1,238 @@
+"""Verdicts and reports: what they say of models whose relation is known, and how they come to say it."""
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minimoe.fingerprints.compare import (
+    CANNOT_TELL,
+    ENTERING,
+    METHODS,
+    NO_EVIDENCE,
+    SAME,
+    SHARED,
+    Background,
+    background_of_rows,
+    compare,
+    judge,
+)
+from minimoe.fingerprints.report import Evidence
+from minimoe.fingerprints.result import Result
+from minimoe.fingerprints.weights import open_weights
+from minimoe.lineage import all_gauges, upcycle
+from minimoe.lineage.zoo import Zoo
+from minimoe.training.tokenizer import load_tokenizer
+from tests.fingerprints.toys import disturbed, random_model, weights
+
+
+def member(name):
+    return open_weights(Zoo("nothing is built here").load(name), tokenizer=load_tokenizer())
+
+
+# --- what is true is said
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "finetuned",
+        "lora",
+        "continued-4",
+        "fewer-heads",
+        "fewer-layers",
+        "deepened",
+        "sliced",
+        "drop-0.5-trained-gauged",
+    ],
+)
+def test_a_descendant_shares_lineage_with_its_root_and_not_with_another(kind):
+    descendant = member(f"alder-{kind}")
+    assert compare(member("alder"), descendant).verdict == SHARED
+    assert compare(member("birch"), descendant).verdict == NO_EVIDENCE
+
+
+@pytest.mark.parametrize("kind", ["gauged", "copy", "virtual-groups-gauged"])
+def test_a_rewritten_copy_is_called_the_same_weights(kind):
+    assert compare(member("alder"), member(f"alder-{kind}")).verdict == SAME
+
+
+@pytest.mark.parametrize("kind", ["framed-std", "framed-norms", "framed-both"])
+def test_a_framed_stranger_is_a_stranger(kind):
+    assert compare(member("alder"), member(f"stranger-13-{kind}")).verdict == NO_EVIDENCE
+
+
+@pytest.mark.parametrize("name", ["alder-twin", "alder-distilled"])
+def test_twins_and_students_are_not_called_relatives(name):
+    assert compare(member("alder"), member(name)).verdict == NO_EVIDENCE
+
+
+def test_a_model_against_itself_is_identical_by_its_hash():
+    folder = Zoo("nothing is built here").folder("alder")
+    report = compare(folder, folder / "model.safetensors")
+    assert (report.verdict, report.score) == (SAME, 1.0)
+    assert "sha256" in report.reason
+
+
+def test_the_order_of_the_models_does_not_matter():
+    a, b = member("alder-fewer-layers"), member("alder-drop-0.5-trained")
+    there, back = compare(a, b), compare(b, a)
+    assert (there.verdict, there.score) == (back.verdict, pytest.approx(back.score, abs=0.02))
+
+
+# --- models of another size
+
+
+def test_without_strangers_of_its_size_a_stranger_cannot_be_told():
+    report = compare(weights(random_model(1)), weights(random_model(2)))
+    assert report.verdict == CANNOT_TELL
+    assert "background" in report.reason and "another size" in report.background
+
+
+def test_without_strangers_of_its_size_plain_evidence_still_counts():
+    model = random_model(1)
+    suspect = upcycle(all_gauges(disturbed(model, 0.05), 3), num_experts=4, num_experts_per_tok=2, model_type="minimoe")
+    assert compare(weights(model), weights(suspect)).verdict == SHARED
+
+
+def test_strangers_of_your_own_give_the_background():
+    strangers = [weights(random_model(seed)) for seed in range(10, 14)]
+    model = random_model(1)
+    relative, stranger = weights(disturbed(all_gauges(model, 3), 0.2)), weights(random_model(2))
+    assert compare(weights(model), relative, background=strangers).verdict == SHARED
+    report = compare(weights(model), stranger, background=strangers)
+    assert report.verdict == NO_EVIDENCE
+    assert {len(report.methods[name].strangers) for name in ENTERING} == {2 * len(strangers)}
+
+
+def test_too_few_strangers_are_refused():
+    model = weights(random_model(1))
+    with pytest.raises(ValueError, match="background: 2 models"):
+        compare(model, model, background=[weights(random_model(2)), weights(random_model(3))])
+
+
+# --- what cannot be compared
+
+
+def test_without_shared_tokens_the_reason_is_given():
+    report = compare(weights(random_model(1)), weights(random_model(2), prefix="other"))
+    refused = {name: evidence.result.refused for name, evidence in report.methods.items() if evidence.result.refused}
+    assert refused.keys() >= set(ENTERING)
+    assert all("0 shared tokens" in refused[name] for name in ENTERING)
+
+
+@pytest.mark.parametrize("number", [0.0, math.nan])
+def test_weights_that_are_no_weights_are_refused_by_every_method(number):
+    broken = random_model(1)
+    with torch.no_grad():
+        for tensor in broken.state_dict().values():
+            tensor.fill_(number)
+    report = compare(weights(broken), weights(random_model(2)))
+    assert report.verdict == CANNOT_TELL
+    assert all(report.methods[name].result.score is None for name in (*ENTERING, "std_profile", "norm_profile"))
+    json.loads(report.to_json(), parse_constant=pytest.fail)
+
+
+def test_an_unknown_method_is_named():
+    with pytest.raises(ValueError, match="methods=\\['magic'\\]: wanted some of std_profile"):
+        compare(weights(random_model(1)), weights(random_model(2)), methods=["magic"])
+
+
+def test_methods_that_do_not_enter_leave_the_verdict_open():
+    report = compare(member("alder"), member("alder-finetuned"), methods=["std_profile", "weight_cosine"])
+    assert (report.verdict, report.score) == (CANNOT_TELL, None)
+    assert list(report.methods) == ["std_profile", "weight_cosine"]
+
+
+# --- how scores become a verdict
+
+
+@given(st.lists(st.floats(-0.2, 0.2), min_size=5, max_size=30, unique=True), st.floats(-1, 1))
+def test_a_score_stands_between_the_median_stranger_and_1(strangers, score):
+    level = Background(about="", scores={"match": strangers}).level("match")
+    ordered = sorted(strangers)
+    middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+    assert level == pytest.approx(middle + 3 * (max(strangers) - middle))
+
+    def standing(score):
+        return Evidence(result=Result(method="match", score=score), strangers=strangers, level=level).standing
+
+    assert (standing(middle), standing(level), standing(1.0)) == pytest.approx((0, 0.5, 1))
+    assert standing(max(strangers)) == pytest.approx(1 / 6)
+    assert 0 <= standing(score) <= standing(score + 0.01) <= 1
+
+
+def test_csu_stands_by_its_exact_p_value():
+    def standing(p_value):
+        found = Result(method="csu", score=0.1, p_value=p_value)
+        evidence = Evidence(result=found, strangers=(), level=0.02)
+        verdict, _, score = judge({"csu": evidence})
+        return verdict, evidence.standing if score is None else score
+
+    assert standing(1.0) == (CANNOT_TELL, 0.0)  # csu alone misses every rewritten copy
+    assert standing(1e-5)[0] == CANNOT_TELL
+    assert standing(1e-7)[0] == SHARED
+    assert standing(1e-300) == (SHARED, 1.0)
+
+
+def test_strangers_of_the_same_shapes_are_taken_and_all_where_there_are_too_few():
+    empty = dict.fromkeys(METHODS)
+    rows = [{**empty, "shapes": "dense", "match": 0.1}] * 6 + [{**empty, "shapes": "mixture", "match": 0.3}] * 2
+    assert background_of_rows(rows, "dense").scores["match"] == [0.1] * 6
+    assert sorted(background_of_rows(rows, "mixture").scores["match"]) == [0.1] * 6 + [0.3] * 2
+
+
+# --- the report
+
+
+@pytest.fixture(scope="module")
+def report():
+    return compare(member("birch"), member("alder-sliced"))
+
+
+def test_json_says_everything(report):
+    read = json.loads(report.to_json())
+    assert read["verdict"] == report.verdict and read["score"] == report.score
+    assert list(read["methods"]) == list(METHODS)
+    csu = read["methods"]["csu"]
+    assert csu["score"] is None and "wanted equal shapes" in csu["refused"]
+    match = read["methods"]["match"]
+    known = report.methods["match"].strangers
+    assert match["strangers"]["pairs"] == len(known) >= 66
+    assert match["percentile"] == 100 * sum(score < match["score"] for score in known) / len(known)
+
+
+def test_a_p_value_is_printed_only_where_it_is_exact(report):
+    with_p = compare(member("birch"), member("alder-finetuned"))
+    assert {name for name, found in with_p.methods.items() if found.result.p_value is not None} == {
+        "csu",
+        "permutation_test",
+    }
+
+
+def test_text_and_html_have_a_line_for_each_method(report):
+    text, page = str(report), report._repr_html_()
+    for name in METHODS:
+        assert sum(line.split()[:1] == [name] for line in text.splitlines()) == 1
+        assert page.count(f"<td>{name}</td>") + page.count(f"<td>{name} *</td>") == 1
+    assert report.verdict in text and report.verdict in page
+    assert "stolen" not in text.lower()
+
+
+def test_html_is_escaped():
+    a = weights(random_model(1))
+    a.name = "<script>"
+    assert "<script>" not in compare(a, weights(random_model(2)), methods=["match"])._repr_html_()
+
+
+def test_the_figure_shows_each_score_beside_its_strangers(report, tmp_path):
+    figure, data = report.plot()
+    figure.savefig(tmp_path / "report.png")
+    applicable = [name for name, found in report.methods.items() if found.result.score is not None]
+    assert list(data) == applicable == [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    for name, numbers in data.items():
+        known = report.methods[name].strangers
+        assert (numbers["lowest"], numbers["highest"]) == (min(known), max(known))
