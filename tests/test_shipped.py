@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minimoe.data_files import data_path
+from minimoe.lineage.tree import MEMBERS
+from minimoe.lineage.zoo import derivation
 from minimoe.model import MoEConfig, MoEForCausalLM
 from minimoe.training import Corpus, Settings
 from minimoe.training.presets import small_config
@@ -17,6 +20,7 @@ from minimoe.training.tokenizer import load_tokenizer
 
 ZOO = data_path("zoo")
 FOLDERS = ("moe-planted", "moe-real")
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "lineage.json")
 SAMPLED = {
     "moe-real": ("code", "prose", "arithmetic"),
     "moe-planted": ("english/kitchen", "french/harbour", "german/weather", "spanish/market", "code", "arithmetic"),
@@ -49,8 +53,24 @@ def opened(folder):
     return MoEForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
-def test_every_folder_is_listed():
-    assert listed().keys() == {folder.name for folder in ZOO.iterdir() if folder.is_dir()} == set(FOLDERS)
+def test_every_model_is_listed_or_a_member_of_the_tree():
+    members = {name for name, member in MEMBERS.items() if member.shipped}
+    assert {folder.parent.name for folder in ZOO.glob("*/config.json")} == set(FOLDERS) | members
+    assert listed().keys() == set(FOLDERS)
+
+
+@pytest.mark.parametrize("name", [name for name, member in MEMBERS.items() if member.shipped])
+def test_a_member_of_the_tree_is_whole_and_says_where_it_comes_from(name):
+    said = json.loads((ZOO / name / "lineage.json").read_text())
+    made = asdict(derivation(name))
+    assert said["name"] == name and {key: said[key] for key in made} == made | {"parents": list(made["parents"])}
+    assert said["corpus_sha256"] == getattr(Corpus, MEMBERS[name].options.get("corpus", "real"))().sha256
+    assert {file.name for file in (ZOO / name).iterdir()} == set(FILES)
+    assert MoEForCausalLM.from_pretrained(ZOO / name).model.embed_tokens.weight.dtype == torch.float16
+
+
+def test_the_zoo_is_within_its_size():
+    assert sum(file.stat().st_size for file in ZOO.rglob("*") if file.is_file()) < 50e6
 
 
 def test_the_recipe_is_what_the_command_does(folder, recipe):
