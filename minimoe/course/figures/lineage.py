@@ -46,10 +46,12 @@ def std_profile_of_strangers(folder: Path | None = None) -> Drawing:
     Data: group, score; one row a pair.
     """
     pairs = {
-        "strangers, 4 layers": _of_strangers(scores(folder), "std_profile", "stranger-", "alder", "birch"),
-        "strangers, 8 layers": _of_strangers(scores(folder), "std_profile", "deep-"),
-        "relatives, no gauge": [
-            row["std_profile"] for row in scores(folder) if row["use"] == "positive" and "gauged" not in row["kind"]
+        "strangers of 4 layers": _of_strangers(scores(folder), "std_profile", "stranger-", "alder", "birch"),
+        "strangers of 8 layers": _of_strangers(scores(folder), "std_profile", "deep-"),
+        "relatives as they are": [
+            row["std_profile"]
+            for row in scores(folder)
+            if row["use"] == "positive" and "gauged" not in row["kind"] and row["std_profile"] is not None
         ],
     }
     drawn = new_figure(4.6)
@@ -125,7 +127,13 @@ def p_values_of_strangers(folder: Path | None = None) -> Drawing:
             row[f"{method}_p"] for row in scores(folder) if row["relation"] == "strangers" and row[f"{method}_p"]
         )
         shares = [(place + 1) / len(found) for place in range(len(found))]
-        axes.step(found, shares, where="post", label=f"{method}, {len(found)} pairs", **{**style, "marker": ""})
+        axes.step(
+            found,
+            shares,
+            where="post",
+            label=f"{method.replace('_', ' ')}, {len(found)} pairs",
+            **{**style, "marker": ""},
+        )
         rows += [(method, p, share) for p, share in zip(found, shares, strict=True)]
         ends.append(f"{method}: {np.mean(np.array(found) <= 0.05):.1%} of strangers at most .05")
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="p-value", ylabel="share of strangers up to it")
