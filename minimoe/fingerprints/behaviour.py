@@ -1,0 +1,226 @@
+"""What two models do with the same random prompts: the tokens they choose, their hidden states, their routing.
+
+What it measures
+    Prompts are random sequences of shared tokens. `token_agreement`: after how many of them both models choose the
+    same next token. `hidden_cka`: unbiased linear CKA of the hidden states after each layer, at the last position.
+    `routing_agreement`, of two mixtures: adjusted mutual information of the experts that their routers prefer, token
+    by token: 1 if they agree up to the names of experts, 0 on average if they agree by chance.
+What leaves it unchanged
+    Every gauge: it looks at what models do.
+What it cannot see
+    Why models do the same. Strangers trained on the same text agree; a model distilled from another shares no weight
+    with it and agrees more than most descendants; fine-tuned on other text, a descendant agrees less than strangers.
+    Models without shared tokens.
+Source
+    token_agreement: Nikolic et al. 2025, arXiv 2502.00706, with a paired exact test for their z-test. hidden_cka:
+    Zhang et al. 2024, arXiv 2410.14273 (REEF), made unbiased. routing_agreement is ours; adjusted mutual information:
+    Vinh et al. 2010, JMLR 11.
+
+The p-value of token agreement is exact about prompts, not about lineage: see there. The others have none.
+
+Shapes: H hidden size, L layers, L' sparse layers, N shared tokens, P prompts, S tokens in each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from minimoe.fingerprints.aligned_cka import cka_of_all
+from minimoe.fingerprints.anchors import FEWEST, candidate_pairs, mean_of_pairs
+from minimoe.fingerprints.result import Refusal, Result
+from minimoe.fingerprints.weights import Weights
+from minimoe.model.transformer import MoEForCausalLM
+
+USUAL, LENGTH = 256, 8  # prompts, and tokens in each: longer ones tell no more
+FEWEST_PROMPTS = 4  # for an unbiased CKA
+_BATCH = 64  # prompts run at once
+
+
+class Behaviour(NamedTuple):
+    """What one model does with the prompts."""
+
+    choices: Tensor  # [P] int64: which of the shared tokens it finds likeliest next
+    states: Tensor  # [L, P, H]: after each layer, at the last position
+    routes: Tensor  # [L', P * S] int64: the expert that each router scores highest
+
+
+def token_agreement(
+    a: Weights, b: Weights, controls: Sequence[Weights] = (), *, prompts: int = USUAL, seed: int = 0
+) -> Result:
+    """Compare the next tokens that two models choose, among those that all models share.
+
+    The p-value belongs to this null: were all possible prompts asked, some control would agree with `a` as often as
+    `b` does, or more. It is exact over the draw of the prompts, for these very models (unless their routing depends on
+    which prompts are run together, as with a capacity). That `b` and the controls are
+    equally related to `a` is another null, and enough prompts reject this one for whichever of them happens to come
+    closest; `rank_p` is the p-value of that, if `b` and the controls are strangers drawn alike.
+
+    Args:
+        a: the suspect.
+        b: its supposed parent.
+        controls: models known to be strangers to both.
+        prompts: P.
+        seed: of the prompts.
+
+    Returns:
+        score: the share of prompts after which `a` and `b` choose the same token.
+        p_value: with controls, the largest of their sign tests against `b` (McNemar's, exact), after Holm's correction.
+            Every control must be beaten, so that without the correction it would be valid too.
+        details: "closest_control", the largest share of a control; "rank_p", (1 + controls with the share of `b` or
+            more) / (1 + controls).
+        refused: too few tokens shared by all; an encoder; a model that chooses one token always, or is not finite.
+    """
+    try:
+        choices = torch.stack([found.choices for found in _observe((a, b, *controls), prompts, seed)])
+        for model, of_model in zip((a, b, *controls), choices, strict=True):
+            if (of_model == of_model[0]).all():
+                raise Refusal(f"{model.name} chooses the same token after every prompt")
+    except Refusal as reason:
+        return Result(method="token_agreement", refused=str(reason))
+    agrees, *others = choices[1:] == choices[0]
+    score, details = float(agrees.double().mean()), {"prompts": prompts}
+    if not others:
+        return Result(method="token_agreement", score=score, details=details)
+    shares = [float(other.double().mean()) for other in others]
+    details |= {"closest_control": max(shares), "rank_p": (1 + sum(s >= score for s in shares)) / (1 + len(shares))}
+    p_value = holm([sign_test(agrees, other) for other in others])[-1]
+    return Result(method="token_agreement", score=score, p_value=p_value, details=details)
+
+
+def hidden_cka(a: Weights, b: Weights, *, prompts: int = USUAL, seed: int = 0) -> Result:
+    """Compare hidden states at the last position, with prompts as samples.
+
+    Args:
+        a: one model.
+        b: the other, of any shape.
+        prompts: P.
+        seed: of the prompts.
+
+    Returns:
+        score: the mean over paired layers, at most 1, about 0 for random weights.
+        refused: too few shared tokens; an encoder; states that are 0 or not finite.
+    """
+    try:
+        ours, theirs = (list(found.states) for found in _observe((a, b), prompts, seed))
+        scores = cka_of_all(ours, theirs)
+        if not scores.isfinite().all():
+            raise Refusal("the hidden states of a layer are 0")
+    except Refusal as reason:
+        return Result(method="hidden_cka", refused=str(reason))
+    return Result(
+        method="hidden_cka", score=mean_of_pairs(scores), details={"layers": min(scores.shape), "prompts": prompts}
+    )
+
+
+def routing_agreement(a: Weights, b: Weights, *, prompts: int = USUAL, seed: int = 0) -> Result:
+    """Compare which expert the routers of two mixtures score highest for each token of the prompts.
+
+    Args:
+        a: one mixture.
+        b: the other; the numbers of experts and of sparse layers may differ.
+        prompts: P; all their tokens count.
+        seed: of the prompts.
+
+    Returns:
+        score: adjusted mutual information, mean over paired sparse layers. A pair of routers that both prefer one
+            expert always counts 0.
+        refused: a model is dense; as for `hidden_cka`.
+    """
+    try:
+        for model in (a, b):
+            if not model.num_experts:
+                raise Refusal(f"{model.name} is dense: it has no routers")
+        ours, theirs = (found.routes for found in _observe((a, b), prompts, seed))
+    except Refusal as reason:
+        return Result(method="routing_agreement", refused=str(reason))
+    scores = torch.zeros(len(ours), len(theirs), dtype=torch.float64)
+    for i, j in candidate_pairs(*scores.shape):
+        scores[i, j] = adjusted_information(ours[i], theirs[j])
+    details = {"layers": min(scores.shape), "tokens": ours.shape[1]}
+    return Result(method="routing_agreement", score=mean_of_pairs(scores), details=details)
+
+
+# --- running the models -----------------------------------------------------------------------------------
+
+
+def _observe(models: Sequence[Weights], prompts: int, seed: int) -> list[Behaviour]:
+    """What each model does with the same prompts, token by token the same strings."""
+    if prompts < FEWEST_PROMPTS:
+        raise ValueError(f"prompts={prompts}: wanted at least {FEWEST_PROMPTS}")
+    tokens = sorted(set.intersection(*(set(weights.tokens) for weights in models)))
+    if len(tokens) < FEWEST:
+        raise Refusal(f"{len(tokens)} shared tokens: wanted at least {FEWEST}, to ask all models the same")
+    drawn = torch.randint(len(tokens), (prompts, LENGTH), generator=torch.Generator().manual_seed(seed))
+    return [behaviour(weights, tokens, drawn) for weights in models]
+
+
+@torch.no_grad()
+def behaviour(weights: Weights, tokens: Sequence[str], prompts: Tensor) -> Behaviour:
+    """Run a model on prompts.
+
+    Args:
+        weights: the model.
+        tokens: N strings that it knows.
+        prompts: [P, S] int64, from 0 to N - 1: which of them.
+
+    Raises:
+        Refusal: it is an encoder; what it computes is not finite.
+    """
+    if weights.config is None:
+        raise Refusal(f"{weights.name} is an encoder: it predicts no next token")
+    model, ids = weights.model(), torch.tensor([weights.tokens[token] for token in tokens])
+    parts = zip(*(_run(model, ids, batch) for batch in prompts.split(_BATCH)), strict=True)
+    return Behaviour(*(torch.cat(of_batches, dim) for of_batches, dim in zip(parts, (0, 1, 1), strict=True)))
+
+
+def _run(model: MoEForCausalLM, ids: Tensor, prompts: Tensor) -> Behaviour:
+    states: list[Tensor] = []
+    hooks = [
+        block.register_forward_hook(lambda block, inputs, outputs: states.append(outputs[0][:, -1]))
+        for block in model.model.layers
+    ]
+    try:
+        hidden, chosen, _ = model.model(ids[prompts], None)
+    except ValueError as error:  # of a router
+        raise Refusal(f"what the model computes is not finite: {error}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not hidden[:, -1].isfinite().all():
+        raise Refusal("what the model computes is not finite")
+    head = model.model.embed_tokens if model.lm_head is None else model.lm_head
+    choices = (hidden[:, -1] @ head.weight[ids].mT).argmax(-1)
+    routes = [choice.scores.argmax(-1) for choice in chosen]
+    return Behaviour(choices, torch.stack(states), torch.stack(routes) if routes else ids.new_empty(0, prompts.numel()))
+
+
+# --- statistics -------------------------------------------------------------------------------------------
+
+
+def sign_test(wins: Tensor, losses: Tensor) -> float:
+    """How likely it is by chance that one of two booleans [P] is true alone at least as often as it is."""
+    alone, together = int((wins & ~losses).sum()), int((wins ^ losses).sum())
+    return float(stats.binom.sf(alone - 1, together, 0.5))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values in ascending order, adjusted for their number (Holm 1979, Scandinavian Journal of Statistics 6)."""
+    return list(accumulate((min(1.0, (len(p_values) - i) * p) for i, p in enumerate(sorted(p_values))), max))
+
+
+def adjusted_information(x: Tensor, y: Tensor) -> float:
+    """What two labellings [T] tell of each other: 1 if they are the same up to names, 0 on average by chance.
+
+    Two that are constant count 0: they would be the same by chance as well.
+    """
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    if (x == x[0]).all() and (y == y[0]).all():
+        return 0.0
+    return float(adjusted_mutual_info_score(x.numpy(), y.numpy()))

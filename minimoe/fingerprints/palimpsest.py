@@ -1,0 +1,102 @@
+"""Whether a model likes training examples the better, the later another model was trained on them.
+
+What it measures
+    Spearman's rho of the order in which the claimed parent met its training examples and the log-likelihood that the
+    suspect gives them. Training writes over what it wrote before, so that later examples are remembered better. A
+    reference model, if given, takes out how hard the text is: what it says of each example is subtracted.
+What leaves it unchanged
+    Every gauge; it needs no weights of the parent, only the order of its training.
+What it cannot see
+    A parent that long training has written over. Which way was taken: a model distilled from the parent remembers the
+    order too, with no weight in common. What was met at a learning rate of nearly 0 leaves nothing.
+Source
+    Kuditipudi et al. 2025, arXiv 2510.19796. To subtract a reference is common in membership inference (Watson et al.
+    2021, arXiv 2111.08440).
+
+The p-value is exact if the order was drawn at random, whatever the examples are: had the suspect nothing from that run,
+every order would be as likely as any other.
+
+Shapes: S tokens in each of n examples.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from torch import Tensor
+
+from minimoe.fingerprints.result import Refusal, Result
+from minimoe.fingerprints.weights import Weights
+
+FEWEST = 10  # examples
+_BATCH = 16  # examples run at once
+ROUNDING = 1e-12  # of a sum: an order that is as good must count
+
+
+def palimpsest(
+    weights: Weights, sequences: Tensor, *, reference: Weights | None = None, trials: int = 9999, seed: int = 0
+) -> Result:
+    """Test a suspect against the order of somebody's training.
+
+    A part of the examples will do, if it is chosen without looking at the suspect: every tenth, say.
+
+    Args:
+        weights: the suspect.
+        sequences: [n, S] int64, in the order of training, as ids of the suspect's vocabulary.
+        reference: a model known to have nothing from that run, of the same vocabulary.
+        trials: T random orders.
+        seed: of the orders.
+
+    Returns:
+        score: Spearman's rho, above 0 if later examples are likelier.
+        p_value: (1 + how many random orders reach the score) / (T + 1).
+        refused: an encoder; likelihoods that are all equal or not finite.
+
+    Raises:
+        ValueError: there are fewer than 10 examples, or of fewer than 2 tokens; an id is outside a vocabulary.
+    """
+    if sequences.dim() != 2 or len(sequences) < FEWEST or sequences.shape[1] < 2:
+        raise ValueError(f"sequences has shape {tuple(sequences.shape)}: wanted [>= {FEWEST}, >= 2]")
+    try:
+        liked = log_likelihoods(weights, sequences)
+        if reference is not None:
+            liked = liked - log_likelihoods(reference, sequences)
+        if (liked == liked[0]).all():
+            raise Refusal("all examples are equally likely")
+    except Refusal as reason:
+        return Result(method="palimpsest", refused=str(reason))
+    order, ranks = _standardised(torch.arange(len(liked))), _standardised(liked)
+    generator = torch.Generator().manual_seed(seed)
+    random_orders = (torch.randperm(len(liked), generator=generator) for _ in range(trials))
+    score = float(order @ ranks)
+    reached = sum(float(order @ ranks[shuffled]) <= score - ROUNDING for shuffled in random_orders)
+    details = {"examples": len(liked), "trials": trials}
+    return Result(method="palimpsest", score=score, p_value=(1 + reached) / (trials + 1), details=details)
+
+
+@torch.no_grad()
+def log_likelihoods(weights: Weights, sequences: Tensor) -> Tensor:
+    """Of each example [n, S], in nats, all tokens but the first together: [n] float64.
+
+    Raises:
+        Refusal: the model is an encoder; what it computes is not finite.
+    """
+    if weights.config is None:
+        raise Refusal(f"{weights.name} is an encoder: it predicts no next token")
+    model = weights.model()
+    found = torch.cat([_of_batch(model(batch).logits, batch) for batch in sequences.split(_BATCH)])
+    if not found.isfinite().all():
+        raise Refusal(f"{weights.name}: likelihoods are not finite")
+    return found
+
+
+def _of_batch(logits: Tensor, batch: Tensor) -> Tensor:
+    nats = F.cross_entropy(logits[:, :-1].mT, batch[:, 1:], reduction="none")
+    return -nats.double().sum(1)
+
+
+def _standardised(values: Tensor) -> Tensor:
+    """Ranks, ties at their mean, centred and of norm 1: their products are Spearman's rho."""
+    ranks = torch.from_numpy(stats.rankdata(values.numpy()))
+    return F.normalize(ranks - ranks.mean(), dim=0)

@@ -1,0 +1,124 @@
+"""A model remembers the order of its training; one that never saw it says nothing of it, exactly so."""
+
+import pytest
+import torch
+import transformers
+from scipy import stats
+
+from minimoe.fingerprints.palimpsest import log_likelihoods, palimpsest
+from minimoe.fingerprints.weights import open_weights
+from minimoe.model import MoEConfig, MoEForCausalLM
+from tests.fingerprints.toys import Vocabulary, disturbed, gauged, random_model, weights
+
+SIZES = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_experts": 0}
+
+
+@pytest.fixture(scope="module")
+def examples():
+    """Of random tokens, [200, 12], in the order of training."""
+    return torch.randint(40, (200, 12), generator=torch.Generator().manual_seed(0))
+
+
+def trained_on(examples, seed=0):
+    """A model that met each pair of examples once, one after the other."""
+    model = MoEForCausalLM(MoEConfig(**SIZES, intermediate_size=64), seed=seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for batch in examples.split(2):
+        optimizer.zero_grad()
+        model(batch, labels=batch).loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def parent(examples):
+    return trained_on(examples)
+
+
+@pytest.fixture(scope="module")
+def stranger(examples):
+    """Trained on the same examples in another order."""
+    return trained_on(examples[torch.randperm(200, generator=torch.Generator().manual_seed(1))], seed=1)
+
+
+def test_the_order_of_training_is_remembered(examples, parent, stranger):
+    found = palimpsest(weights(parent), examples)
+    assert found.score > 0.2 and found.p_value < 1e-3
+    assert palimpsest(weights(disturbed(parent, 0.3)), examples).p_value < 0.01
+    assert palimpsest(weights(stranger), examples).p_value > 0.01
+    assert palimpsest(weights(parent), examples.flip(0)).p_value > 0.999  # one-sided
+
+
+def test_a_reference_takes_out_how_hard_the_examples_are():
+    """Of each example another share, in no order, is made of the ten commonest tokens: easy for everyone."""
+    gains = []
+    for seed in (2, 3, 4):
+        generator = torch.Generator().manual_seed(seed)
+        examples = torch.randint(40, (200, 12), generator=generator)
+        hard = torch.rand(200, 12, generator=generator) > torch.rand(200, 1, generator=generator)
+        examples = examples.where(hard, examples % 10)
+        suspect = weights(trained_on(examples))
+        other = weights(trained_on(examples[torch.randperm(200, generator=generator)], seed=1))
+        plain, against = (palimpsest(suspect, examples, reference=r, trials=1).score for r in (None, other))
+        gains.append(against - plain)
+    assert min(gains) > 0.05 and sum(gains) / 3 > 0.15
+
+
+def test_p_values_of_a_model_that_never_saw_the_order_are_uniform(examples, stranger):
+    """With T = 19 there are 20 possible values, equally likely; the same with a reference."""
+    generator = torch.Generator().manual_seed(0)
+    for reference in (None, weights(MoEForCausalLM(MoEConfig(**SIZES), seed=5))):
+        found = [
+            palimpsest(
+                weights(stranger), examples[torch.randperm(200, generator=generator)[:20]],
+                reference=reference, trials=19, seed=n,
+            ).p_value
+            for n in range(100)
+        ]  # fmt: skip
+        counts = torch.histc(torch.tensor(found), bins=5, min=0.025, max=1.025)
+        assert stats.chisquare(counts.numpy()).pvalue > 0.01
+
+
+def test_against_scipy_and_the_loss(examples, parent, stranger):
+    """Spearman's rho and, where Student's approximation holds, its p-value; likelihoods one example at a time."""
+    liked = log_likelihoods(weights(parent), examples)
+    with torch.no_grad():
+        expected = [-11 * float(parent(example[None], labels=example[None]).loss) for example in examples]
+    torch.testing.assert_close(liked, torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=0)
+    for suspect in (parent, stranger):
+        found = palimpsest(weights(suspect), examples)
+        known = stats.spearmanr(range(200), log_likelihoods(weights(suspect), examples), alternative="greater")
+        assert found.score == pytest.approx(known.statistic)
+        assert found.p_value == pytest.approx(known.pvalue, abs=0.02)
+
+
+def test_equal_examples_share_their_rank(parent):
+    """Two likelihoods only: the random orders that repeat the score are counted, though rounding is against it."""
+    ids = torch.randint(40, (2, 8)).repeat_interleave(6, dim=0)
+    found = palimpsest(weights(parent), ids, trials=4999)
+    rho = abs(stats.spearmanr(range(12), [0] * 6 + [1] * 6).statistic)
+    assert found.score == pytest.approx(rho) or found.score == pytest.approx(-rho)
+    exact = 1 / 924 if found.score > 0 else 1.0  # one of the 12 over 6 ways
+    assert found.p_value == pytest.approx(exact, abs=0.002) and found.p_value > 1 / 5000
+
+
+def test_gauges_change_nothing(examples):
+    model = random_model(num_experts=4)
+    score = palimpsest(weights(model), examples[:60], trials=1).score
+    for name, copy in gauged(model).items():
+        assert palimpsest(weights(copy), examples[:60], trials=1).score == pytest.approx(score, abs=1e-3), name
+
+
+def test_refusals(tmp_path, examples, parent):
+    for wrong in (examples[:9], examples[:, :1], examples[0]):
+        with pytest.raises(ValueError, match=r"sequences has shape .*: wanted"):
+            palimpsest(weights(parent), wrong)
+    with pytest.raises(ValueError, match="token id 40: wanted 0 to 39"):
+        palimpsest(weights(parent), examples + 1)
+    assert "all examples are equally likely" in palimpsest(weights(parent), examples[:1].repeat(20, 1)).refused
+    damaged = disturbed(parent, 0.0)
+    damaged.model.norm.weight.data[3] = torch.nan
+    assert "likelihoods are not finite" in palimpsest(weights(damaged), examples).refused
+    encoder = transformers.BertModel(transformers.BertConfig(vocab_size=160, hidden_size=16, num_attention_heads=2))
+    encoder.save_pretrained(tmp_path)
+    assert "is an encoder" in palimpsest(open_weights(tmp_path, tokenizer=Vocabulary()), examples).refused
