@@ -7,7 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from minimoe.cli import app
+from minimoe.data_files import data_path
 from minimoe.fingerprints.compare import (
     CANNOT_TELL,
     ENTERING,
@@ -236,3 +239,27 @@ def test_the_figure_shows_each_score_beside_its_strangers(report, tmp_path):
     for name, numbers in data.items():
         known = report.methods[name].strangers
         assert (numbers["lowest"], numbers["highest"]) == (min(known), max(known))
+
+
+# --- the command
+
+
+@pytest.fixture
+def command():
+    return lambda *arguments: CliRunner().invoke(app, ["compare", *map(str, arguments)])
+
+
+@pytest.mark.parametrize(("other", "verdict"), [("alder", SAME), ("alder-lora", SHARED), ("birch", NO_EVIDENCE)])
+def test_the_command_succeeds_whatever_the_verdict(command, other, verdict):
+    done = command(data_path("zoo") / "alder", data_path("zoo") / other, "--json")
+    assert done.exit_code == 0
+    read = json.loads(done.stdout)
+    assert read["verdict"] == verdict and read["methods"].keys() == METHODS.keys()
+    assert verdict in command(data_path("zoo") / "alder", data_path("zoo") / other).stdout
+
+
+def test_bad_input_ends_with_2_and_says_what_was_wrong(command, tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    for folder, words in ((tmp_path, "wanted JSON"), (tmp_path / "missing", "missing")):
+        done = command(data_path("zoo") / "alder", folder)
+        assert done.exit_code == 2 and words in done.stderr and not done.stdout
