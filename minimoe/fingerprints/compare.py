@@ -33,6 +33,7 @@ from typing import Any
 
 from minimoe.data_files import data_path
 from minimoe.fingerprints.aligned_cka import aligned_cka
+from minimoe.fingerprints.behaviour import hidden_cka, routing_agreement, token_agreement
 from minimoe.fingerprints.expert_attribution import expert_attribution
 from minimoe.fingerprints.independence import csu, match, permutation_test
 from minimoe.fingerprints.norm_profile import norm_profile
@@ -73,6 +74,9 @@ METHODS: Mapping[str, Callable[[Weights, Weights], Result]] = {
     "permutation_test": permutation_test,
     "match": match,
     "expert_attribution": _parent_first,
+    "token_agreement": token_agreement,
+    "hidden_cka": hidden_cka,
+    "routing_agreement": routing_agreement,
 }
 
 
