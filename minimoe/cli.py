@@ -207,11 +207,13 @@ def verify(
 
     torch.set_num_threads(1)
     with _plain_errors():
-        verified = [Zoo(home).verify(name) for name in names or ("alder", "alder-finetuned")]
-        for found in verified:
+        agree = []
+        for name in names or ("alder", "alder-finetuned"):
+            found = Zoo(home).verify(name)
             words = "identical to the bit" if found.identical else f"cosine of all weights {found.cosine:.4f}"
             typer.echo(f"{found.name}: {words}; held-out loss {found.loss:.3f}, stored {found.stored_loss:.3f} nats")
-        if not all(found.agrees for found in verified):
+            agree.append(found.agrees)
+        if not all(agree):
             raise typer.Exit(1)
 
 

@@ -9,6 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from minimoe.cli import app
+from minimoe.data_files import data_path
+from minimoe.lineage.tree import MEMBERS
 from minimoe.model import MoEConfig, MoEForCausalLM
 
 runner = CliRunner()
@@ -178,3 +180,89 @@ def test_a_run_with_other_settings_is_refused(trained, texts):
     result = runner.invoke(app, ["train", "--corpus", str(texts), "--out", str(out), "--steps", "4"])
     assert result.exit_code == 1 and "steps=3 there, 4 asked for" in result.stderr
     assert json.loads((out / "training.json").read_text()) == before
+
+
+# --- the zoo
+
+
+def zoo(home, *arguments):
+    return runner.invoke(app, ["zoo", *arguments, "--home", str(home)])
+
+
+def test_zoo_list_names_members_by_a_pattern_and_where_they_are(tmp_path):
+    result = zoo(tmp_path, "list", "alder-i*")
+    assert result.exit_code == 0
+    lines = [line.split(maxsplit=1) for line in result.output.splitlines()]
+    assert lines[:-1] == [[f"alder-int{x}", "made when asked for"] for x in ("8", "4", "8-gauged", "4-gauged")]
+    assert lines[-1] == ["4", f"of {len(MEMBERS)} members"]
+    assert re.search(r"^alder +/.*zoo/alder$", zoo(tmp_path, "list", "alder").output, re.M)
+    assert re.search(r"^stranger-02 +not built$", zoo(tmp_path, "list", "stranger-02").output, re.M)
+    everything = zoo(tmp_path, "list").output.splitlines()
+    assert [line.split()[0] for line in everything[:-1]] == list(MEMBERS)
+
+
+def test_zoo_show_tells_the_whole_way(tmp_path):
+    result = zoo(tmp_path, "show", "alder-ties")
+    assert result.exit_code == 0
+    steps = re.findall(r"^(\S+)$", result.output, re.M)
+    assert steps == ["alder", "alder-finetuned", "alder-continued-1", "alder-ties"]
+    last = result.output.split("\nalder-ties\n")[1]
+    assert "from      alder, alder-finetuned, alder-continued-1\n" in last
+    assert "by        merge_by_ties(density=0.2)\n" in last and "tokens    0\n" in last
+    assert "function  its own\n" in last and "led to    alder-ties-gauged\n" in last and "no folder yet" in last
+    assert "tokens    819,200\n" in result.output and "from      random weights\n" in result.output
+
+
+def test_zoo_path_makes_a_folder_once(tmp_path):
+    result = zoo(tmp_path, "path", "alder-gauged")
+    assert result.exit_code == 0 and result.output.strip() == str(tmp_path / "alder-gauged")
+    before = (tmp_path / "alder-gauged" / "model.safetensors").stat().st_mtime_ns
+    assert zoo(tmp_path, "path", "alder-gauged").output == result.output
+    assert (tmp_path / "alder-gauged" / "model.safetensors").stat().st_mtime_ns == before
+    assert "lies in" in zoo(tmp_path, "show", "alder-gauged").output
+    assert zoo(tmp_path, "path", "alder").output.strip().endswith("/zoo/alder")
+
+
+def test_zoo_build_says_what_it_made(tmp_path):
+    assert zoo(tmp_path, "build", "alder", "birch").output == f"0 made in {tmp_path}, nothing was missing\n"
+    result = zoo(tmp_path, "build", "birch-int4", "--processes", "1")
+    assert (result.exit_code, result.output) == (0, f"1 made in {tmp_path}: birch-int4\n")
+    assert (tmp_path / "birch-int4" / "config.json").exists()
+
+
+def test_zoo_verify_tells_one_model_from_another(tmp_path):
+    result = zoo(tmp_path, "verify", "alder-int8", "alder-copy")
+    assert result.exit_code == 0, result.output
+    lines = r"alder-int8: identical to the bit; held-out loss (\S+), stored \1 nats\nalder-copy: identical .*\n"
+    assert re.fullmatch(lines, result.output)
+    MoEForCausalLM.from_pretrained(data_path("zoo") / "birch").save_pretrained(tmp_path / "alder-int8")
+    result = zoo(tmp_path, "verify", "alder-int8")
+    assert result.exit_code == 1
+    assert re.fullmatch(
+        r"alder-int8: cosine of all weights 0\.\d+; held-out loss \S+, stored \S+ nats\n", result.output
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "alter"], "'alter': not in the zoo; `minimoe zoo list` names its members"),
+        (["path", "alter"], "'alter': not in the zoo"),
+        (["build", "alder-int8", "alter"], "'alter': not in the zoo"),
+        (["verify", "alter"], "'alter': not in the zoo"),
+        (["path", "stranger-02"], "run `minimoe zoo build stranger-02 --home"),
+        (["path", "stranger-02-copy"], "run `minimoe zoo build stranger-02 --home"),
+        (["verify", "stranger-02"], "run `minimoe zoo build stranger-02 --home"),
+    ],
+)
+def test_zoo_mistakes_get_one_line(arguments, message, tmp_path):
+    result = zoo(tmp_path / "home", *arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ") and message in result.stderr and result.stderr.count("\n") == 1
+    assert not (tmp_path / "home").exists()
+
+
+def test_zoo_build_refuses_a_home_that_is_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    result = zoo(tmp_path / "file", "build", "alder-int8")
+    assert result.exit_code == 1 and "cannot be made or written to" in result.stderr

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from minimoe.lineage.derive import (
-    average,
     depth_upscale,
     extend_vocabulary,
     lerp,
@@ -80,7 +79,7 @@ def keep_training(parent: MoEForCausalLM, *, out: Path | None, corpus: str = "re
         corpus: "real" or "planted".
         **settings: of `minimoe.training.Settings`.
     """
-    train(parent, _corpus(corpus), out=out, **settings)
+    train(parent, open_corpus(corpus), out=out, **settings)
     return parent
 
 
@@ -105,7 +104,7 @@ def train_lora(
     adapted = [linear for attention in attentions for linear in attention.children() if isinstance(linear, nn.Linear)]
     for linear in adapted:
         parametrize.register_parametrization(linear, "weight", _LowRank(linear.weight, rank, generator))
-    train(parent, _corpus(corpus), seed=seed, weight_decay=0.0, **settings)
+    train(parent, open_corpus(corpus), seed=seed, weight_decay=0.0, **settings)
     for linear in adapted:
         parametrize.remove_parametrizations(linear, "weight")
     return parent.requires_grad_(True)
@@ -151,7 +150,8 @@ class _Student(MoEForCausalLM):
 
 
 @cache
-def _corpus(name: str) -> Corpus:
+def open_corpus(name: str) -> Corpus:
+    """The corpus "real" or "planted"."""
     return {"real": Corpus.real, "planted": Corpus.planted}[name]()
 
 
@@ -160,7 +160,7 @@ def _scale_by_depth(model: MoEForCausalLM) -> None:
     for layer, block in enumerate(model.model.layers):
         for weight in block.parameters():
             if weight.dim() > 1:
-                weight.mul_((2 * weight.shape[1] * (layer + 1)) ** -0.5 / model.config.initializer_range)
+                weight.mul_((2 * weight.shape[-1] * (layer + 1)) ** -0.5 / model.config.initializer_range)
 
 
 # --- without -----------------------------------------------------------------------------------------------
@@ -169,11 +169,6 @@ def _scale_by_depth(model: MoEForCausalLM) -> None:
 def one_gauge(model: MoEForCausalLM, *, gauge: str, seed: int) -> MoEForCausalLM:
     """One of `GAUGES`; `rotate_residual` needs the norms folded first."""
     return GAUGES[gauge](fold_norms(model) if gauge == "rotate_residual" else model, seed=seed)
-
-
-def soup(*models: MoEForCausalLM) -> MoEForCausalLM:
-    """`average` of the models."""
-    return average(models)
 
 
 def merge_by_ties(base: MoEForCausalLM, *models: MoEForCausalLM, density: float) -> MoEForCausalLM:
@@ -205,7 +200,6 @@ INSTANT: Mapping[str, Callable[..., MoEForCausalLM]] = {
         extend_vocabulary,
         lerp,
         slerp,
-        soup,
         merge_by_ties,
         upcycle,
         mix_branches,
