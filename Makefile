@@ -22,7 +22,7 @@ NO_NEWS := {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"
 PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check --constraint constraints.txt
 INSTALL := $(PIP_INSTALL) $(shell grep '^torch==' constraints.txt) && \
     echo "Installing the rest: a minute or two, silent until done." && \
-    $(PIP_INSTALL) --quiet --editable '.[test,dev,text]' && \
+    $(PIP_INSTALL) --quiet --editable '.[test,dev,text,remote]' && \
     mkdir -p $(LAB_SETTINGS) && echo '$(NO_NEWS)' > $(LAB_SETTINGS)/overrides.json
 
 .PHONY: help setup lab test notebooks figures clean

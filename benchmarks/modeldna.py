@@ -115,7 +115,7 @@ def answers(zoo: Zoo, rows: Rows, python: str) -> list[dict[str, Any]]:
     there = [row for row in rows if zoo.has(row["a"]) and zoo.has(row["b"])]
     with tempfile.TemporaryDirectory() as home:
         folders = export(zoo, dict.fromkeys(row[side] for row in there for side in "ab"), Path(home))
-        questions = [(folders[row["a"]], folders[row["b"]]) for row in there]
+        questions = [(folders[row["b"]], folders[row["a"]]) for row in there]
         found = list(ask(python, questions))
     return [{**{key: row[key] for key in PAIR}, **answer} for row, answer in zip(there, found, strict=True)]
 

@@ -1,4 +1,4 @@
-"""The command line: `minimoe train | sample | figures | compare`,
+"""The command line: `minimoe train | sample | figures | compare | fingerprint`,
 and `minimoe zoo list | show | build | verify | path | benchmark`."""
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ import typer
 app = typer.Typer(
     help="Learn how mixture-of-experts language models work.", no_args_is_help=True, pretty_exceptions_enable=False
 )
-Model = Annotated[str, typer.Argument(help="A folder in the Hugging Face layout, or a safetensors file in one.")]
+Model = Annotated[
+    str,
+    typer.Argument(help="A folder in the Hugging Face layout, a GGUF file, a repository of the hub, a saved .npz."),
+]
 zoo = typer.Typer(help="Models whose history is known.", no_args_is_help=True)
 app.add_typer(zoo, name="zoo")
 
@@ -126,6 +129,27 @@ def compare(
     with _plain_errors(status=2):
         report = run(a, b, background=background)
         typer.echo(report.to_json() if as_json else str(report))
+
+
+@app.command()
+def fingerprint(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .npz file to write, below 5 MB.")],
+) -> None:
+    """Save what `minimoe compare` needs of a model, so that it can be compared again without its weights."""
+    import torch
+
+    from minimoe.fingerprints.fingerprint import fingerprint as read
+
+    torch.set_num_threads(1)
+    with _plain_errors(status=2):
+        if out.suffix != ".npz":
+            raise ValueError(f"out={out}: wanted a name that ends in .npz")
+        found = read(model)
+        found.save(out)
+        typer.echo(f"{out}: {out.stat().st_size:,} bytes")
+        for name, reason in found.refused.items():
+            typer.echo(f"  without {name}: {reason}")
 
 
 @zoo.command("list")

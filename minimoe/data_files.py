@@ -1,5 +1,6 @@
-"""Where the files that come with minimoe lie."""
+"""Where the files that come with minimoe lie, and where it keeps what it can make or fetch again."""
 
+import os
 from pathlib import Path
 
 
@@ -11,3 +12,11 @@ def data_path(name: str) -> Path:
     package = Path(__file__).resolve().parent
     shipped = package / "data"
     return (shipped if shipped.is_dir() else package.parent / "data") / name
+
+
+def cache_folder() -> Path:
+    """Where tokenized corpora and pieces of remote models are kept: `MINIMOE_CACHE`, or else `~/.cache/minimoe`.
+
+    Deleting it is harmless.
+    """
+    return Path(os.environ.get("MINIMOE_CACHE") or os.path.expanduser("~/.cache/minimoe"))

@@ -108,7 +108,10 @@ def imported_by(*folders: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("folders", "allowed"),
-    [(["minimoe"], RUNTIME), (["tests", "benchmarks"], [*RUNTIME, *EXTRAS["test"]])],
+    [
+        (["minimoe"], [*RUNTIME, *EXTRAS["remote"]]),
+        (["tests", "benchmarks"], [*RUNTIME, *EXTRAS["remote"], *EXTRAS["test"]]),
+    ],
     ids=["package", "tests"],
 )
 def test_every_import_is_a_declared_dependency(folders, allowed):
@@ -197,7 +200,7 @@ def test_setup_installs_torch_alone_and_first(clone):
     _, venv, torch, rest = clone.calls()
     assert venv == "-m venv .venv"
     assert torch.endswith(f"--constraint constraints.txt torch=={constraints()['torch']}")
-    assert rest.endswith("--constraint constraints.txt --quiet --editable .[test,dev,text]")
+    assert rest.endswith("--constraint constraints.txt --quiet --editable .[test,dev,text,remote]")
 
 
 def test_setup_does_nothing_twice(clone):

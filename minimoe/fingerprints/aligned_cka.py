@@ -80,7 +80,7 @@ def _compare_projections(a: Weights, b: Weights, matching: Tensor) -> Tensor:
 
 
 def _embedding(weights: Weights, tokens: list[str]) -> Tensor:
-    rows = weights.get("embedding")[[weights.tokens[token] for token in tokens]]
+    rows = weights.rows("embedding", [weights.tokens[token] for token in tokens])
     if not rows.isfinite().all():
         raise Refusal(f"embedding of {weights.name}: not finite")
     return rows

@@ -10,6 +10,7 @@ Shapes: H hidden size, L layers, N anchors, V vocabulary.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -38,10 +39,19 @@ def shared_tokens(a: Weights, b: Weights, count: int = USUAL, *, fewest: int = F
     Raises:
         Refusal: fewer than `fewest` are shared.
     """
-    shared = a.tokens.keys() & b.tokens.keys()
+    return choose_tokens(a.tokens.keys() & b.tokens.keys(), count, fewest)
+
+
+def choose_tokens(shared: Iterable[str], count: int, fewest: int) -> list[str]:
+    """Up to `count` of some tokens, those with the smallest hashes.
+
+    Raises:
+        Refusal: there are fewer than `fewest`.
+    """
+    shared = sorted(shared, key=lambda token: hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest())
     if len(shared) < fewest:
         raise Refusal(f"{len(shared)} shared tokens: wanted at least {fewest}, to compare what the models do with them")
-    return sorted(shared, key=lambda token: hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest())[:count]
+    return shared[:count]
 
 
 def read_anchors(weights: Weights, tokens: list[str]) -> Anchors:
@@ -52,8 +62,9 @@ def read_anchors(weights: Weights, tokens: list[str]) -> Anchors:
     """
     if weights.config is None:
         raise Refusal(f"{weights.name} is an encoder: it predicts no next token")
-    ids = torch.tensor([weights.tokens[token] for token in tokens])
-    return Anchors(ids, read_inputs(weights, tokens), weights.get("head")[ids] * weights.get("norm_final"))
+    ids = [weights.tokens[token] for token in tokens]
+    outputs = weights.rows("head", ids) * weights.get("norm_final")
+    return Anchors(torch.tensor(ids), read_inputs(weights, tokens), outputs)
 
 
 def read_inputs(weights: Weights, tokens: list[str]) -> Tensor:
@@ -64,7 +75,7 @@ def read_inputs(weights: Weights, tokens: list[str]) -> Tensor:
     Raises:
         Refusal: all rows are 0, or one is not finite.
     """
-    rows = weights.get("embedding")[[weights.tokens[token] for token in tokens]]
+    rows = weights.rows("embedding", [weights.tokens[token] for token in tokens])
     sizes = rows.square().mean(1, keepdim=True).sqrt()
     if not sizes.isfinite().all() or not sizes.any():
         raise Refusal(f"embedding of {weights.name}: 0 or not finite")

@@ -170,13 +170,26 @@ def behaviour(weights: Weights, tokens: Sequence[str], prompts: Tensor) -> Behav
         prompts: [P, S] int64, from 0 to N - 1: which of them.
 
     Raises:
-        Refusal: it is an encoder; what it computes is not finite.
+        Refusal: it is an encoder; its weights, or what it computes, are not finite.
+    """
+    model, ids = runnable(weights), torch.tensor([weights.tokens[token] for token in tokens])
+    parts = zip(*(_run(model, ids, batch) for batch in prompts.split(_BATCH)), strict=True)
+    return Behaviour(*(torch.cat(of_batches, dim) for of_batches, dim in zip(parts, (0, 1, 1), strict=True)))
+
+
+def runnable(weights: Weights) -> MoEForCausalLM:
+    """The model of these weights, in evaluation mode.
+
+    Raises:
+        Refusal: it is an encoder; a weight is not finite.
     """
     if weights.config is None:
         raise Refusal(f"{weights.name} is an encoder: it predicts no next token")
-    model, ids = weights.model(), torch.tensor([weights.tokens[token] for token in tokens])
-    parts = zip(*(_run(model, ids, batch) for batch in prompts.split(_BATCH)), strict=True)
-    return Behaviour(*(torch.cat(of_batches, dim) for of_batches, dim in zip(parts, (0, 1, 1), strict=True)))
+    model = weights.model()
+    for name, tensor in model.named_parameters():
+        if not tensor.isfinite().all():
+            raise Refusal(f"{weights.name}: {name} is not finite")
+    return model
 
 
 def _run(model: MoEForCausalLM, ids: Tensor, prompts: Tensor) -> Behaviour:
@@ -185,15 +198,11 @@ def _run(model: MoEForCausalLM, ids: Tensor, prompts: Tensor) -> Behaviour:
         block.register_forward_hook(lambda block, inputs, outputs: states.append(outputs[0][:, -1]))
         for block in model.model.layers
     ]
-    try:
-        hidden, chosen, _ = model.model(ids[prompts], None)
-    except ValueError as error:  # of a router
-        raise Refusal(f"what the model computes is not finite: {error}") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
+    hidden, chosen, _ = model.model(ids[prompts], None)
+    for hook in hooks:
+        hook.remove()
     if not hidden[:, -1].isfinite().all():
-        raise Refusal("what the model computes is not finite")
+        raise Refusal("what a model computes is not finite")
     head = model.model.embed_tokens if model.lm_head is None else model.lm_head
     choices = (hidden[:, -1] @ head.weight[ids].mT).argmax(-1)
     routes = [choice.scores.argmax(-1) for choice in chosen]

@@ -35,10 +35,11 @@ from minimoe.data_files import data_path
 from minimoe.fingerprints.aligned_cka import aligned_cka
 from minimoe.fingerprints.behaviour import hidden_cka, routing_agreement, token_agreement
 from minimoe.fingerprints.expert_attribution import expert_attribution
+from minimoe.fingerprints.fingerprint import Fingerprint, compare_kept, on_equal_terms
 from minimoe.fingerprints.independence import csu, match, permutation_test
 from minimoe.fingerprints.norm_profile import norm_profile
 from minimoe.fingerprints.report import SMALLEST_P, Evidence, Report
-from minimoe.fingerprints.result import Result
+from minimoe.fingerprints.result import Refusal, Result
 from minimoe.fingerprints.spectral import spectral
 from minimoe.fingerprints.std_profile import std_profile
 from minimoe.fingerprints.virtual_response import virtual_response
@@ -46,6 +47,7 @@ from minimoe.fingerprints.weight_cosine import weight_cosine
 from minimoe.fingerprints.weights import Weights, open_weights
 from minimoe.model.transformer import MoEForCausalLM
 
+Side = Weights | Fingerprint
 SAME, SHARED = "same weights", "shared lineage"
 NO_EVIDENCE, CANNOT_TELL = "no evidence of shared lineage", "cannot tell"
 
@@ -100,13 +102,13 @@ class Background:
         return level if self.fits else (1 + level) / 2
 
 
-def kind_of_pair(a: Weights, b: Weights) -> str:
+def kind_of_pair(a: Side, b: Side) -> str:
     """What a background depends on: "dense, mixture, equal depths"."""
     kinds = sorted("mixture" if weights.num_experts else "dense" for weights in (a, b))
     return ", ".join([*kinds, "equal depths" if a.num_layers == b.num_layers else "other depths"])
 
 
-def background_of_the_zoo(a: Weights, b: Weights) -> Background:
+def background_of_the_zoo(a: Side, b: Side) -> Background:
     """The strangers of the zoo that are of the same kind as the pair."""
     fits = {a.hidden_size, b.hidden_size} == {WIDTH_OF_THE_ZOO}
     return background_of_rows(_strangers_of_the_zoo(), kind_of_pair(a, b), fits=fits)
@@ -127,13 +129,12 @@ def _strangers_of_the_zoo() -> list[dict[str, str]]:
         return [row for row in csv.DictReader(file) if row["use"] == "calibration"]
 
 
-def background_of(strangers: Sequence[Weights], a: Weights, b: Weights, methods: Collection[str]) -> Background:
+def background_of(strangers: Sequence[Side], a: Side, b: Side, methods: Collection[str]) -> Background:
     """The scores of `a` and of `b` with models known to be strangers to both."""
-    found = [METHODS[method](model, stranger) for model in (a, b) for stranger in strangers for method in methods]
-    scores: dict[str, list[float]] = {}
-    for method, result in zip(2 * len(strangers) * list(methods), found, strict=True):
-        if result.score is not None:
-            scores.setdefault(method, []).append(result.score)
+    found = [run_methods(model, stranger, methods) for model in (a, b) for stranger in strangers]
+    scores = {
+        method: [results[method].score for results in found if results[method].score is not None] for method in methods
+    }
     return Background(about=f"both models with {len(strangers)} strangers of your choice", scores=scores)
 
 
@@ -141,23 +142,24 @@ def background_of(strangers: Sequence[Weights], a: Weights, b: Weights, methods:
 
 
 def compare(
-    a: str | Path | MoEForCausalLM | Weights,
-    b: str | Path | MoEForCausalLM | Weights,
+    a: str | Path | MoEForCausalLM | Side,
+    b: str | Path | MoEForCausalLM | Side,
     *,
     methods: Collection[str] | None = None,
-    background: Sequence[str | Path | MoEForCausalLM | Weights] | None = None,
+    background: Sequence[str | Path | MoEForCausalLM | Side] | None = None,
 ) -> Report:
     """Gather the evidence that two models share weights.
 
     Args:
-        a: a checkpoint in the Hugging Face layout, or a model (see `open_weights`).
+        a: a checkpoint in the Hugging Face layout, or a model (see `open_weights`); or the .npz file of a
+            `Fingerprint`, for the methods that can do without weights.
         b: another.
         methods: names in `METHODS`; None: all. Without the five that enter it, the verdict is "cannot tell".
         background: models known to be strangers to both, at least three; None: strangers of the zoo.
 
     Raises:
         CheckpointError: a file is missing or damaged.
-        ValueError: there is no such method, or there are too few strangers.
+        ValueError: there is no such method, there are too few strangers, or a fingerprint is damaged.
     """
     if background is not None and len(background) < FEWEST_MODELS:
         raise ValueError(f"background: {len(background)} models, wanted at least {FEWEST_MODELS}")
@@ -170,9 +172,9 @@ def compare(
         known = background_of_the_zoo(a, b)
     else:
         known = background_of([_open(model) for model in background], a, b, names)
-    evidence = {name: weigh(METHODS[name](a, b), known, name) for name in names}
+    evidence = {name: weigh(result, known, name) for name, result in run_methods(a, b, names).items()}
     verdict, reason, score = judge(
-        evidence, equal_files=a.sha256() == b.sha256(), equal_depths=a.num_layers == b.num_layers, fits=known.fits
+        evidence, equal_files=_equal_files(a, b), equal_depths=a.num_layers == b.num_layers, fits=known.fits
     )
     return Report(
         a=a.name, b=b.name, verdict=verdict, reason=reason, score=score, background=known.about, methods=evidence
@@ -221,5 +223,26 @@ def weigh(result: Result, known: Background, method: str) -> Evidence:
     return Evidence(result=result, strangers=tuple(known.scores.get(method, ())), level=level)
 
 
-def _open(source: str | Path | MoEForCausalLM | Weights) -> Weights:
-    return source if isinstance(source, Weights) else open_weights(source)
+def run_methods(a: Side, b: Side, methods: Collection[str]) -> dict[str, Result]:
+    """What each method says of two models; from saved features, where one of them is a fingerprint."""
+    if isinstance(a, Weights) and isinstance(b, Weights):
+        return {name: METHODS[name](a, b) for name in methods}
+    a, b = on_equal_terms(a, b)
+    return {name: compare_kept(name, a, b) for name in methods}
+
+
+def _equal_files(a: Side, b: Side) -> bool:
+    """Whether both have the same hash; files elsewhere may have none."""
+    try:
+        first, second = (side.sha256() if isinstance(side, Weights) else side.sha256 for side in (a, b))
+    except Refusal:
+        return False
+    return first is not None and first == second
+
+
+def _open(source: str | Path | MoEForCausalLM | Side) -> Side:
+    if isinstance(source, Side):
+        return source
+    if isinstance(source, str | Path) and Path(source).suffix == ".npz":
+        return Fingerprint.load(source)
+    return open_weights(source)

@@ -46,8 +46,7 @@ def mlps(weights: Weights, layer: int) -> dict[str, Neurons]:
     Raises:
         Refusal: the MLP has no gate.
     """
-    if not weights.has("gate", layer):
-        raise Refusal(f"layer {layer} has no gated MLP")
+    _require_gate(weights, layer)
     gate, up = (_fold(weights, role, "norm2", layer) for role in ("gate", "up"))
     down = weights.get("down", layer).mT
     if gate.dim() == 2:
@@ -57,6 +56,22 @@ def mlps(weights: Weights, layer: int) -> dict[str, Neurons]:
         shared = (_fold(weights, role, "norm2", layer) for role in ("shared_gate", "shared_up"))
         found["shared"] = Neurons(*shared, weights.get("shared_down", layer).mT)
     return found
+
+
+def mean_up(weights: Weights, layer: int) -> Tensor:
+    """The up rows of a layer, [I, H]; the mean over the experts, if there are any.
+
+    Raises:
+        Refusal: the MLP has no gate.
+    """
+    _require_gate(weights, layer)
+    up = _fold(weights, "up", "norm2", layer)
+    return up if up.dim() == 2 else up.mean(0)
+
+
+def _require_gate(weights: Weights, layer: int) -> None:
+    if not weights.has("gate", layer):
+        raise Refusal(f"layer {layer} has no gated MLP")
 
 
 def _fold(weights: Weights, role: str, norm: str, layer: int) -> Tensor:

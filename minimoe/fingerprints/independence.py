@@ -3,7 +3,8 @@
 What they measure
     `csu`: neurons of one model are assigned to those of the other by the cosine of their up rows. Without a common
     origin the order of neurons is arbitrary, and so is the assignment: its Spearman correlation with the identity
-    gives a p-value per layer, and Fisher's method one for all.
+    gives a p-value per layer, and Fisher's method one for all. From fingerprints, which hold a sketch of the first 128
+    rows of each layer, it is the same test with less power: their order is as arbitrary, so it is as exact.
     `permutation_test`: whether the neurons of two models resemble each other more in the order they are stored in than
     in random orders.
     `match`: whether an assignment by gates agrees with one by ups, both measured on shared tokens.
@@ -24,21 +25,26 @@ Shapes: H hidden size, I neurons of an MLP or expert, L layers.
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor
 
 from minimoe.fingerprints.anchors import candidate_pairs, mean_of_pairs, pair_layers, read_anchors, shared_tokens
-from minimoe.fingerprints.folded import Neurons, mlps
+from minimoe.fingerprints.folded import Neurons, mean_up, mlps
 from minimoe.fingerprints.matching import assign, nearest_agreement, similarities, token_features
-from minimoe.fingerprints.result import Refusal, Result
+from minimoe.fingerprints.result import Features, Refusal, Result
 from minimoe.fingerprints.weights import Weights
 
 SMALLEST_P = 1e-300  # smaller ones are not told apart
 FEWEST_NEURONS = 10  # for Student's approximation
+MOST_NEURONS = 1024  # of a layer, the first ones: their order is as arbitrary as that of all
+KEPT, PROJECTIONS = 128, 32  # neurons of a layer in a fingerprint, and numbers of each
 
 
 def csu(a: Weights, b: Weights) -> Result:
@@ -57,9 +63,53 @@ def csu(a: Weights, b: Weights) -> Result:
         refused: the shapes differ, MLPs have fewer than 10 neurons, or weights are not finite.
     """
     try:
-        pairs, assignments = _assign_ups(_ups(a), _ups(b))
+        return compare_ups(read_ups(a), read_ups(b))
     except Refusal as reason:
         return Result(method="csu", refused=str(reason))
+
+
+def read_ups(weights: Weights) -> Features:
+    """The first up rows of each layer under its number, [at most 1024, H]; "shapes", [I, H] of each, [L, 2].
+
+    Raises:
+        Refusal: an MLP has no gate.
+        CheckpointError: a file is damaged.
+    """
+    shapes, ups = [], {}
+    for layer in range(weights.num_layers):
+        rows = mean_up(weights, layer)
+        shapes.append(rows.shape)
+        ups[str(layer)] = rows[:MOST_NEURONS].numpy().copy()  # without the rows that are not wanted
+    return {"shapes": np.array(shapes), **ups}
+
+
+def shrink_ups(ups: Features) -> Features:
+    """A sketch: the first 128 rows of each layer, scaled to 1, projected to 32 numbers, in float16.
+
+    The projections are random signs, the same for all models of a width: they treat all neurons alike, which is all
+    that an exact p-value takes. They keep cosines to about 1 / sqrt(32) (Achlioptas 2003, Database-friendly random
+    projections).
+    """
+    sketch = {"shapes": ups["shapes"]}
+    for layer, (_, hidden) in enumerate(ups["shapes"]):
+        rows = F.normalize(torch.from_numpy(ups[str(layer)][:KEPT]), dim=1)
+        sketch[str(layer)] = (rows @ _signs(int(hidden))).half().numpy()
+    return sketch
+
+
+def _signs(hidden: int) -> Tensor:
+    """[H, 32] of 1 and -1, from the bits of a hash: the same on every machine."""
+    bits = np.unpackbits(np.frombuffer(hashlib.shake_256(b"minimoe csu").digest(hidden * PROJECTIONS // 8), np.uint8))
+    return torch.from_numpy(2.0 * bits.reshape(hidden, PROJECTIONS) - 1).float()
+
+
+def compare_ups(a: Features, b: Features) -> Result:
+    """What `csu` says of two models, from their up rows, or from sketches of both.
+
+    Raises:
+        Refusal: as `csu` refuses.
+    """
+    pairs, assignments = _assign_ups(a, b)
     tests = [spearman(assignments[pair], torch.arange(len(assignments[pair]))) for pair in pairs]
     score = sum(rho for rho, _ in tests) / len(tests)
     return Result(method="csu", score=score, p_value=fisher([p for _, p in tests]), details={"layers": len(tests)})
@@ -75,20 +125,22 @@ def permutation_test(a: Weights, b: Weights, *, trials: int = 999, seed: int = 0
         seed: of the orders.
 
     Returns:
-        score: cosine of the two models' neurons, gates, ups and downs together, mean over layers.
+        score: cosine of the two models' neurons, gates, ups and downs together, of the first 1024 of a layer; mean over
+            layers.
         p_value: (1 + how many random orders reach the score) / (T + 1).
         refused: the shapes differ; the neurons of a layer are 0 or not finite.
     """
+    generator = torch.Generator().manual_seed(seed)
+    score, shuffled = 0.0, torch.zeros(trials)
     try:
-        left, right = (_neurons(weights) for weights in (a, b))
-        if len(left) != len(right):
-            raise Refusal(f"{len(left)} and {len(right)} layers: wanted as many in both")
-        tables = [_neuron_products(x, y) for x, y in zip(left, right, strict=True)]
+        if a.num_layers != b.num_layers:
+            raise Refusal(f"{a.num_layers} and {b.num_layers} layers: wanted as many in both")
+        for layer in range(a.num_layers):
+            table = _neuron_products(_neurons(a, layer), _neurons(b, layer))
+            score += float(table.diagonal().sum()) / a.num_layers
+            shuffled += _random_traces(table, trials, generator) / a.num_layers
     except Refusal as reason:
         return Result(method="permutation_test", refused=str(reason))
-    generator = torch.Generator().manual_seed(seed)
-    score = sum(float(table.diagonal().sum()) for table in tables) / len(tables)
-    shuffled = sum(_random_traces(table, trials, generator) for table in tables) / len(tables)
     reached = int((shuffled >= score).sum())
     details = {"trials": trials, "mean_of_random_orders": float(shuffled.mean())}
     return Result(method="permutation_test", score=score, p_value=(1 + reached) / (trials + 1), details=details)
@@ -121,19 +173,24 @@ def match(a: Weights, b: Weights) -> Result:
 # --- csu --------------------------------------------------------------------------------------------------
 
 
-def _assign_ups(left: list[Tensor], right: list[Tensor]) -> tuple[list[tuple[int, int]], dict[tuple, Tensor]]:
+def _assign_ups(a: Features, b: Features) -> tuple[list[tuple[int, int]], dict[tuple, Tensor]]:
     """Which layers are paired, and the assignment of up rows for each pair."""
-    scores, assignments = torch.zeros(len(left), len(right), dtype=torch.float64), {}
+    scores, assignments = torch.zeros(len(a["shapes"]), len(b["shapes"]), dtype=torch.float64), {}
+    left, right = ([_unit_rows(ups[str(layer)]) for layer in range(len(ups["shapes"]))] for ups in (a, b))
     for i, j in candidate_pairs(*scores.shape):
-        _require_shape(left[i], right[j])
+        _require_shape(a["shapes"][i], b["shapes"][j])
         if len(left[i]) < FEWEST_NEURONS:
             raise Refusal(f"{len(left[i])} neurons: wanted at least {FEWEST_NEURONS}, for a p-value")
-        cosine = F.normalize(left[i], dim=1) @ F.normalize(right[j], dim=1).mT
+        cosine = left[i] @ right[j].mT
         if not cosine.isfinite().all():
             raise Refusal("up: not finite in some layer")
         assignments[i, j] = found = assign(cosine)
         scores[i, j] = cosine[torch.arange(len(found)), found].mean()
     return pair_layers(scores), assignments
+
+
+def _unit_rows(rows: np.ndarray) -> Tensor:
+    return F.normalize(torch.from_numpy(rows).float(), dim=1)
 
 
 def spearman(x: Tensor, y: Tensor) -> tuple[float, float]:
@@ -153,9 +210,9 @@ def fisher(p_values: list[float]) -> float:
 
 def _neuron_products(x: Neurons, y: Neurons) -> Tensor:
     """What pairs of neurons add to the cosine of all of them, [I, I]: its trace is that cosine."""
-    for left, right in zip(x, y, strict=True):
-        _require_shape(left, right)
-    table = sum((left @ right.mT) / (left.norm() * right.norm()) for left, right in zip(x, y, strict=True)) / len(x)
+    _require_shape(x.up.shape, y.up.shape)
+    faces = [(left[:MOST_NEURONS], right[:MOST_NEURONS]) for left, right in zip(x, y, strict=True)]
+    table = sum((left @ right.mT) / (left.norm() * right.norm()) for left, right in faces) / len(faces)
     if not table.isfinite().all():
         raise Refusal("the neurons of a layer are 0 or not finite")
     return table
@@ -170,26 +227,20 @@ def _random_traces(table: Tensor, trials: int, generator: torch.Generator) -> Te
 # --- what they share --------------------------------------------------------------------------------------
 
 
-def _neurons(weights: Weights) -> list[Neurons]:
-    """Gate, up and down of every layer, [I, H] each; the mean over the experts, if there are any.
+def _neurons(weights: Weights, layer: int) -> Neurons:
+    """Gate, up and down of a layer, [I, H] each; the mean over the experts, if there are any.
 
     One order of neurons for all experts of a layer is what chance may choose: upcycled experts are not independent.
     """
-    layers = []
-    for layer in range(weights.num_layers):
-        found = mlps(weights, layer)
-        found.pop("shared", None)
-        layers.append(Neurons(*(torch.stack(faces).mean(0) for faces in zip(*found.values(), strict=True))))
-    return layers
+    found = mlps(weights, layer)
+    found.pop("shared", None)
+    return Neurons(*(torch.stack(faces).mean(0) for faces in zip(*found.values(), strict=True)))
 
 
-def _ups(weights: Weights) -> list[Tensor]:
-    return [neurons.up for neurons in _neurons(weights)]
-
-
-def _require_shape(x: Tensor, y: Tensor) -> None:
-    if x.shape != y.shape:
-        shapes = " and ".join(f"{rows} neurons of {columns} weights" for rows, columns in (x.shape, y.shape))
+def _require_shape(x: Sequence[int], y: Sequence[int]) -> None:
+    """Of two shapes [I, H]."""
+    if tuple(x) != tuple(y):
+        shapes = " and ".join(f"{rows} neurons of {columns} weights" for rows, columns in (x, y))
         raise Refusal(f"{shapes}: wanted equal shapes")
 
 

@@ -18,6 +18,8 @@ from minimoe.fingerprints.anchors import Anchors
 from minimoe.fingerprints.folded import Neurons
 from minimoe.fingerprints.result import Refusal
 
+MOST = 512  # neurons looked for: time grows with their square, and no finding gets clearer by more
+
 
 def token_features(neurons: Neurons, anchors: Anchors) -> Tensor:
     """Gate, up and down of each neuron over tokens, centred and of norm 1: [F, I, N].
@@ -34,10 +36,19 @@ def token_features(neurons: Neurons, anchors: Anchors) -> Tensor:
 
 
 def similarities(x: Tensor, y: Tensor) -> Tensor:
-    """Correlation of features [F, I, N] with [F, I', N]: [F, I, I'], absolute for up and down."""
+    """Correlation of features [F, I, N] with [F, I', N]: [F, I, I'], absolute for up and down.
+
+    Of more than `MOST` neurons on the narrower side, as many are taken in even steps, and looked for among all others.
+    """
+    x, y = (_some(x), y) if x.shape[1] <= y.shape[1] else (x, _some(y))
     products = x @ y.mT
     products[1:].abs_()
     return products
+
+
+def _some(features: Tensor) -> Tensor:
+    neurons = features.shape[1]
+    return features if neurons <= MOST else features[:, torch.linspace(0, neurons - 1, MOST).long()]
 
 
 def nearest_agreement(table: Tensor) -> float:

@@ -16,12 +16,15 @@ There is no p-value: compare the score with those of strangers. Shapes: H hidden
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from minimoe.fingerprints.anchors import pair_layers
-from minimoe.fingerprints.result import Refusal, Result
+from minimoe.fingerprints.result import Features, Refusal, Result
 from minimoe.fingerprints.weights import Weights
+
+KEPT = 256  # dimensions of the residual stream in a fingerprint
 
 
 def norm_profile(a: Weights, b: Weights) -> Result:
@@ -41,11 +44,44 @@ def norm_profile(a: Weights, b: Weights) -> Result:
         CheckpointError: a file is damaged.
     """
     try:
-        if a.hidden_size != b.hidden_size:
-            raise Refusal(f"hidden sizes {a.hidden_size} and {b.hidden_size}: wanted the same")
-        (layers_a, final_a), (layers_b, final_b) = _norms(a), _norms(b)
+        return compare_norms(read_norms(a), read_norms(b))
     except Refusal as reason:
         return Result(method="norm_profile", refused=str(reason))
+
+
+def read_norms(weights: Weights) -> Features:
+    """ "layers", both norms of every layer, [L, 2, H] float64, and "final", that at the end, [H].
+
+    Raises:
+        Refusal: a norm is the same throughout, or not finite.
+        CheckpointError: a file is damaged.
+    """
+    layers = [[_norm(weights, role, layer) for role in ("norm1", "norm2")] for layer in range(weights.num_layers)]
+    final = _norm(weights, "norm_final", None)
+    return {"hidden_size": np.array(len(final)), "layers": np.array(layers), "final": final}
+
+
+def shrink_norms(norms: Features) -> Features:
+    """At most `KEPT` dimensions of them, in even steps, in float32.
+
+    For relatives r of so many is r of all but for the third digit; for strangers it is off by 1 / 16, before the mean.
+    """
+    hidden = int(norms["hidden_size"])
+    kept = np.linspace(0, hidden - 1, min(hidden, KEPT)).round().astype(int)
+    return {name: array[..., kept].astype(np.float32) if array.ndim else array for name, array in norms.items()}
+
+
+def compare_norms(a: Features, b: Features) -> Result:
+    """What `norm_profile` says of two models, from their norms.
+
+    Raises:
+        Refusal: the hidden sizes differ.
+    """
+    if a["hidden_size"] != b["hidden_size"]:
+        raise Refusal(f"hidden sizes {a['hidden_size']} and {b['hidden_size']}: wanted the same")
+    layers_a, final_a, layers_b, final_b = (
+        torch.from_numpy(norms[name]).double() for norms in (a, b) for name in ("layers", "final")
+    )
     pearson = _cosines(_centre(layers_a), _centre(layers_b))
     pairs = pair_layers(pearson)
     details = {
@@ -55,20 +91,14 @@ def norm_profile(a: Weights, b: Weights) -> Result:
     return Result(method="norm_profile", score=details["pearson"], details=details)
 
 
-def _norms(weights: Weights) -> tuple[Tensor, Tensor]:
-    """Both norms of every layer, [L, 2, H] float64, and the final one, [H]."""
-    layers = [[_norm(weights, role, layer) for role in ("norm1", "norm2")] for layer in range(weights.num_layers)]
-    return torch.stack([torch.stack(pair) for pair in layers]), _norm(weights, "norm_final", None)
-
-
-def _norm(weights: Weights, role: str, layer: int | None) -> Tensor:
+def _norm(weights: Weights, role: str, layer: int | None) -> np.ndarray:
     norm = weights.get(role, layer).double()
     where = f"{weights.name}: {role}" + ("" if layer is None else f" of layer {layer}")
     if not norm.isfinite().all():
         raise Refusal(f"{where} holds NaN or infinity")
     if (norm == norm[0]).all():
         raise Refusal(f"{where} is {float(norm[0]):.4g} throughout: folded or never trained")
-    return norm
+    return norm.numpy()
 
 
 def _centre(norms: Tensor) -> Tensor:

@@ -26,12 +26,13 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor
 
+from minimoe.fingerprints.behaviour import runnable
+from minimoe.fingerprints.independence import spearman
 from minimoe.fingerprints.result import Refusal, Result
 from minimoe.fingerprints.weights import Weights
 
 FEWEST = 10  # examples
 _BATCH = 16  # examples run at once
-ROUNDING = 1e-12  # of a sum: an order that is as good must count
 
 
 def palimpsest(
@@ -66,13 +67,14 @@ def palimpsest(
             raise Refusal("all examples are equally likely")
     except Refusal as reason:
         return Result(method="palimpsest", refused=str(reason))
-    order, ranks = _standardised(torch.arange(len(liked))), _standardised(liked)
-    generator = torch.Generator().manual_seed(seed)
+    order, generator = torch.arange(len(liked)), torch.Generator().manual_seed(seed)
+    ranks = torch.from_numpy(2 * stats.rankdata(liked.numpy())).long()  # whole numbers, ties too: sums are exact
     random_orders = (torch.randperm(len(liked), generator=generator) for _ in range(trials))
-    score = float(order @ ranks)
-    reached = sum(float(order @ ranks[shuffled]) <= score - ROUNDING for shuffled in random_orders)
+    reached = sum(bool(shuffled @ ranks >= order @ ranks) for shuffled in random_orders)
     details = {"examples": len(liked), "trials": trials}
-    return Result(method="palimpsest", score=score, p_value=(1 + reached) / (trials + 1), details=details)
+    return Result(
+        method="palimpsest", score=spearman(order, liked)[0], p_value=(1 + reached) / (trials + 1), details=details
+    )
 
 
 @torch.no_grad()
@@ -80,11 +82,9 @@ def log_likelihoods(weights: Weights, sequences: Tensor) -> Tensor:
     """Of each example [n, S], in nats, all tokens but the first together: [n] float64.
 
     Raises:
-        Refusal: the model is an encoder; what it computes is not finite.
+        Refusal: the model is an encoder; its weights, or what it computes, are not finite.
     """
-    if weights.config is None:
-        raise Refusal(f"{weights.name} is an encoder: it predicts no next token")
-    model = weights.model()
+    model = runnable(weights)
     found = torch.cat([_of_batch(model(batch).logits, batch) for batch in sequences.split(_BATCH)])
     if not found.isfinite().all():
         raise Refusal(f"{weights.name}: likelihoods are not finite")
@@ -94,9 +94,3 @@ def log_likelihoods(weights: Weights, sequences: Tensor) -> Tensor:
 def _of_batch(logits: Tensor, batch: Tensor) -> Tensor:
     nats = F.cross_entropy(logits[:, :-1].mT, batch[:, 1:], reduction="none")
     return -nats.double().sum(1)
-
-
-def _standardised(values: Tensor) -> Tensor:
-    """Ranks, ties at their mean, centred and of norm 1: their products are Spearman's rho."""
-    ranks = torch.from_numpy(stats.rankdata(values.numpy()))
-    return F.normalize(ranks - ranks.mean(), dim=0)

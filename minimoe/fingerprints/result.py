@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
+Features = dict[str, np.ndarray]  # what a method reads from one model, or the part of it that a fingerprint keeps
+
 
 @dataclass(frozen=True, kw_only=True)
 class Result:

@@ -17,13 +17,17 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from minimoe.fingerprints.anchors import mean_of_pairs
 from minimoe.fingerprints.folded import query_key, value_output
-from minimoe.fingerprints.result import Refusal, Result
+from minimoe.fingerprints.result import Features, Refusal, Result
 from minimoe.fingerprints.weights import Weights
+
+PRODUCTS = {"query_key": query_key, "value_output": value_output}
+KEPT = 256  # singular values of a product in a fingerprint
 
 
 def spectral(a: Weights, b: Weights) -> Result:
@@ -38,12 +42,41 @@ def spectral(a: Weights, b: Weights) -> Result:
         refused: a product is 0, of rank 1, or not finite.
     """
     try:
-        scores = torch.zeros(a.num_layers, b.num_layers, dtype=torch.float64)
-        for product in (query_key, value_output):
-            left, right = ([_spectrum(product(w, layer)) for layer in range(w.num_layers)] for w in (a, b))
-            scores += torch.tensor([[similarity(x, y) for y in right] for x in left], dtype=torch.float64) / 2
+        return compare_spectra(read_spectra(a), read_spectra(b))
     except Refusal as reason:
         return Result(method="spectral", refused=str(reason))
+
+
+def read_spectra(weights: Weights) -> Features:
+    """The singular values of both products in descending order, [L, H] each.
+
+    Raises:
+        Refusal: a product is 0 or not finite.
+        CheckpointError: a file is damaged.
+    """
+    spectra = {
+        name: np.stack([_spectrum(product(weights, layer)).numpy() for layer in range(weights.num_layers)])
+        for name, product in PRODUCTS.items()
+    }
+    return {"hidden_size": np.array(weights.hidden_size), **spectra}
+
+
+def shrink_spectra(spectra: Features) -> Features:
+    """At most `KEPT` values of each: the first ones, and ever fewer further down, where they fall slowly."""
+    kept = _places(int(spectra["hidden_size"]))
+    return {name: array[..., kept] if array.ndim else array for name, array in spectra.items()}
+
+
+def compare_spectra(a: Features, b: Features) -> Result:
+    """What `spectral` says of two models, from their spectra; what was not kept is interpolated linearly.
+
+    Raises:
+        Refusal: a product has effective rank 1.
+    """
+    scores = 0
+    for name in PRODUCTS:
+        left, right = (_complete(spectra[name], int(spectra["hidden_size"])) for spectra in (a, b))
+        scores += torch.tensor([[similarity(x, y) for y in right] for x in left], dtype=torch.float64) / 2
     return Result(method="spectral", score=mean_of_pairs(scores), details={"layers": min(scores.shape)})
 
 
@@ -52,6 +85,19 @@ def _spectrum(product: Tensor) -> Tensor:
     if not product.isfinite().all() or not product.any():
         raise Refusal("a product of attention weights is 0 or not finite")
     return torch.linalg.svdvals(product)
+
+
+def _places(hidden: int) -> np.ndarray:
+    """Which of H values are kept: all of them, or a geometric sequence, the smallest and the largest included."""
+    return np.arange(hidden) if hidden <= KEPT else np.unique(np.geomspace(1, hidden, KEPT).round().astype(int)) - 1
+
+
+def _complete(values: np.ndarray, hidden: int) -> Tensor:
+    """All values, [L, H], of all or of those that are kept."""
+    if values.shape[1] == hidden:
+        return torch.from_numpy(values)
+    places = _places(hidden)
+    return torch.tensor(np.stack([np.interp(np.arange(hidden), places, row) for row in values]))
 
 
 def effective_rank(values: Tensor) -> float:

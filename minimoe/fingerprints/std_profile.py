@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minimoe.fingerprints.result import Refusal, Result
+from minimoe.fingerprints.result import Features, Refusal, Result
 from minimoe.fingerprints.weights import Weights
 
 ATTENTION = ("q", "k", "v", "o")
@@ -46,14 +46,26 @@ def std_profile(a: Weights, b: Weights, *, roles: tuple[str, ...] = ATTENTION) -
         KeyError: a model lacks one of the roles.
         CheckpointError: a file is damaged.
     """
-    correlations, spreads = {}, {}
     try:
-        for role in roles:
-            curve_a, curve_b = (_curve(weights, role) for weights in (a, b))
-            correlations[role] = _pearson(curve_a, curve_b)
-            spreads |= {f"{role}_spread_a": _spread(curve_a), f"{role}_spread_b": _spread(curve_b)}
+        return compare_std_profiles(*(read_std_profile(weights, roles) for weights in (a, b)))
     except Refusal as reason:
         return Result(method="std_profile", refused=str(reason))
+
+
+def read_std_profile(weights: Weights, roles: tuple[str, ...] = ATTENTION) -> Features:
+    """The curve of each role, [L].
+
+    Raises:
+        Refusal: it is flat or short; a weight is not finite, or 0 throughout.
+        KeyError, CheckpointError: as for `std_profile`.
+    """
+    return {role: _curve(weights, role) for role in roles}
+
+
+def compare_std_profiles(a: Features, b: Features) -> Result:
+    """What `std_profile` says of two models, from their curves."""
+    correlations = {role: _pearson(a[role], b[role]) for role in a}
+    spreads = {f"{role}_spread_{side}": _spread(curves[role]) for role in a for side, curves in (("a", a), ("b", b))}
     score = sum(correlations.values()) / len(correlations)
     return Result(method="std_profile", score=score, details=correlations | spreads)
 

@@ -18,13 +18,19 @@ There is no p-value: compare the score with those of strangers. Shapes: D head s
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from minimoe.fingerprints.anchors import USUAL, Anchors, mean_of_pairs, read_anchors, shared_tokens
-from minimoe.fingerprints.result import Refusal, Result
+from minimoe.fingerprints.anchors import USUAL, mean_of_pairs, read_anchors, shared_tokens
+from minimoe.fingerprints.result import Features, Refusal, Result
 from minimoe.fingerprints.weights import Weights
 
+TABLES = ("A", "OV", "M")
+FEWEST_KEPT = 64  # tokens that two fingerprints must have in common
 SMALLEST = 1e-4  # singular values below this share of the largest are rounding
 
 
@@ -45,35 +51,102 @@ def virtual_response(a: Weights, b: Weights, *, count: int = USUAL, whiten: bool
     method = "virtual_response_whitened" if whiten else "virtual_response"
     try:
         tokens = shared_tokens(a, b, count)
-        ours, theirs = (responses(weights, read_anchors(weights, tokens), whiten=whiten) for weights in (a, b))
+        return compare_responses(*(read_responses(weights, tokens) for weights in (a, b)), whiten=whiten)
     except Refusal as reason:
         return Result(method=method, refused=str(reason))
-    scores = {name: ours[name] @ theirs[name].mT for name in ours}
-    details = {name: mean_of_pairs(table) for name, table in scores.items()}
-    score = mean_of_pairs(torch.stack(list(scores.values())).mean(0))
-    return Result(method=method, score=score, details={"tokens": len(tokens), **details})
 
 
 @torch.no_grad()
-def responses(weights: Weights, anchors: Anchors, *, whiten: bool = False) -> dict[str, Tensor]:
-    """The tables "A", "OV" and "M" of every layer, flat, centred and of norm 1: [L, N * N] each.
+def read_responses(weights: Weights, tokens: Sequence[str]) -> Features:
+    """The tables "A", "OV" and "M" of every layer, [L, N, N] float32 each, and "tokens", in the bytes of JSON.
+
+    Raises:
+        Refusal: the model is an encoder, or its embedding is 0 or not finite.
+        CheckpointError: a file is damaged.
+    """
+    anchors = read_anchors(weights, list(tokens))
+    tables: dict[str, list[Tensor]] = {name: [] for name in TABLES}
+    for layer in range(weights.num_layers):
+        x = anchors.inputs * weights.get("norm1", layer)
+        tables["A"].append(_attention(weights, layer, x))
+        tables["OV"].append(_values(weights, layer, x) @ anchors.outputs.mT)
+        x = (anchors.inputs * weights.get("norm2", layer))[None]
+        mlp, sparse = weights.mlp(layer), weights.config.is_sparse(layer)
+        written = mlp(x, anchors.ids[None])[0] if sparse else mlp(x)
+        tables["M"].append(written[0] @ anchors.outputs.mT)
+    names = np.frombuffer(json.dumps(list(tokens)).encode(), np.uint8)
+    return {"tokens": names, **{name: torch.stack(found).numpy() for name, found in tables.items()}}
+
+
+def tokens_of(responses: Features) -> list[str]:
+    """The N tokens of the tables, in their order."""
+    return json.loads(responses["tokens"].tobytes())
+
+
+def shrink_responses(responses: Features) -> Features:
+    """Tables in float16, as what is left of them without "A_rows" and "A_columns", their means, [L, N] float32.
+
+    The means are where tables are large: rounded along with the rest, they would drown what whitening looks at.
+    """
+    small = {"tokens": responses["tokens"]}
+    for name in TABLES:
+        table = responses[name].astype(np.float64)
+        rows, columns = table.mean(2), table.mean(1) - table.mean((1, 2))[:, None]
+        left = table - rows[:, :, None] - columns[:, None]
+        scale = np.abs(left).max((1, 2))
+        left /= np.where(scale > 0, scale, 1)[:, None, None]
+        parts = {"": left.astype(np.float16), "_rows": rows, "_columns": columns, "_scale": scale}
+        small |= {name + part: array if part == "" else array.astype(np.float32) for part, array in parts.items()}
+    return small
+
+
+def _restore(responses: Features, name: str, kept: list[int]) -> Tensor:
+    """Some rows and columns of a table of every layer, [L, n, n], whether it was shrunk or not."""
+    table = torch.from_numpy(responses[name]).double()
+    if f"{name}_scale" in responses:
+        rows, columns, scale = (torch.from_numpy(responses[name + part]) for part in ("_rows", "_columns", "_scale"))
+        table = table * scale[:, None, None] + rows[:, :, None] + columns[:, None]
+    return table[:, kept][:, :, kept]
+
+
+def compare_responses(a: Features, b: Features, *, whiten: bool = False) -> Result:
+    """What `virtual_response` says of two models, from the tables of tokens that both have.
+
+    Raises:
+        Refusal: these are fewer than 64; a table is constant or not finite.
+    """
+    ours, theirs = tokens_of(a), tokens_of(b)
+    shared = [token for token in ours if token in set(theirs)]
+    if len(shared) < FEWEST_KEPT:
+        raise Refusal(f"{len(shared)} of the tokens looked at are the same: wanted at least {FEWEST_KEPT}")
+    left, right = (
+        directions(responses, [tokens.index(token) for token in shared], whiten=whiten)
+        for responses, tokens in ((a, ours), (b, theirs))
+    )
+    scores = {name: left[name] @ right[name].mT for name in TABLES}
+    details = {name: mean_of_pairs(table) for name, table in scores.items()}
+    score = mean_of_pairs(torch.stack(list(scores.values())).mean(0))
+    method = "virtual_response_whitened" if whiten else "virtual_response"
+    return Result(method=method, score=score, details={"tokens": len(shared), **details})
+
+
+def directions(responses: Features, kept: list[int], *, whiten: bool = False) -> dict[str, Tensor]:
+    """The tables "A", "OV" and "M" of every layer, flat, centred and of norm 1: [L, n * n] each.
 
     Whitened, rows and columns are centred too.
+
+    Args:
+        responses: of one model, shrunk or not.
+        kept: the places of n tokens among its own.
+        whiten: give all directions equal weight.
 
     Raises:
         Refusal: a table is constant or not finite.
     """
-    model = weights.model()
-    tables: dict[str, list[Tensor]] = {"A": [], "OV": [], "M": []}
-    for layer, block in enumerate(model.model.layers):
-        x = anchors.inputs * weights.get("norm1", layer)
-        tables["A"].append(_attention(weights, layer, x))
-        tables["OV"].append(_values(weights, layer, x) @ anchors.outputs.mT)
-        x = (anchors.inputs * weights.get("norm2", layer))[None].to(model.model.embed_tokens.weight)
-        written = block.mlp(x, anchors.ids[None])[0] if block.is_sparse else block.mlp(x)
-        tables["M"].append(written[0].to(anchors.outputs) @ anchors.outputs.mT)
     standardise = _whiten if whiten else _standardise
-    return {name: torch.stack([standardise(name, table) for table in found]) for name, found in tables.items()}
+    return {
+        name: torch.stack([standardise(name, table) for table in _restore(responses, name, kept)]) for name in TABLES
+    }
 
 
 def _attention(weights: Weights, layer: int, x: Tensor) -> Tensor:

@@ -7,8 +7,8 @@
     shared_gate, shared_up, shared_down    of the expert that every token meets
     embedding, head [V, H], norm_final [H] once in a model: they belong to no layer
 
-A folder is read tensor by tensor, and only what is asked for. Shapes: H hidden size, I width of an MLP or of an expert,
-E experts, L layers, V vocabulary.
+A folder is read tensor by tensor, and only what is asked for, wherever it lies. Shapes: H hidden size, I width of an
+MLP or of an expert, E experts, L layers, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -24,16 +25,18 @@ from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
+from minimoe.fingerprints.gguf_file import GGUF
 from minimoe.fingerprints.result import Refusal
 from minimoe.model.checkpoint import CONFIG, Checkpoint, CheckpointError, load_weights, tensors_on_disk
 from minimoe.model.config import MoEConfig
 from minimoe.model.families import BERT, MINIMOE, find_family, name_in_bert
-from minimoe.model.transformer import MoEForCausalLM
+from minimoe.model.transformer import Block, MoEForCausalLM
 
 PIECE = 2**18  # numbers read at once: small enough to stay in the processor's cache
-_BLOCK = 2**20  # bytes hashed at once
+_FILES = (".safetensors", ".gguf")
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # "owner/name" of the Hugging Face hub, at a revision or not
 
 # What each role is called in our models, with one tensor per expert.
 _OF_THE_MODEL = {"embedding": "model.embed_tokens.weight", "head": "lm_head.weight", "norm_final": "model.norm.weight"}
@@ -77,15 +80,19 @@ def open_weights(source: str | Path | MoEForCausalLM, *, tokenizer: Any = None) 
 
     Args:
         source: a folder in the Hugging Face layout, of any family in `minimoe.model.families` or a BERT encoder; a
-            safetensors file with its config.json beside it; or a model in memory.
+            safetensors file with its config.json beside it; a GGUF file (`gguf_file.py` says which); or a model in
+            memory. The folder may be the https address of one, or of a safetensors file; or a repository of the
+            Hugging Face hub, "owner/name" or "owner/name@revision", unless there is something here of that name. They
+            are read by byte ranges, and kept in a cache.
         tokenizer: whatever has a `get_vocab()`; None: the one beside the files.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or the family is unknown; it is named.
+        CheckpointError: a file is missing or damaged, or the family is unknown; it is named. Or a server fails, there
+            or later, where a tensor is read.
     """
     if isinstance(source, MoEForCausalLM):
         return Weights("model in memory", source, _Memory(tensors_on_disk(source, MINIMOE)), source.config, tokenizer)
-    checkpoint = Checkpoint(source)
+    checkpoint = _open_remote(source) if _is_remote(source) else _open_local(source)
     config = None if checkpoint.hf_config.get("model_type") == BERT else checkpoint.model_config
     return Weights(str(source), checkpoint, checkpoint, config, tokenizer)
 
@@ -128,6 +135,15 @@ class Weights:
         for part, name in zip(tensor.view(len(names), -1), names, strict=True):
             part.copy_(self._tensors[name].flatten())
         return tensor
+
+    def rows(self, role: str, ids: list[int]) -> Tensor:
+        """Some rows of embedding or head, [len(ids), H] in float32.
+
+        Raises:
+            KeyError, CheckpointError: as for `get`.
+        """
+        (name,) = self._find(role, None)
+        return self._tensors[name][ids].float()
 
     def has(self, role: str, layer: int | None = None) -> bool:
         """Whether `get` would find it."""
@@ -184,6 +200,30 @@ class Weights:
             raise Refusal(f"{self.name}: {role} of layer {layer} holds nothing but zeros")
         return Statistics(mean, math.sqrt(squares / count), count)
 
+    def mlp(self, layer: int) -> nn.Module:
+        """The MLP or mixture of one layer in float32, in evaluation mode, to be run and not to be changed.
+
+        It takes memory for one layer, where `model` takes it for all.
+
+        Raises:
+            ValueError: as for `model`.
+            CheckpointError: a tensor is missing or of the wrong shape.
+        """
+        with torch.device("meta"):
+            mlp = Block(self._config_to_run(), layer).mlp
+        mlp.load_state_dict({name: torch.empty(like.shape) for name, like in mlp.state_dict().items()}, assign=True)
+        whole: nn.Module = mlp
+        for part in ("mlp", str(layer), "layers", "model"):
+            whole = nn.ModuleDict({part: whole})
+        family = MINIMOE if isinstance(self._source, MoEForCausalLM) else find_family(self.config.model_type)
+        for name, tensor in tensors_on_disk(whole, family).items():
+            stored = self._tensors[name]
+            if stored.shape != tensor.shape:
+                found, wanted = list(stored.shape), list(tensor.shape)
+                raise CheckpointError(f"{self.name}: {name} is {found}, wanted {wanted}")
+            tensor.copy_(stored)
+        return mlp.eval()
+
     def model(self) -> MoEForCausalLM:
         """The model in float32, in evaluation mode, to be run and not to be changed.
 
@@ -191,10 +231,8 @@ class Weights:
             ValueError: it is a BERT encoder, which no model here computes.
             CheckpointError: tensors are missing, unexpected or of the wrong shape.
         """
-        if self.config is None:
-            raise ValueError(f"{self.name}: a BERT encoder; wanted a family that MoEForCausalLM computes")
         with torch.device("meta"):
-            model = MoEForCausalLM(self.config)
+            model = MoEForCausalLM(self._config_to_run())
         if isinstance(self._source, MoEForCausalLM):
             tensors = {name: tensor.float() for name, tensor in self._source.state_dict().items()}
             model.load_state_dict(tensors, assign=True)
@@ -212,23 +250,29 @@ class Weights:
         if self._tokenizer is not None:
             vocabulary = self._tokenizer.get_vocab()
         else:
-            vocabulary = _read_vocabulary(self._source.path) if isinstance(self._source, Checkpoint) else {}
+            vocabulary = _read_vocabulary(self._source) if isinstance(self._source, Checkpoint) else {}
         rows = self._tensors.shape(self._find("embedding", None)[0])[0]
         return {token: index for token, index in vocabulary.items() if index < rows}
 
     def sha256(self) -> str:
-        """Of the weight files, one after the other by name; in memory: of names, dtypes, shapes and bytes."""
-        digest = hashlib.sha256()
+        """Of the weight file; of several: of their sha256 by name; in memory: of names, dtypes, shapes and bytes.
+
+        Raises:
+            Refusal: the files lie elsewhere, and no sha256 of them is published.
+        """
         if isinstance(self._source, Checkpoint):
-            for path in self._source.files:
-                with path.open("rb") as file:
-                    while block := file.read(_BLOCK):
-                        digest.update(block)
-        else:
-            for name, tensor in self._tensors.items():
-                digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-                digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+            hashes = self._source.hashes()
+            return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+        digest = hashlib.sha256()
+        for name, tensor in self._tensors.items():
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
         return digest.hexdigest()
+
+    def _config_to_run(self) -> MoEConfig:
+        if self.config is None:
+            raise ValueError(f"{self.name}: a BERT encoder; wanted a family that MoEForCausalLM computes")
+        return self.config
 
     def _find(self, role: str, layer: int | None) -> list[str]:
         names = self._names(role, layer)
@@ -272,6 +316,27 @@ class _Memory(dict[str, Tensor]):
         return tuple(self[name].shape)
 
 
+def _open_local(source: str | Path) -> Checkpoint:
+    return GGUF(source) if Path(source).suffix == ".gguf" else Checkpoint(source)
+
+
+def _is_remote(source: str | Path) -> bool:
+    if not isinstance(source, str):
+        return False
+    is_name = _REPOSITORY.fullmatch(source) and not source.endswith(_FILES)
+    return "://" in source or (bool(is_name) and not Path(source).exists())
+
+
+def _open_remote(source: str) -> Checkpoint:
+    try:
+        from minimoe.fingerprints.remote import RemoteCheckpoint
+    except ImportError as error:
+        raise CheckpointError(
+            f"{source}: not found here; to read it from elsewhere takes {error.name}: pip install 'minimoe[remote]'"
+        ) from error
+    return RemoteCheckpoint(source)
+
+
 def _names_on_disk(source: Checkpoint | MoEForCausalLM, config: MoEConfig | None) -> Callable[[str], str]:
     if isinstance(source, MoEForCausalLM):
         return MINIMOE.on_disk
@@ -310,16 +375,16 @@ def _moments(values: Tensor) -> tuple[float, float]:
     return mean + rest, max(torch.dot(values, values).item() - len(values) * rest**2, 0.0)
 
 
-def _read_vocabulary(folder: Path) -> dict[str, int]:
-    """Token -> id from tokenizer.json, vocab.json (GPT-2) or vocab.txt (BERT); empty if there is none of them."""
-    for file, read in _VOCABULARIES.items():
-        if (folder / file).exists():
+def _read_vocabulary(checkpoint: Checkpoint) -> dict[str, int]:
+    """Token -> id from a GGUF file, tokenizer.json, vocab.json (GPT-2) or vocab.txt (BERT); empty if there is none."""
+    if isinstance(checkpoint, GGUF):
+        return checkpoint.tokens
+    for name, read in _VOCABULARIES.items():
+        if (file := checkpoint.beside(name)) is not None:
             try:
-                return read(folder / file)
+                return read(file)
             except Exception as error:  # tokenizers raises nothing more specific
-                raise CheckpointError(
-                    f"{folder / file}: wanted a vocabulary, found something else ({error})"
-                ) from error
+                raise CheckpointError(f"{file}: wanted a vocabulary, found something else ({error})") from error
     return {}
 
 

@@ -6,6 +6,7 @@ puts a complete model in place, or leaves the old one. Nothing that a checkpoint
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -64,8 +65,12 @@ class Checkpoint:
         if not self.path.is_dir():
             found = "a file" if self.path.exists() else "nothing"
             raise CheckpointError(f"{self.path}: wanted a folder with {CONFIG} and {SINGLE}, found {found} there")
-        self.hf_config: dict[str, Any] = _read_json(self.path / CONFIG)
-        self._stored = _open_file(file) if file else _open_tensors(self.path)
+        self._open(file.name if file else None)
+
+    def _open(self, only: str | None) -> None:
+        """Read the configuration and the headers: of the file named `only`, or of all files of the model."""
+        self.hf_config: dict[str, Any] = _read_json(self._wanted(CONFIG))
+        self._stored = _open_file(self, only) if only else _open_tensors(self)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._stored)
@@ -80,8 +85,7 @@ class Checkpoint:
         """Read one tensor, in the dtype it is stored in."""
         stored = self._find(name)
         tensor = torch.empty(stored.shape, dtype=_dtype(name, stored), device="cpu")
-        with stored.file.open("rb") as file:
-            file.seek(stored.start)
+        with self._open_at(stored.file, stored.start, tensor.nbytes) as file:
             _fill(tensor, file, name)
         return tensor
 
@@ -93,8 +97,7 @@ class Checkpoint:
         stored = self._find(name)
         total = math.prod(stored.shape)
         buffer = torch.empty(min(size, total), dtype=_dtype(name, stored), device="cpu")
-        with stored.file.open("rb") as file:
-            file.seek(stored.start)
+        with self._open_at(stored.file, stored.start, total * buffer.element_size()) as file:
             for start in range(0, total, size):
                 piece = buffer[: total - start]
                 _fill(piece, file, name)
@@ -104,6 +107,15 @@ class Checkpoint:
     def files(self) -> list[Path]:
         """The safetensors files that it reads, by name."""
         return sorted({stored.file for stored in self._stored.values()})
+
+    def hashes(self) -> list[str]:
+        """The sha256 of each of these files."""
+        return [_sha256(file) for file in self.files]
+
+    def beside(self, name: str) -> Path | None:
+        """Where another file of the folder can be read, as tokenizer.json; None if there is none."""
+        file = self.path / name
+        return file if file.exists() else None
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of one tensor, from its header."""
@@ -135,6 +147,26 @@ class Checkpoint:
         if name not in self._stored:
             raise CheckpointError(f"{self.path}: no tensor {name!r} among its {len(self)}")
         return self._stored[name]
+
+    def _wanted(self, name: str) -> Path:
+        file = self.beside(name)
+        if file is None:
+            raise CheckpointError(f"{self.path / name}: not found")
+        return file
+
+    def _shard(self, name: str) -> Path:
+        """The file that the index calls `name`."""
+        return _inside(self.path, name)
+
+    def _listing(self) -> list[str]:
+        """The names in the folder, as far as they are known."""
+        return [file.name for file in self.path.iterdir()]
+
+    def _open_at(self, path: Path, start: int, size: int) -> BinaryIO:
+        """A file, to read `size` bytes from `start`."""
+        file = path.open("rb")
+        file.seek(start)
+        return file
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> None:
@@ -222,36 +254,38 @@ def _per_expert(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
 # -- reading
 
 
-def _open_tensors(folder: Path) -> dict[str, _Stored]:
+def _open_tensors(checkpoint: Checkpoint) -> dict[str, _Stored]:
     """Where each tensor lies, from the headers alone."""
-    if (folder / SINGLE).exists():  # first, as in transformers
-        return _read_header(folder / SINGLE)
-    if (folder / INDEX).exists():
-        return _open_shards(folder)
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
+    if (file := checkpoint.beside(SINGLE)) is not None:  # first, as in transformers
+        return _read_header(file)
+    if (index := checkpoint.beside(INDEX)) is not None:
+        return _open_shards(checkpoint, index)
+    pickles = sorted(name for name in checkpoint._listing() if name.endswith(_PICKLES))
     if pickles:
         raise CheckpointError(
-            f"{folder / pickles[0]}: a pickle, and reading a pickle runs whatever code it holds; wanted {SINGLE}. "
-            "Convert it with a tool you trust, from a source you trust"
+            f"{checkpoint.path / pickles[0]}: a pickle, and reading a pickle runs whatever code it holds; wanted "
+            f"{SINGLE}. Convert it with a tool you trust, from a source you trust"
         )
-    raise CheckpointError(f"{folder}: found neither {SINGLE} nor {INDEX}")
+    raise CheckpointError(f"{checkpoint.path}: found neither {SINGLE} nor {INDEX}")
 
 
-def _open_file(file: Path) -> dict[str, _Stored]:
+def _open_file(checkpoint: Checkpoint, name: str) -> dict[str, _Stored]:
     """One file, in a folder that may hold others; refused where an index says that the model goes on elsewhere."""
-    index = file.parent / INDEX
-    shards = set(_read_weight_map(index).values()) if index.exists() else set()
-    if file.name in shards and len(shards) > 1:
-        raise CheckpointError(f"{file}: one of the {len(shards)} files of a model; wanted their folder, {file.parent}")
-    return _read_header(file)
+    index = checkpoint.beside(INDEX)
+    shards = set() if index is None else set(_read_weight_map(index).values())
+    if name in shards and len(shards) > 1:
+        raise CheckpointError(
+            f"{checkpoint.path / name}: one of the {len(shards)} files of a model; wanted their folder, "
+            f"{checkpoint.path}"
+        )
+    return _read_header(checkpoint._wanted(name))
 
 
-def _open_shards(folder: Path) -> dict[str, _Stored]:
-    index = folder / INDEX
+def _open_shards(checkpoint: Checkpoint, index: Path) -> dict[str, _Stored]:
     weight_map = _read_weight_map(index)
     stored: dict[str, _Stored] = {}
     for file in sorted(set(weight_map.values())):
-        for name, found in _read_header(_inside(folder, file)).items():
+        for name, found in _read_header(checkpoint._shard(file)).items():
             if name in stored:
                 raise CheckpointError(f"{index}: {name} is stored twice, in {stored[name].file.name} and in {file}")
             stored[name] = found
@@ -299,6 +333,11 @@ def _read_header(file: Path) -> dict[str, _Stored]:
         name: _Stored(file, 8 + length + entry["data_offsets"][0], entry["dtype"], tuple(entry["shape"]))
         for name, entry in header.items()
     }
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _fill(tensor: Tensor, file: BinaryIO, name: str) -> None:

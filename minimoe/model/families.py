@@ -306,7 +306,6 @@ _UNDERSTOOD: dict[str, tuple] = {
     "use_sliding_window": (False, None),
     "pretraining_tp": (1, None),
     "partial_rotary_factor": (1, None),
-    "quantization_config": (None,),
 }
 _OTHER_NAME = {"num_experts": "num_local_experts", "num_local_experts": "num_experts"}
 _ROPE_KEYS = {
@@ -397,6 +396,7 @@ def read_config(raw: Mapping[str, Any]) -> MoEConfig:
         _require(
             raw.get(key, understood[0]) in understood, key, raw.get(key), f"{understood[0]!r}, all that is supported"
         )
+    _check_quantised(raw)
     config = MoEConfig(**_read_fields(family, raw), model_type=family.model_type)
     if family is not MINIMOE and "num_experts" in family.keys:
         key = family.keys["num_experts"]
@@ -496,6 +496,14 @@ def _read_rope(raw: Mapping[str, Any], theta: float, max_positions: int) -> tupl
 def _rope_scaling(config: MoEConfig) -> dict[str, Any] | None:
     """`config.rope_scaling` in the one form that reading gives."""
     return _read_rope({"rope_scaling": config.rope_scaling}, config.rope_theta, config.max_position_embeddings)[1]
+
+
+def _check_quantised(raw: Mapping[str, Any]) -> None:
+    """Refuse weights that are stored with scales, or more, beside them."""
+    found = raw.get("quantization_config")
+    method = found.get("quant_method") if isinstance(found, Mapping) else found
+    wanted = "no quantization_config: weights in float64, float32, float16 or bfloat16"
+    _require(found is None, "quantization_config['quant_method']", method, wanted)
 
 
 def _check_windows(raw: Mapping[str, Any], config: MoEConfig) -> None:

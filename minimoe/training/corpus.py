@@ -22,6 +22,7 @@ import torch
 from tokenizers import Tokenizer
 
 from minimoe.atomic import write_atomically
+from minimoe.data_files import cache_folder
 from minimoe.progress import progress_bar
 from minimoe.training import planted, real
 from minimoe.training.documents import HELD_OUT, SPLITS, TRAIN, Document, digest, distinct, planted_documents
@@ -209,11 +210,6 @@ def _tokenize(documents: Documents, tokenizer: Tokenizer) -> Streams:
 
 
 # --- the cache --------------------------------------------------------------------------------------------
-
-
-def cache_folder() -> Path:
-    """Where tokenized corpora are kept: `MINIMOE_CACHE`, or else `~/.cache/minimoe`. Deleting it is harmless."""
-    return Path(os.environ.get("MINIMOE_CACHE") or os.path.expanduser("~/.cache/minimoe"))
 
 
 def _write_cache(path: Path, streams: Streams, digests: dict[str, str]) -> None:

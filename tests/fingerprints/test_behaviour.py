@@ -197,7 +197,7 @@ def test_refusals(tmp_path):
         assert "0 shared tokens: wanted at least 128" in method(weights(plain), weights(plain, prefix="other")).refused
         damaged = disturbed(plain, 0.0)
         damaged.model.layers[1].self_attn.q_proj.weight.data[0, 0] = torch.nan
-        assert "is not finite" in method(weights(plain), weights(damaged)).refused
+        assert "q_proj.weight is not finite" in method(weights(plain), weights(damaged)).refused
         with pytest.raises(ValueError, match="prompts=3: wanted at least 4"):
             method(weights(plain), weights(plain), prompts=3)
     for method in (token_agreement, hidden_cka):
@@ -205,6 +205,10 @@ def test_refusals(tmp_path):
     assert "is dense: it has no routers" in routing_agreement(weights(mixture), weights(model)).refused
     few = weights(random_model(vocab_size=127))
     assert "127 shared tokens" in token_agreement(weights(model), weights(model), [few]).refused
+    huge = disturbed(model, 0.0)
+    huge.model.norm.weight.data[:] = 3e38
+    huge.model.layers[2].mlp.down_proj.weight.data[:] = 3e38
+    assert "what a model computes is not finite" in hidden_cka(weights(model), weights(huge)).refused
     for parameter in model.parameters():
         parameter.data.zero_()
     assert "chooses the same token after every prompt" in token_agreement(weights(mixture), weights(model)).refused

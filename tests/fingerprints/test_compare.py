@@ -263,3 +263,36 @@ def test_bad_input_ends_with_2_and_says_what_was_wrong(command, tmp_path):
     for folder, words in ((tmp_path, "wanted JSON"), (tmp_path / "missing", "missing")):
         done = command(data_path("zoo") / "alder", folder)
         assert done.exit_code == 2 and words in done.stderr and not done.stdout
+
+
+# --- from saved features
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    file = tmp_path_factory.mktemp("saved") / "alder.npz"
+    done = CliRunner().invoke(app, ["fingerprint", str(data_path("zoo") / "alder"), "-o", str(file)])
+    assert done.exit_code == 0 and str(file) in done.stdout
+    return file
+
+
+@pytest.mark.parametrize(
+    ("other", "verdict"),
+    [("alder", SAME), ("alder-continued-4", SHARED), ("alder-drop-0.5-trained", SHARED), ("birch", NO_EVIDENCE)],
+)
+def test_a_saved_fingerprint_leads_to_the_same_verdict(saved, other, verdict):
+    from_file, from_weights = (compare(a, data_path("zoo") / other) for a in (saved, data_path("zoo") / "alder"))
+    assert from_file.verdict == from_weights.verdict == verdict
+    for name in ("std_profile", "virtual_response", "virtual_response_whitened", "spectral"):
+        scores = [report.methods[name].result.score for report in (from_file, from_weights)]
+        assert scores[0] == pytest.approx(scores[1], abs=0.01), name
+    assert from_file.methods["match"].result.refused == "needs the weights of both models"
+    assert compare(data_path("zoo") / other, saved).verdict == verdict
+
+
+def test_a_damaged_fingerprint_is_bad_input(command, saved, tmp_path):
+    half = tmp_path / "half.npz"
+    half.write_bytes(saved.read_bytes()[:5000])
+    done = command(half, data_path("zoo") / "birch")
+    assert done.exit_code == 2 and "wanted a whole fingerprint" in done.stderr
+    assert CliRunner().invoke(app, ["fingerprint", str(data_path("zoo") / "alder"), "-o", "alder"]).exit_code == 2

@@ -45,6 +45,7 @@ def test_the_order_of_training_is_remembered(examples, parent, stranger):
     found = palimpsest(weights(parent), examples)
     assert found.score > 0.2 and found.p_value < 1e-3
     assert palimpsest(weights(disturbed(parent, 0.3)), examples).p_value < 0.01
+    assert palimpsest(weights(parent), examples, trials=9).p_value == 0.1  # no p-value is 0
     assert palimpsest(weights(stranger), examples).p_value > 0.01
     assert palimpsest(weights(parent), examples.flip(0)).p_value > 0.999  # one-sided
 
@@ -93,7 +94,7 @@ def test_against_scipy_and_the_loss(examples, parent, stranger):
 
 
 def test_equal_examples_share_their_rank(parent):
-    """Two likelihoods only: the random orders that repeat the score are counted, though rounding is against it."""
+    """Two likelihoods only: the random orders that repeat the score are counted."""
     ids = torch.randint(40, (2, 8)).repeat_interleave(6, dim=0)
     found = palimpsest(weights(parent), ids, trials=4999)
     rho = abs(stats.spearmanr(range(12), [0] * 6 + [1] * 6).statistic)
@@ -116,9 +117,12 @@ def test_refusals(tmp_path, examples, parent):
     with pytest.raises(ValueError, match="token id 40: wanted 0 to 39"):
         palimpsest(weights(parent), examples + 1)
     assert "all examples are equally likely" in palimpsest(weights(parent), examples[:1].repeat(20, 1)).refused
-    damaged = disturbed(parent, 0.0)
-    damaged.model.norm.weight.data[3] = torch.nan
-    assert "likelihoods are not finite" in palimpsest(weights(damaged), examples).refused
+    damaged = random_model(num_experts=4)
+    damaged.model.layers[1].self_attn.q_proj.weight.data[0, 0] = torch.nan
+    assert "q_proj.weight is not finite" in palimpsest(weights(damaged), examples).refused
+    huge = disturbed(parent, 0.0)
+    huge.model.norm.weight.data[:] = 3e38
+    assert "likelihoods are not finite" in palimpsest(weights(huge), examples).refused
     encoder = transformers.BertModel(transformers.BertConfig(vocab_size=160, hidden_size=16, num_attention_heads=2))
     encoder.save_pretrained(tmp_path)
     assert "is an encoder" in palimpsest(open_weights(tmp_path, tokenizer=Vocabulary()), examples).refused

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from minimoe.fingerprints.anchors import read_anchors
-from minimoe.fingerprints.virtual_response import responses, virtual_response
+from minimoe.fingerprints.virtual_response import directions, read_responses, virtual_response
 from minimoe.fingerprints.weights import open_weights
 from minimoe.lineage.derive import prune_layers
 from minimoe.lineage.gauge import all_gauges
@@ -35,8 +35,9 @@ def test_tables_against_the_model(kind):
     """Each token alone at position 0: attention returns its value, and the MLP follows on what it is given."""
     model = random_model(**KINDS[kind]).float()
     opened = weights(model)
-    anchors = read_anchors(opened, [f"t{number}" for number in range(40)])
-    tables = responses(opened, anchors)
+    tokens = [f"t{number}" for number in range(40)]
+    anchors = read_anchors(opened, tokens)
+    tables = directions(read_responses(opened, tokens), list(range(40)))
     block = model.model.layers[1]
     x = block.input_layernorm.weight * anchors.inputs
     at_start = torch.ones(1, 3), torch.zeros(1, 3)  # cos and sin of position 0, heads of size 6

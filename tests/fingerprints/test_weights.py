@@ -416,9 +416,12 @@ def test_the_hash_is_that_of_the_files(tmp_path):
     model = random_model()
     save_model(model, tmp_path / "one")
     save_model(model, tmp_path / "many", max_shard_size=5000)
-    for folder in (tmp_path / "one", tmp_path / "many"):
-        content = b"".join(file.read_bytes() for file in sorted(folder.glob("*.safetensors")))
-        assert open_weights(folder).sha256() == hashlib.sha256(content).hexdigest()
+    one, many = (
+        [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted((tmp_path / name).glob("*.safetensors"))]
+        for name in ("one", "many")
+    )
+    assert len(many) > 2 and open_weights(tmp_path / "one").sha256() == one[0]
+    assert open_weights(tmp_path / "many").sha256() == hashlib.sha256("".join(many).encode()).hexdigest()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,0 +1,234 @@
+"""A model in less than five megabytes: what some methods need to compare it again, without its weights.
+
+    saved = fingerprint("checkpoint")
+    saved.save("checkpoint.npz")
+    compare_kept("csu", *on_equal_terms(Fingerprint.load("checkpoint.npz"), open_weights("another")))
+
+What is kept
+    std_profile         the standard deviations, as they are
+    norm_profile        256 dimensions of every norm
+    spectral            256 singular values of either product of every layer, the others by interpolation
+    virtual_response    the tables of every layer in float16, over 256 tokens of the model's own vocabulary; in models
+                        of more than 8 layers fewer, down to 73 of 100 layers
+    csu                 128 up rows of every layer, of each 32 random projections: another sample than that of the whole
+                        matrices, as exact, with less power
+What it gives away
+    The file holds no matrix of the model, and for wide models far too few numbers to solve for one. It holds what is
+    listed: among it 256 weights of each norm, and the strings of the tokens. Whoever knows the embedding, as of a model
+    that was fine-tuned from a published one, knows the inputs and outputs of the tables: of a hidden size below the
+    number of tokens they give away the products of attention matrices, of any other their part in the span of those
+    tokens. And whoever has a candidate can tell whether it is a relative: that is what the file is for.
+
+Two fingerprints of different vocabularies have few tokens in common, as each took those with the smallest hashes of its
+own; below 64 the virtual response is refused. With one of the two models at hand, the tokens of the other are looked up
+in it. Shapes: H hidden size, L layers, N tokens.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minimoe.atomic import write_atomically
+from minimoe.fingerprints.anchors import USUAL, choose_tokens
+from minimoe.fingerprints.independence import compare_ups, read_ups, shrink_ups
+from minimoe.fingerprints.norm_profile import compare_norms, read_norms, shrink_norms
+from minimoe.fingerprints.result import Features, Refusal, Result
+from minimoe.fingerprints.spectral import compare_spectra, read_spectra, shrink_spectra
+from minimoe.fingerprints.std_profile import compare_std_profiles, read_std_profile
+from minimoe.fingerprints.virtual_response import (
+    FEWEST_KEPT,
+    compare_responses,
+    read_responses,
+    shrink_responses,
+    tokens_of,
+)
+from minimoe.fingerprints.weights import Weights, open_weights
+from minimoe.model.families import BERT
+from minimoe.model.transformer import MoEForCausalLM
+
+FORMAT, VERSION = "minimoe fingerprint", 1
+MOST_BYTES = 5_000_000
+BYTES_OF_TABLES = 3_200_000  # of these, for the virtual response
+
+
+class Method(NamedTuple):
+    """How a method works without weights. What several methods look at is kept once, under one name."""
+
+    features: str
+    compare: Callable[[Features, Features], Result]  # raises Refusal
+
+
+READ: Mapping[str, Callable[[Weights, Sequence[str]], Features]] = {
+    "std_profile": lambda weights, tokens: read_std_profile(weights),
+    "norms": lambda weights, tokens: shrink_norms(read_norms(weights)),
+    "spectra": lambda weights, tokens: shrink_spectra(read_spectra(weights)),
+    "responses": lambda weights, tokens: shrink_responses(read_responses(weights, tokens)),
+    "ups": lambda weights, tokens: shrink_ups(read_ups(weights)),
+}
+KEPT: Mapping[str, Method] = {
+    "std_profile": Method("std_profile", compare_std_profiles),
+    "norm_profile": Method("norms", compare_norms),
+    "spectral": Method("spectra", compare_spectra),
+    "virtual_response": Method("responses", compare_responses),
+    "virtual_response_whitened": Method("responses", partial(compare_responses, whiten=True)),
+    "csu": Method("ups", compare_ups),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """What `fingerprint` returns."""
+
+    name: str
+    family: str  # model_type of config.json
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_experts: int  # 0: dense
+    sha256: str | None  # as of `Weights`; None: of remote files without a published one
+    refused: Mapping[str, str]  # what could not be read, and why
+    features: Mapping[str, Features]  # by the names in `READ`
+
+    @property
+    def tokens(self) -> list[str]:
+        """Those of the virtual response; none if it was refused."""
+        return tokens_of(self.features["responses"]) if "responses" in self.features else []
+
+    def save(self, path: str | Path) -> None:
+        """Write it as one .npz file. If this fails, an older file at `path` is as it was.
+
+        Raises:
+            ValueError: it takes more than 5 MB, as of a model of many more than 100 layers.
+        """
+        facts = {key: value for key, value in vars(self).items() if key != "features"}
+        about = json.dumps({"format": FORMAT, "version": VERSION, **facts}).encode()
+        arrays = {f"{group}/{name}": array for group, found in self.features.items() for name, array in found.items()}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, about=np.frombuffer(about, np.uint8), **arrays)
+        size = buffer.tell()
+        if size > MOST_BYTES:
+            raise ValueError(f"{path}: {size} bytes of {self.num_layers} layers, wanted at most {MOST_BYTES}")
+        write_atomically(path, buffer.getvalue())
+
+    @staticmethod
+    def load(path: str | Path) -> Fingerprint:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged, no fingerprint, or of another version.
+        """
+        facts, arrays = _read(Path(path))
+        found = facts.pop("format", None), facts.pop("version", None)
+        if found != (FORMAT, VERSION):
+            raise ValueError(f"{path}: found format and version {found}, wanted {(FORMAT, VERSION)}")
+        features: dict[str, Features] = {}
+        for name, array in arrays.items():
+            group, _, name = name.partition("/")
+            features.setdefault(group, {})[name] = array
+        wanted, given = READ.keys(), [*features, *facts["refused"]]
+        if sorted(wanted) != sorted(given):
+            raise ValueError(f"{path}: found features {', '.join(sorted(given))}, wanted {', '.join(sorted(wanted))}")
+        return Fingerprint(**facts, features=features)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Features]:
+    """What is said in words, and all arrays."""
+    data = path.read_bytes()
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > 4 * MOST_BYTES:  # a small file may unpack to any size
+            raise ValueError(f"it unpacks to {size} bytes")
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        facts = json.loads(arrays.pop("about").tobytes())
+        return dict(facts), arrays
+    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: found {len(data)} bytes, wanted a whole fingerprint ({error})") from error
+
+
+def fingerprint(
+    source: str | Path | MoEForCausalLM | Weights, *, tokens: Sequence[str] | None = None, tokenizer: Any = None
+) -> Fingerprint:
+    """Read what the methods in `KEPT` need.
+
+    Args:
+        source: as of `open_weights`, or what it returned.
+        tokens: to ask for virtual responses, as far as the model has them; None: those of its vocabulary with the
+            smallest hashes, 256 or fewer, that they fit.
+        tokenizer: as of `open_weights`.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    weights = source if isinstance(source, Weights) else open_weights(source, tokenizer=tokenizer)
+    features, refused = {}, {}
+    for name, read in READ.items():
+        try:
+            features[name] = read(weights, _tokens(weights, tokens) if name == "responses" else ())
+        except Refusal as reason:
+            refused[name] = str(reason)
+    try:
+        sha256 = weights.sha256()
+    except Refusal:
+        sha256 = None
+    return Fingerprint(
+        name=Path(weights.name).resolve().name if Path(weights.name).exists() else weights.name,
+        family=weights.config.model_type if weights.config else BERT,
+        num_layers=weights.num_layers,
+        hidden_size=weights.hidden_size,
+        num_heads=weights.num_heads,
+        num_experts=weights.num_experts,
+        sha256=sha256,
+        refused=refused,
+        features=features,
+    )
+
+
+def _tokens(weights: Weights, wanted: Sequence[str] | None) -> list[str]:
+    if wanted is None:
+        return choose_tokens(weights.tokens, number_of_tokens(weights.num_layers), FEWEST_KEPT)
+    return choose_tokens(weights.tokens.keys() & set(wanted), len(wanted), FEWEST_KEPT)
+
+
+def number_of_tokens(layers: int) -> int:
+    """How many fit: N in three tables of N x N float16 a layer; 256 at most, 64 at least."""
+    return max(FEWEST_KEPT, min(USUAL, int((BYTES_OF_TABLES / (6 * layers)) ** 0.5)))
+
+
+def on_equal_terms(a: Weights | Fingerprint, b: Weights | Fingerprint) -> tuple[Fingerprint, Fingerprint]:
+    """Two models as fingerprints; one that is given by its weights is read at the tokens of the other."""
+    if isinstance(a, Weights):
+        a = fingerprint(a, tokens=b.tokens if isinstance(b, Fingerprint) else None)
+    return a, fingerprint(b, tokens=a.tokens) if isinstance(b, Weights) else b
+
+
+def compare_kept(method: str, a: Fingerprint, b: Fingerprint) -> Result:
+    """What a method says of two models, from their fingerprints.
+
+    Args:
+        method: its name; those that are not in `KEPT` refuse.
+        a: one model.
+        b: the other.
+    """
+    if method not in KEPT:
+        return Result(method=method, refused="needs the weights of both models")
+    features, compare = KEPT[method]
+    for side in (a, b):
+        if features in side.refused:
+            return Result(method=method, refused=side.refused[features])
+    try:
+        return compare(a.features[features], b.features[features])
+    except Refusal as reason:
+        return Result(method=method, refused=str(reason))
