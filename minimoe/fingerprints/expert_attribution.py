@@ -28,9 +28,11 @@ from torch import Tensor
 
 from minimoe.fingerprints.anchors import read_anchors, shared_tokens
 from minimoe.fingerprints.folded import mlps
-from minimoe.fingerprints.matching import assign, nearest_agreement, similarities, token_features
+from minimoe.fingerprints.matching import assign, nearest_agreement, similarities, some, token_features
 from minimoe.fingerprints.result import Refusal, Result
 from minimoe.fingerprints.weights import Weights
+
+GLANCE = 256  # neurons of an expert that show which MLP to look at more closely
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,7 @@ class Attribution:
     expert: str  # its number, "shared", or "mlp" for a dense layer
     parent_layer: int
     parent_expert: str  # as `expert`
-    neurons: int  # I, or I' if that is smaller
+    neurons: int  # I, or I' if that is smaller; 512 of them if there are more
     agreeing: int  # k
     drop_rate: float  # the share of neurons that did not come from there, estimated; 1 if nominal_p is above .01
     nominal_p: float  # times the number of MLPs that it was compared with (Bonferroni), at most 1
@@ -92,8 +94,9 @@ def attribute_experts(parent: Weights, suspect: Weights) -> list[Attribution]:
 
 
 def _attribute(place: tuple[int, str], features: Tensor, sources: dict[tuple[int, str], Tensor]) -> Attribution:
-    tables = ((source, similarities(features, others)) for source, others in sources.items())
-    source, table = max(tables, key=lambda entry: nearest_agreement(entry[1]))
+    glance = some(features, GLANCE)
+    source = max(sources, key=lambda source: nearest_agreement(similarities(glance, sources[source])))
+    table = similarities(features, sources[source])
     agreeing, in_two = count_agreeing(table)
     _, rows, columns = table.shape
     nominal_p = min(1.0, len(sources) * tail(agreeing, rows, columns))

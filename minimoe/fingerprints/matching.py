@@ -18,7 +18,7 @@ from minimoe.fingerprints.anchors import Anchors
 from minimoe.fingerprints.folded import Neurons
 from minimoe.fingerprints.result import Refusal
 
-MOST = 512  # neurons looked for: time grows with their square, and no finding gets clearer by more
+MOST = 512  # neurons that are looked for: a share of them is known well enough
 
 
 def token_features(neurons: Neurons, anchors: Anchors) -> Tensor:
@@ -40,15 +40,16 @@ def similarities(x: Tensor, y: Tensor) -> Tensor:
 
     Of more than `MOST` neurons on the narrower side, as many are taken in even steps, and looked for among all others.
     """
-    x, y = (_some(x), y) if x.shape[1] <= y.shape[1] else (x, _some(y))
+    x, y = (some(x), y) if x.shape[1] <= y.shape[1] else (x, some(y))
     products = x @ y.mT
     products[1:].abs_()
     return products
 
 
-def _some(features: Tensor) -> Tensor:
+def some(features: Tensor, most: int = MOST) -> Tensor:
+    """At most so many neurons of [F, I, N], in even steps."""
     neurons = features.shape[1]
-    return features if neurons <= MOST else features[:, torch.linspace(0, neurons - 1, MOST).long()]
+    return features if neurons <= most else features[:, torch.linspace(0, neurons - 1, most).long()]
 
 
 def nearest_agreement(table: Tensor) -> float:
