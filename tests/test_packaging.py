@@ -129,7 +129,8 @@ def test_the_wheel_holds_the_package_and_its_data_and_nothing_else(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    files = [path.relative_to(ROOT) for folder in ("minimoe", "data") for path in (ROOT / folder).rglob("*.*")]
+    found = [path for folder in ("minimoe", "data") for path in (ROOT / folder).rglob("*.*") if path.is_file()]
+    files = [path.relative_to(ROOT) for path in found]
     package = {str(path) for path in files if path.suffix == ".py" and path.parts[0] == "minimoe"}
     data = {f"minimoe/{path}" for path in files if path.parts[0] == "data"}
     assert package and data
