@@ -1,10 +1,26 @@
-"""Real models as configurations of the kit: their shapes as published, so that their parameters can be counted."""
+"""What others published: shapes of real models as configurations of the kit, and numbers with their sources."""
 
 from __future__ import annotations
 
+import csv
 from typing import NamedTuple
 
+from minimoe.data_files import data_path
 from minimoe.model import MoEConfig
+
+
+def read_published(name: str) -> list[dict[str, str]]:
+    """The rows of `data/published/<name>.csv`; each has a `source`.
+
+    Raises:
+        ValueError: there is no such table.
+    """
+    path = data_path("published") / f"{name}.csv"
+    if not path.exists():
+        tables = ", ".join(sorted(table.stem for table in path.parent.glob("*.csv")))
+        raise ValueError(f"name={name!r}: wanted one of {tables}")
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 class RealModel(NamedTuple):

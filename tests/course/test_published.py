@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from minimoe.course.published import MIXTRAL_REPETITION, REAL_MODELS
+from minimoe.course.published import MIXTRAL_REPETITION, REAL_MODELS, read_published
+from minimoe.data_files import data_path
 from minimoe.model.families import write_config
 
 FAMILIES = {
@@ -61,3 +62,36 @@ def test_mixtral_repetition_is_as_the_paper_describes_it():
         assert list(by_layer) == [0, 15, mixtral.num_hidden_layers - 1]
         assert chance < by_layer[0] < 1.2 * chance
         assert min(by_layer[15], by_layer[31]) > 1.5 * chance
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in data_path("published").glob("*.csv")))
+def test_every_published_number_has_its_source(name):
+    rows = read_published(name)
+    assert rows
+    assert all(row["source"].strip() for row in rows)
+    assert None not in rows[0], "a row has more cells than the header"
+
+
+def test_a_table_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match=r"name='claims': wanted one of .*dispute"):
+        read_published("claims")
+
+
+def test_table_of_shapes_agrees_with_the_configurations():
+    """One number, two places: the table that readers see, and the configuration that parameters are counted from."""
+    shapes = {row["quantity"]: (row["pangu"], row["qwen"]) for row in read_published("shapes")}
+    configs = REAL_MODELS["Pangu Pro MoE"].config, REAL_MODELS["Qwen2.5-14B"].config
+    for quantity, count in {
+        "layers": lambda c: c.num_hidden_layers,
+        "hidden size": lambda c: c.hidden_size,
+        "attention heads": lambda c: c.num_attention_heads,
+        "key-value heads": lambda c: c.num_key_value_heads,
+        "head dimension": lambda c: c.head_dim,
+        "vocabulary": lambda c: c.vocab_size,
+        "parameters, billions": lambda c: f"{c.num_parameters() / 1e9:.2f}",
+        "active parameters, billions": lambda c: f"{c.num_parameters(active=True) / 1e9:.2f}",
+    }.items():
+        found = tuple(str(count(config)) for config in configs)
+        assert tuple(f"{float(value):g}" for value in found) == tuple(f"{float(v):g}" for v in shapes[quantity]), (
+            quantity
+        )
