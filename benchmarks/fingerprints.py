@@ -5,7 +5,11 @@
 A bfloat16 checkpoint of random weights is made in a temporary folder, and lies in the page cache when it is timed. Ours
 reads its matrices in pieces; the peer reads them whole and calls `tensor.float().std()`, asserted to give the same
 numbers; a plain read gives the tensors as they are stored. The read into one buffer is the most that the memory can do,
-and has no target. At the end a process of its own shows how much memory ours needs.
+and has no target.
+
+Every pass runs in a process of its own, as a comparison does: a process that has already freed gigabytes gives whole
+matrices memory that is mapped already, which makes the peers two to three times as fast, and ours no faster. At the end
+another process shows how much memory ours needs.
 """
 
 from __future__ import annotations
@@ -14,12 +18,13 @@ import argparse
 import multiprocessing
 import re
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from benchmarks.timing import Target, finish, measure, parse_arguments, report, torch_threads
+from benchmarks.timing import Target, finish, parse_arguments, report
 from minimoe.fingerprints.weights import PIECE, open_weights
 from minimoe.model import MoEConfig, MoEForCausalLM
 from minimoe.model.checkpoint import Checkpoint
@@ -84,10 +89,35 @@ def assert_same_results(calls: dict[str, Callable[[], list[float]]]) -> None:
         assert abs(ours / peer - 1) < 1e-3, f"matrix {place}: {ours}, wanted {peer}"
 
 
+def measure(folder: Path, threads: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of every way in every round, each time in a fresh process. The order rotates, so that nobody is always
+    first."""
+    names = [OURS, PEER, READ, BUFFER]
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            seconds[name].append(in_fresh_process(_seconds, folder, name, threads))
+    return seconds
+
+
+def _seconds(folder: Path, way: str, threads: int) -> float:
+    torch.set_num_threads(threads)
+    call = ways(folder)[way]
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
 def extra_memory(folder: Path, way: str) -> float:
     """MB by which one pass raises the largest memory of a fresh process, over what a first small tensor takes."""
+    return in_fresh_process(_extra_memory, folder, way)
+
+
+def in_fresh_process(call: Callable[..., float], *arguments: object) -> float:
+    """What `call` returns in a process that has done nothing else."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_extra_memory, (folder, way))
+        return pool.apply(call, arguments)
 
 
 def _extra_memory(folder: Path, way: str) -> float:
@@ -114,11 +144,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = Path(temporary)
         make_checkpoint(folder, arguments.gigabytes)
         size = sum(file.stat().st_size for file in Checkpoint(folder).files) / 1e9
-        calls = ways(folder)
-        assert_same_results(calls)
+        assert_same_results(ways(folder))
         for threads in arguments.threads:
-            with torch_threads(threads):
-                seconds = measure(calls, arguments.rounds)
+            seconds = measure(folder, threads, arguments.rounds)
             title = f"standard deviations of a checkpoint of {size:.2f} GB, threads {threads}"
             results.append({"gigabytes": size, "threads": threads} | report(title, seconds, OURS, TARGETS))
         memory = {way: extra_memory(folder, way) for way in (OURS, PEER)}

@@ -23,8 +23,9 @@ def test_the_checkpoint_has_the_size_asked_for(tiny, tmp_path):
 
 
 def test_prints_a_table_and_writes_every_time(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(fingerprints, "in_fresh_process", lambda call, *arguments: call(*arguments))  # seconds each
     monkeypatch.setattr(fingerprints, "extra_memory", lambda folder, way: 3.0 if way == fingerprints.OURS else 500.0)
-    file, threads_before = tmp_path / "results.json", torch.get_num_threads()
+    file = tmp_path / "results.json"
     arguments = ["--gigabytes", "0.001", "--rounds", "2", "--threads", "1", "--json", str(file)]
     fingerprints.main(arguments)
     speed, memory = json.loads(file.read_text())["results"]
@@ -36,7 +37,6 @@ def test_prints_a_table_and_writes_every_time(tiny, tmp_path, capsys, monkeypatc
     ]
     assert memory["extra_megabytes"] == {fingerprints.OURS: 3.0, fingerprints.PEER: 500.0} and memory["reached"]
     assert "memory: 3 MB" in capsys.readouterr().out
-    assert torch.get_num_threads() == threads_before
 
 
 def test_memory_of_a_pass_is_seen(tmp_path):
