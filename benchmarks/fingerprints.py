@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -114,7 +115,7 @@ def extra_memory(folder: Path, way: str) -> float:
     return in_fresh_process(_extra_memory, folder, way)
 
 
-def in_fresh_process(call: Callable[..., float], *arguments: object) -> float:
+def in_fresh_process(call: Callable[..., Any], *arguments: object) -> Any:
     """What `call` returns in a process that has done nothing else."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(call, arguments)
@@ -123,13 +124,16 @@ def in_fresh_process(call: Callable[..., float], *arguments: object) -> float:
 def _extra_memory(folder: Path, way: str) -> float:
     torch.set_num_threads(1)
     open_weights(folder).statistics("norm1", 0)
-    call, before = ways(folder)[way], _peak()
+    call, before = ways(folder)[way], peak_memory()
     call()
-    return _peak() - before
+    return peak_memory() - before
 
 
-def _peak() -> float:
-    """The largest memory so far in MB. Linux: `getrusage` would count that of the process which started this one."""
+def peak_memory() -> float:
+    """The largest memory of this process so far in MB.
+
+    Read from Linux: `getrusage` would count that of the process which started this one.
+    """
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / 1e6
 
