@@ -27,7 +27,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from minimoe.fingerprints.gguf_file import GGUF
+from minimoe.fingerprints.int8_folder import Int8Folder
 from minimoe.fingerprints.result import Refusal
 from minimoe.model.checkpoint import CONFIG, Checkpoint, CheckpointError, load_weights, tensors_on_disk
 from minimoe.model.config import MoEConfig
@@ -79,11 +79,12 @@ def open_weights(source: str | Path | MoEForCausalLM, *, tokenizer: Any = None) 
     """The weights of a model, by role.
 
     Args:
-        source: a folder in the Hugging Face layout, of any family in `minimoe.model.families` or a BERT encoder; a
-            safetensors file with its config.json beside it; a GGUF file (`gguf_file.py` says which); or a model in
-            memory. The folder may be the https address of one, or of a safetensors file; or a repository of the
-            Hugging Face hub, "owner/name" or "owner/name@revision", unless there is something here of that name. They
-            are read by byte ranges, and kept in a cache.
+        source: a folder in the Hugging Face layout, of any family in `minimoe.model.families` or a BERT encoder, its
+            matrices in floating point or in the 8-bit integers of bitsandbytes; a safetensors file with its config.json
+            beside it; a GGUF file, with the package `gguf`; or a model in memory. The folder may be the https address
+            of one, or of a safetensors file; or a repository of the Hugging Face hub, "owner/name" or
+            "owner/name@revision", unless there is something here of that name. They are read by byte ranges, and kept
+            in a cache.
         tokenizer: whatever has a `get_vocab()`; None: the one beside the files.
 
     Raises:
@@ -93,7 +94,11 @@ def open_weights(source: str | Path | MoEForCausalLM, *, tokenizer: Any = None) 
     if isinstance(source, MoEForCausalLM):
         return Weights("model in memory", source, _Memory(tensors_on_disk(source, MINIMOE)), source.config, tokenizer)
     checkpoint = _open_remote(source) if _is_remote(source) else _open_local(source)
+    if Int8Folder.fits(checkpoint):
+        checkpoint = Int8Folder(checkpoint)
     config = None if checkpoint.hf_config.get("model_type") == BERT else checkpoint.model_config
+    if tokenizer is None and hasattr(checkpoint, "get_vocab"):  # a GGUF file holds its own
+        tokenizer = checkpoint
     return Weights(str(source), checkpoint, checkpoint, config, tokenizer)
 
 
@@ -317,7 +322,13 @@ class _Memory(dict[str, Tensor]):
 
 
 def _open_local(source: str | Path) -> Checkpoint:
-    return GGUF(source) if Path(source).suffix == ".gguf" else Checkpoint(source)
+    if Path(source).suffix != ".gguf":
+        return Checkpoint(source)
+    try:
+        from minimoe.fingerprints.gguf_file import GGUF
+    except ImportError as error:
+        raise CheckpointError(f"{source}: to read it takes {error.name}: pip install 'minimoe[gguf]'") from error
+    return GGUF(source)
 
 
 def _is_remote(source: str | Path) -> bool:
@@ -376,9 +387,7 @@ def _moments(values: Tensor) -> tuple[float, float]:
 
 
 def _read_vocabulary(checkpoint: Checkpoint) -> dict[str, int]:
-    """Token -> id from a GGUF file, tokenizer.json, vocab.json (GPT-2) or vocab.txt (BERT); empty if there is none."""
-    if isinstance(checkpoint, GGUF):
-        return checkpoint.tokens
+    """Token -> id from tokenizer.json, vocab.json (GPT-2) or vocab.txt (BERT); empty if there is none."""
     for name, read in _VOCABULARIES.items():
         if (file := checkpoint.beside(name)) is not None:
             try:

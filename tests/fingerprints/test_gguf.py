@@ -1,8 +1,10 @@
-"""A GGUF file gives the roles of the model it was written from; package gguf and transformers read the same from it."""
+"""A GGUF file gives the roles of the model it was written from; transformers reads the same from it."""
 
 import json
 import os
 import re
+import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,11 +15,9 @@ import numpy
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Format
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from minimoe.fingerprints.gguf_file import _FORMATS, _NOT_READ
 from minimoe.fingerprints.std_profile import std_profile
 from minimoe.fingerprints.virtual_response import virtual_response
 from minimoe.fingerprints.weights import ROLES, Weights, open_weights
@@ -197,38 +197,35 @@ def test_quantised_roles_are_those_of_gguf_and_near_the_model(family, form, erro
     assert torch.equal(weights.get("head"), tensors["output.weight"])
 
 
-def test_the_head_of_a_q4_0_file_may_be_q6_k(tmp_path):
-    """Written by llama.cpp, it is. Package gguf only reads that format, so the blocks here are random."""
-    rng = numpy.random.default_rng(0)
-    blocks = rng.integers(0, 256, (160, 210), dtype=numpy.uint8)
-    blocks[:, 208:] = rng.normal(size=(160, 1)).astype(numpy.float16).view(numpy.uint8)
-    model = make_model(hidden_size=256)
-    file = write(tmp_path / "model.gguf", model, form=Format.Q4_0, output_weight=(blocks, Format.Q6_K))
-    wanted = gguf.quants.dequantize(blocks, Format.Q6_K)
-    assert torch.equal(open_weights(file).get("head"), torch.from_numpy(wanted))
+@pytest.mark.parametrize(
+    "form", [Format.Q6_K, Format.Q4_K, Format.Q5_K, Format.IQ4_XS, Format.MXFP4], ids=lambda form: form.name
+)
+def test_what_gguf_reads_is_read(form, tmp_path):
+    """Files are mixed: that called Q4_K_M has Q4_K and Q6_K. The package cannot write these: the blocks are random.
 
-
-class Largest(TorchDispatchMode):
-    """Keeps the size in bytes of the largest memory behind any tensor that is made."""
-
-    size = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        made = function(*args, **(kwargs or {}))
-        if isinstance(made, torch.Tensor):
-            self.size = max(self.size, made.untyped_storage().nbytes())
-        return made
+    Below 60, so that their scales are finite.
+    """
+    numbers, size = gguf.GGML_QUANT_SIZES[form]
+    blocks = numpy.random.default_rng(0).integers(
+        0, 60, (64, 256 // numbers * size), dtype=numpy.uint8
+    )  # finite scales
+    file = write(tmp_path / "model.gguf", make_model(hidden_size=256), blk_1_attn_q_weight=(blocks, form))
+    wanted = rows_in_our_order("attn_q.", gguf.quants.dequantize(blocks, form), 16)
+    assert wanted.any() and torch.equal(open_weights(file).get("q", 1), wanted)
 
 
 @pytest.mark.parametrize("form", [Format.F16, Format.Q8_0, Format.Q4_1], ids=lambda form: form.name)
 def test_pieces_take_memory_for_a_piece_and_not_for_a_tensor(form, tmp_path, monkeypatch):
     monkeypatch.setattr("minimoe.fingerprints.weights.PIECE", 4096)
-    model = make_model(hidden_size=256)
+    model = make_model(hidden_size=1024, num_attention_heads=16)  # rows of q are read by whole heads, of 64 kB here
     weights = open_weights(write(tmp_path / "model.gguf", model, form=form))
     for role in ("q", "o"):
-        with Largest() as largest:
-            weights.statistics(role, 1)
-        assert largest.size == 4 * 4096 < model.model.layers[1].self_attn.q_proj.weight.nbytes
+        weights.statistics(role, 0)
+        tracemalloc.start()  # it sees what numpy takes
+        weights.statistics(role, 1)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert 4 * 4096 <= peak < model.model.layers[1].self_attn.q_proj.weight.nbytes / 2
 
 
 # -- models
@@ -345,27 +342,25 @@ def test_a_file_without_a_vocabulary_has_no_tokens(tmp_path):
 # -- refusals
 
 
-@pytest.mark.parametrize("form", [Format.Q5_0, Format.Q5_K, Format.IQ4_XS, Format.MXFP4], ids=lambda form: form.name)
+@pytest.mark.parametrize("form", [Format.Q8_K, Format.I32, Format.F64], ids=lambda form: form.name)
 def test_a_tensor_in_another_format_is_refused_where_it_is_read(form, tmp_path):
     numbers, size = gguf.GGML_QUANT_SIZES[form]
     model = make_model(hidden_size=256)
     blocks = numpy.zeros((64, 256 // numbers * size), dtype=numpy.uint8)
     weights = open_weights(write(tmp_path / "model.gguf", model, blk_1_attn_q_weight=(blocks, form)))
     assert torch.equal(weights.get("q", 0), model.model.layers[0].self_attn.q_proj.weight)
-    message = (
-        rf"model\.layers\.1\.self_attn\.q_proj\.weight is stored as {form.name}, wanted one of F32, F16, BF16, Q8_0, "
-    )
+    message = rf"model\.layers\.1\.self_attn\.q_proj\.weight is stored as {form.name}, which gguf does not read"
     for read in (weights.get, weights.statistics, lambda role, layer: weights.model()):
-        with pytest.raises(CheckpointError, match=message + "Q4_0, Q4_1"):
+        with pytest.raises(CheckpointError, match=message):
             read("q", 1)
 
 
-def test_formats_have_the_numbers_and_sizes_of_package_gguf():
-    assert {number: form.name for number, form in _FORMATS.items()} | _NOT_READ == {
-        form.value: form.name for form in Format
-    }
-    for number, form in _FORMATS.items():
-        assert (form.numbers, form.bytes) == gguf.GGML_QUANT_SIZES[Format(number)]
+def test_the_extra_is_named_where_it_is_missing(tmp_path, monkeypatch):
+    file = write(tmp_path / "model.gguf", make_model())
+    monkeypatch.delitem(sys.modules, "minimoe.fingerprints.gguf_file", raising=False)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(CheckpointError, match=r"model\.gguf: to read it takes gguf: pip install 'minimoe\[gguf\]'"):
+        open_weights(file)
 
 
 def set_to(key: str, value: object) -> Change:
@@ -441,10 +436,10 @@ def test_files_that_are_no_gguf_are_named(tmp_path):
         (tmp_path / "folder.gguf").mkdir()
         open_weights(tmp_path / "folder.gguf")
     file.write_bytes(b"PK\x03\x04" + bytes(100))
-    with pytest.raises(CheckpointError, match=r"first bytes=b'PK\\x03\\x04': wanted b'GGUF'"):
+    with pytest.raises(CheckpointError, match=r"model\.gguf: GGUF magic invalid"):
         open_weights(file)
     file.write_bytes(b"GGUF\x00\x00\x00\x03" + bytes(100))
-    with pytest.raises(CheckpointError, match=r"version=50331648: wanted GGUF version 2 or 3, little-endian"):
+    with pytest.raises(CheckpointError, match=r"byte order='BIG': wanted LITTLE"):
         open_weights(file)
 
 

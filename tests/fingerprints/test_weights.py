@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
@@ -20,6 +21,7 @@ from transformers import BertConfig, BertForMaskedLM, BertModel
 from minimoe.fingerprints import weights as module
 from minimoe.fingerprints.result import Refusal
 from minimoe.fingerprints.weights import ROLES, Weights, open_weights
+from minimoe.lineage.derive import quantise
 from minimoe.model import MoEConfig, MoEForCausalLM
 from minimoe.model.checkpoint import CheckpointError, save_model
 
@@ -255,6 +257,69 @@ def test_integers_are_refused_where_they_are_read(tmp_path):
             CheckpointError, match=r"layers\.1\.self_attn\.q_proj\.weight is stored as I8, wanted one of"
         ):
             read("q", 1)
+
+
+# -- 8-bit integers
+
+
+def in_int8(folder: Path, *, layout: int = 0, method: str = "bitsandbytes") -> None:
+    """Store the matrices of all layers as bitsandbytes does: integers, the largest number of each row, and a layout."""
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if re.search(r"(_proj|experts\.\d\.w\d)\.weight$", name)]:
+        matrix = tensors[name].double()
+        scales, prefix = matrix.abs().amax(1), name.removesuffix("weight")
+        tensors[name] = (matrix / scales[:, None] * 127).round().to(torch.int8)
+        tensors[f"{prefix}SCB"] = scales.float()
+        tensors[f"{prefix}weight_format"] = torch.tensor(layout, dtype=torch.uint8)
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": method, "load_in_8bit": True, "llm_int8_threshold": 6.0}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("layout", ["llama", "mixtral", "qwen2_moe"])
+def test_integers_of_bitsandbytes_are_the_numbers_they_stand_for(layout, tmp_path, monkeypatch):
+    """The oracle rounds the model itself, and never sees the folder."""
+    monkeypatch.setattr(module, "PIECE", 50)  # no number of rows
+    model = random_model(**LAYOUTS[layout])
+    model.save_pretrained(tmp_path, model_type=layout)
+    in_int8(tmp_path)
+    found, wanted = open_weights(tmp_path), open_weights(quantise(model, 8))
+    for role in ROLES:
+        for layer in (None, 0, 1):
+            assert found.has(role, layer) == wanted.has(role, layer)
+            if wanted.has(role, layer):
+                assert found.shape(role, layer) == wanted.shape(role, layer)
+                torch.testing.assert_close(found.get(role, layer), wanted.get(role, layer), rtol=1e-6, atol=0)
+                pieces = torch.cat([piece.clone() for _, piece in found.pieces(role, layer)])
+                assert torch.equal(pieces, found.get(role, layer).flatten())
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    torch.testing.assert_close(found.model()(ids).logits, wanted.model()(ids).logits)
+    assert found.sha256() == hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_integers_in_another_layout_or_without_their_scales_are_refused(tmp_path):
+    random_model(**LAYOUTS["llama"]).save_pretrained(tmp_path, model_type="llama")
+    in_int8(tmp_path, layout=2)
+    with pytest.raises(CheckpointError, match=r"layers\.0\.self_attn\.q_proj\.weight_format=2, wanted 0, by rows"):
+        open_weights(tmp_path).get("q", 0)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(("weight_format", "q_proj.SCB"))}
+    tensors["model.layers.0.self_attn.k_proj.SCB"] = torch.ones(3)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"no tensor 'model\.layers\.0\.self_attn\.q_proj\.SCB'"):
+        open_weights(tmp_path).get("q", 0)
+    with pytest.raises(CheckpointError, match=r"k_proj\.SCB is \[3\], wanted \[8\]"):
+        open_weights(tmp_path).statistics("k", 0)
+
+
+def test_4_bits_of_bitsandbytes_are_refused(tmp_path):
+    random_model(**LAYOUTS["llama"]).save_pretrained(tmp_path, model_type="llama")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": False, "load_in_4bit": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"quantization_config\['quant_method'\]='bitsandbytes': wanted no"):
+        open_weights(tmp_path)
 
 
 # -- statistics
