@@ -6,6 +6,7 @@ order, and returns a line of praise; for a known mistake it raises `WrongAnswer`
 
 from minimoe.course.checks.answers import WrongAnswer
 from minimoe.course.checks.balance import check_balance_per_layer, check_bias_update
+from minimoe.course.checks.hiding import check_gauge, check_value_remix
 from minimoe.course.checks.layer import check_first_choice_shares, check_grouped_choice, check_topk_weights
 from minimoe.course.checks.learning import check_equal_compute_steps, check_training_flop
 from minimoe.course.checks.museum import (
@@ -37,6 +38,7 @@ __all__ = [
     "check_expert_choice",
     "check_first_choice_shares",
     "check_fresh_layer",
+    "check_gauge",
     "check_grouped_choice",
     "check_information_by_chance",
     "check_looks_ahead",
@@ -49,4 +51,5 @@ __all__ = [
     "check_topk_weights",
     "check_training_flop",
     "check_training_loss",
+    "check_value_remix",
 ]

@@ -6,6 +6,7 @@ from minimoe.course.figures.balance import (
     load_curves,
     price_of_balance,
 )
+from minimoe.course.figures.hiding import frame_bench, gauge_bench
 from minimoe.course.figures.learning import final_gaps, gaps_by_domain, learning_curves
 from minimoe.course.figures.lineage import (
     found_by_transformation,
@@ -80,8 +81,10 @@ __all__ = [
     "final_gaps",
     "followed_labels",
     "found_by_transformation",
+    "frame_bench",
     "framed_strangers",
     "gaps_by_domain",
+    "gauge_bench",
     "gauge_map",
     "hidden_by_averaging",
     "language_agreement",

@@ -1,0 +1,202 @@
+"""Rewrites that no output shows and fingerprints do, and a stranger that takes on the profile of another model.
+
+Both figures rewrite a member of the zoo when they are drawn, in float64, where rounding is far below anything else.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from inspect import signature
+
+import torch
+from matplotlib.axes import Axes
+
+from minimoe.course.figures.register import Drawing, figure
+from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe, new_figure
+from minimoe.fingerprints.compare import METHODS, background_of_the_zoo
+from minimoe.fingerprints.std_profile import ATTENTION, read_std_profile, std_profile
+from minimoe.fingerprints.weights import Weights, open_weights
+from minimoe.lineage.frame import frame_std_profile
+from minimoe.lineage.gauge import GAUGES, fold_norms, obstacle
+from minimoe.lineage.zoo import Zoo
+from minimoe.model import MoEForCausalLM
+from minimoe.training.tokenizer import VOCAB_SIZE, load_tokenizer
+
+# Fast enough to be redrawn while somebody waits: first those that read coordinates, then those that see through them.
+COORDINATES = ("std_profile", "norm_profile", "weight_cosine", "aligned_cka_plain", "csu")
+FUNCTIONS = ("aligned_cka", "spectral", "virtual_response")
+SUBJECTS = ("alder", "alder-drop-0.5-trained", "alder-copy-pangu")  # a gauge is shown on the first that it applies to
+NOT_MOVED = 1e-9  # of a logit: what float64 rounds away stays far below
+STRANGER, IMITATED = "stranger-13", "alder"
+
+
+@cache
+def _member(name: str) -> tuple[MoEForCausalLM, Weights]:
+    model = Zoo().load(name).double()
+    return model, _weights(model)
+
+
+def _weights(model: MoEForCausalLM) -> Weights:
+    return open_weights(model, tokenizer=load_tokenizer())
+
+
+@torch.no_grad()
+def largest_difference(a: MoEForCausalLM, b: MoEForCausalLM) -> float:
+    """How far any logit of two models is apart, over 8 texts of 64 random tokens."""
+    ids = torch.randint(VOCAB_SIZE, (8, 64), generator=torch.Generator().manual_seed(0))
+    return float((a(ids).logits - b(ids).logits).abs().max())
+
+
+# --- hiding -----------------------------------------------------------------------------------------------
+
+
+def rewrite(model: MoEForCausalLM, gauge: str, amount: float = 1.0, *, seed: int = 3) -> MoEForCausalLM:
+    """A copy of `model` after one gauge; `rotate_residual` finds the norms folded.
+
+    Args:
+        model: one that the gauge applies to.
+        gauge: a name in `GAUGES`.
+        amount: how far, where the gauge has degrees.
+        seed: of the gauge.
+    """
+    if gauge == "rotate_residual":
+        model = fold_norms(model)
+    degrees = {"amount": amount} if has_degrees(gauge) else {}
+    return GAUGES[gauge](model, seed=seed, **degrees)
+
+
+def has_degrees(gauge: str) -> bool:
+    """Whether a gauge can be applied a little."""
+    return "amount" in signature(GAUGES[gauge]).parameters
+
+
+@figure
+def gauge_bench(gauge: str = "rotate_residual", amount: float = 1.0) -> Drawing:
+    """The largest difference that a rewrite makes to a logit, and what it leaves of each method's score.
+
+    The model is alder; for gauges of mixtures, one upcycled from it. Data: method, score (empty where the method
+    refuses), highest_stranger (of the zoo's for calibration); the last row is the largest difference of a logit.
+
+    Raises:
+        ValueError: there is no such gauge; `amount` is below 0.
+    """
+    name = _subject(gauge)
+    model, before = _member(name)
+    rewritten = rewrite(model, gauge, amount)
+    after, moved = _weights(rewritten), largest_difference(model, rewritten)
+    methods = COORDINATES + FUNCTIONS
+    found = {method: METHODS[method](before, after).score for method in methods}
+    known = background_of_the_zoo(before, after).scores
+    strangers = {method: max(known[method]) for method in methods}
+
+    drawn = new_figure(4.8)
+    readout, bars = drawn.subplots(2, 1, height_ratios=[1, 9])
+    _draw_readout(readout, moved)
+    _draw_scores(bars, found, strangers)
+    how = f", amount {amount:g}" if has_degrees(gauge) else " (all or nothing)"
+    drawn.suptitle(f"{name} after {gauge}{how}", x=0.01, ha="left", size=12, weight="bold")
+    low = [f"{method} {score:.2f}" for method, score in found.items() if score is not None and score < 0.995]
+    refused = [method for method, score in found.items() if score is None]
+    describe(
+        drawn,
+        f"A scale and eight bars for {name} rewritten by {gauge}{how}. "
+        f"{'No logit' if moved < NOT_MOVED else 'A logit'} moves by more than a billionth. "
+        f"Scores of the model with its copy, where 1 is before: {', '.join(low) or 'none'} below 1; "
+        f"{', '.join(refused) or 'none'} refused; the others 1.",
+    )
+    return drawn, {
+        "method": [*methods, "largest change of a logit"],
+        "score": [*("" if found[method] is None else found[method] for method in methods), moved],
+        "highest_stranger": [*(strangers[method] for method in methods), ""],
+    }
+
+
+def _subject(gauge: str) -> str:
+    return next(name for name in SUBJECTS if obstacle(gauge, _member(name)[0].config) is None)
+
+
+def _draw_readout(axes: Axes, moved: float) -> None:
+    """A needle on a logarithmic scale, beside what one logit of another model would show."""
+    other = largest_difference(_member(IMITATED)[0], _member(STRANGER)[0])
+    axes.set(xscale="log", xlim=(3e-17, 1e3), ylim=(0, 1), yticks=[])
+    axes.set_title("largest change of a logit; shaded: rounding", weight="normal", size=11)
+    axes.spines["left"].set_visible(False)
+    axes.axvspan(3e-17, NOT_MOVED, color=PALE)
+    axes.axvline(other, color=INK, linestyle="--", linewidth=1.2)
+    axes.annotate("a stranger", (other, 0.5), (-5, 0), textcoords="offset points", size=10, ha="right", va="center")
+    axes.plot(max(moved, 1e-16), 0.5, "D", color=MAIN, markersize=9, markeredgecolor=INK)
+
+
+def _draw_scores(axes: Axes, found: dict[str, float | None], strangers: dict[str, float]) -> None:
+    places = [place + (place >= len(COORDINATES)) * 0.5 for place in range(len(found))]
+    for place, (method, score) in zip(places, found.items(), strict=True):
+        axes.barh(place, 1, color="white", edgecolor=QUIET, linewidth=1)
+        axes.barh(place, max(score or 0, 0), color=MAIN, edgecolor=INK, linewidth=0.5)
+        axes.plot([strangers[method]] * 2, [place - 0.4, place + 0.4], color=INK, linestyle="--", linewidth=1.4)
+        label = "refuses" if score is None else f"{score:.2f}"
+        axes.text(1.02, place, label, size=10, va="center")
+    axes.set_yticks(places, [method.replace("_", " ") for method in found])
+    axes.set(xlim=(0, 1.13), xticks=[0, 0.25, 0.5, 0.75, 1])
+    axes.set_title("score with the original: outline before, blue after", weight="normal", size=11)
+    axes.set_xlabel("dashed: the highest of strangers")
+    axes.tick_params(axis="y", length=0)
+    axes.invert_yaxis()
+
+
+# --- framing ----------------------------------------------------------------------------------------------
+
+
+@figure
+def frame_bench(degree: float = 1.0) -> Drawing:
+    """A stranger on the way to alder's std profile: its own at degree 0, alder's at 1; no logit moves.
+
+    Data: role, layer, and the standard deviation there as a z-score over the layers: of the stranger, of alder, and of
+    the stranger framed. The last row is the std profile's score of stranger and framed stranger with alder.
+
+    Raises:
+        ValueError: `degree` is not between 0 and 1.
+    """
+    if not 0 <= degree <= 1:
+        raise ValueError(f"degree={degree}: wanted 0 to 1")
+    (stranger, own), (_, imitated) = _member(STRANGER), _member(IMITATED)
+    start, goal = read_std_profile(own), read_std_profile(imitated)
+    framed = frame_std_profile(stranger, {role: start[role] ** (1 - degree) * goal[role] ** degree for role in start})
+    after = _weights(framed)
+    moved = largest_difference(stranger, framed)
+    before, now = (std_profile(weights, imitated).score for weights in (own, after))
+    curves = {
+        label: {role: (curve - curve.mean()) / curve.std() for role, curve in read_std_profile(weights).items()}
+        for label, weights in ((STRANGER, own), (IMITATED, imitated), ("framed", after))
+    }
+
+    drawn = new_figure(3.4)
+    panels = drawn.subplots(1, len(ATTENTION), sharey=True)
+    for axes, role in zip(panels, ATTENTION, strict=True):
+        for (label, of_model), style in zip(curves.items(), (_AS_IT_IS, _GOAL, SERIES[1]), strict=True):
+            axes.plot(of_model[role], **style, label=label)
+        axes.set(xticks=range(len(goal[role])), ylim=(-2, 2), xlabel="layer")
+        axes.margins(x=0.12)
+        axes.set_title(role.upper(), loc="center")
+    panels[0].set_ylabel("spread, z-score over layers")
+    drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    drawn.suptitle(
+        f"std profile of {STRANGER} with {IMITATED}: r = {before:.2f} as it is, {now:.2f} framed",
+        x=0.01, ha="left", size=12, weight="bold",
+    )  # fmt: skip
+    describe(
+        drawn,
+        f"Four panels, Q, K, V and O, of the spread of the weights over the layers for {STRANGER}, {IMITATED} and the "
+        f"framed stranger at degree {degree:g}. The mean correlation with {IMITATED} is {before:.2f} before and "
+        f"{now:.2f} framed; {'no' if moved < NOT_MOVED else 'a'} logit moves by more than a billionth.",
+    )
+    rows = [
+        (role, layer, *(float(of_model[role][layer]) for of_model in curves.values()))
+        for role in ATTENTION
+        for layer in range(len(goal[role]))
+    ]
+    names = ("role", "layer", *curves)
+    return drawn, dict(zip(names, map(list, zip(*rows, ("score", "", before, "", now), strict=True)), strict=True))
+
+
+_AS_IT_IS = {"color": QUIET, "linestyle": ":", "marker": "x"}
+_GOAL = SERIES[0] | {"markersize": 11, "markerfacecolor": "white"}  # to be seen below a curve that equals it
