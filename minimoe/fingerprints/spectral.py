@@ -6,7 +6,7 @@ What it measures
 What leaves it unchanged
     Every gauge. No token, no alignment and no order of dimensions is needed.
 What it cannot see
-    Much: strangers of the same shape and training have spectra that are close. MLPs, values of single heads.
+    Much: strangers of the same shape and training have spectra that are close. It looks at no MLP and at no bias.
 Source
     Wang et al. 2025, arXiv 2511.06390. Effective rank: Roy & Vetterli 2007.
 

@@ -89,10 +89,12 @@ def test_scaling_of_queries_and_keys_is_seen_by_the_published_one():
 
 
 def test_blind_spots():
-    """Stolen MLPs are not looked at; a replaced embedding ends the alignment."""
+    """Stolen MLPs, values and outputs are not looked at; a replaced embedding ends the alignment."""
     model, stranger = random_model(), random_model(1)
     for block, other in zip(stranger.model.layers, model.model.layers, strict=True):
-        block.mlp = other.mlp
+        block.mlp, block.post_attention_layernorm = other.mlp, other.post_attention_layernorm
+        block.self_attn.v_proj, block.self_attn.o_proj = other.self_attn.v_proj, other.self_attn.o_proj
+    stranger.model.embed_tokens = model.model.embed_tokens
     assert abs(aligned_cka(weights(model), weights(stranger)).score) < 0.1
     robbed = random_model()
     robbed.model.embed_tokens.weight.data = random_model(1).model.embed_tokens.weight.data

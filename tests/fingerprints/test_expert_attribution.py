@@ -13,7 +13,7 @@ from minimoe.fingerprints.expert_attribution import (
 from minimoe.lineage.derive import prune_layers
 from minimoe.lineage.gauge import all_gauges
 from minimoe.lineage.upcycle import transplant_expert, upcycle
-from tests.fingerprints.toys import disturbed, random_model, weights
+from tests.fingerprints.toys import KINDS, disturbed, gauged, random_model, weights
 
 PLAIN = {"attention_bias": False, "attention_output_bias": False, "intermediate_size": 128, "num_hidden_layers": 2}
 WAYS = {
@@ -48,6 +48,14 @@ def test_parent_and_drop_rate(way, noise, model_type):
     control = attribute_experts(weights(random_model(1, **PLAIN)), suspect)
     assert max(expert.effect for expert in control) < 0.1 < min(expert.effect for expert in found)
     assert {expert.drop_rate for expert in control if expert.nominal_p > 0.01} == {1.0}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gauges(kind):
+    model = random_model(**KINDS[kind])
+    for name, copy in gauged(model).items():
+        for expert in attribute_experts(weights(model), weights(copy)):
+            assert expert.effect == 1 and expert.drop_rate == 0 and expert.parent_layer == expert.layer, name
 
 
 def test_result():
@@ -85,6 +93,13 @@ def test_blind_to_what_was_drawn_anew():
     dense = random_model(**PLAIN)
     mixture = upcycle(dense, num_experts=4, num_experts_per_tok=2, method="drop", drop_ratio=1.0)
     assert expert_attribution(weights(dense), weights(mixture)).score < 0.05
+
+
+def test_blind_to_which_of_equal_experts_it_was():
+    mixture = upcycled(random_model(**PLAIN), "copy")
+    found = attribute_experts(weights(mixture), weights(mixture))
+    assert all(expert.effect == 1 for expert in found)
+    assert {expert.parent_expert for expert in found if expert.layer == 0} == {"0"}  # of four equals, the first
 
 
 def test_chance():

@@ -26,10 +26,12 @@ def test_no_token_is_needed():
     assert spectral(weights(model), weights(model, prefix="other")).score == 1
 
 
-def test_blind_to_mlps():
+def test_blind_to_mlps_and_biases():
     model, other = random_model(), random_model()
     for block, from_a_stranger in zip(other.model.layers, random_model(1).model.layers, strict=True):
         block.mlp = from_a_stranger.mlp
+        for role in "qkvo":
+            getattr(block.self_attn, f"{role}_proj").bias = getattr(from_a_stranger.self_attn, f"{role}_proj").bias
     assert spectral(weights(model), weights(other)).score == 1
 
 
