@@ -17,6 +17,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from minimoe.course import widgets
 from minimoe.course.build import NOTEBOOKS, make_exercise, read, sources
+from minimoe.course.slides import PAGE, height, slide_types
 
 COURSE = sorted(NOTEBOOKS.glob("*.ipynb"))
 EXERCISES = sorted(NOTEBOOKS.glob("exercises/*.ipynb"))
@@ -211,6 +212,28 @@ def has_neighbours(notebook: NotebookNode, path: Path, course: list[Path] = COUR
             yield f"'{label}' does not link to {neighbour}"
 
 
+def makes_a_deck(notebook: NotebookNode, path: Path) -> Iterator[str]:
+    """As slides, every page fits, a heading opens one, and each prediction is followed by a result for all to see."""
+    used, result = 0, False
+    for cell, kind in zip(notebook.cells, slide_types(notebook), strict=True):
+        start, seen = cell.source[:60], kind not in ("notes", "skip")
+        if seen:
+            used = height(cell) + (used if kind == "-" else 0)
+        if seen and used > PAGE:
+            yield f"a page is {used} pixels tall, {PAGE} fit: wanted two cells: {start!r}"
+        if cell.cell_type == "code":
+            result = result or (seen and bool(cell.outputs))
+            continue
+        if "\n## " in _without_code(cell.source):
+            yield f"a heading stands inside a cell: wanted it to begin one: {start!r}"
+        if "**Predict.**" in cell.source:
+            result = False
+            if kind == "notes":
+                yield f"a prediction is too long for a page: wanted two cells: {start!r}"
+        if "<summary><b>What happened</b></summary>" in cell.source and not result:
+            yield f"no page shows what was predicted: wanted short code cells with short outputs before {start!r}"
+
+
 def links_resolve(notebook: NotebookNode, path: Path) -> Iterator[str]:
     for text in markdown(notebook):
         for target in re.findall(r"\]\(([^)#\s]+)\)", _without_code(text)):
@@ -273,6 +296,7 @@ SHAPED: list[Guard] = [
     opens_with_claim_and_objectives,
     predictions_are_answered,
     ends_with_takeaways_questions_exercise,
+    makes_a_deck,
     has_neighbours,
 ]
 
@@ -303,7 +327,7 @@ def test_notebook_is_valid_and_normalised(path):
     notebook = read(path)
     nbformat.validate(notebook)
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
-    assert all(set(cell.metadata) <= {"tags"} for cell in notebook.cells)
+    assert all(set(cell.metadata) - {"tags"} == {"slideshow"} for cell in notebook.cells)
 
 
 # --- exercises -------------------------------------------------------------------------------------------------------
@@ -342,19 +366,13 @@ OPENING = """# A page
 **Know first:** nothing."""
 PREDICTION = "## A part\n\n**Predict.** What does it print?"
 ANSWER = "<details><summary><b>What happened</b></summary>\n\nIt printed 42.\n\n</details>"
-END = """## Take-aways
-
-- It prints.
-
-## Three questions
+TAKE_AWAYS = "## Take-aways\n\n- It prints."
+QUESTIONS = """## Three questions
 
 <details><summary>Why?</summary>So.</details>
 <details><summary>How?</summary>So.</details>
-<details><summary>When?</summary>Now.</details>
-
-## Exercise
-
-[Do it](exercises/00_first.ipynb)"""
+<details><summary>When?</summary>Now.</details>"""
+EXERCISE = "## Exercise\n\n[Do it](exercises/00_first.ipynb)"
 NEIGHBOURS = "**Previous:** none. **Next:** [one](01_b.ipynb)"
 PICTURE = '<img alt="A bar chart of two experts" src="data:image/png;base64,AAAA">'
 
@@ -378,7 +396,9 @@ def good(tmp_path) -> tuple[NotebookNode, Path, list[Path]]:
             execution_count=3,
             outputs=[new_output("display_data", {"text/html": PICTURE, "text/plain": "alt"})],
         ),
-        new_markdown_cell(END),
+        new_markdown_cell(TAKE_AWAYS),
+        new_markdown_cell(QUESTIONS),
+        new_markdown_cell(EXERCISE),
         new_markdown_cell(NEIGHBOURS),
     ]
     path, after = tmp_path / "00_a.ipynb", tmp_path / "01_b.ipynb"
@@ -444,7 +464,7 @@ FAULTS = [
     (images_have_alt_text, replace(1, "What", "![](x.png) What")),
     (one_title, replace(1, "## A part", "# A part")),
     (one_title, replace(0, "# A page", "A page")),
-    (links_resolve, replace(6, "00_first", "00_gone")),
+    (links_resolve, replace(8, "00_first", "00_gone")),
     (prose_quotes_only_printed_numbers, replace(3, "42", "43")),
     (prose_quotes_only_printed_numbers, replace(3, "42", "42 of 1,024")),
     (prose_quotes_only_printed_numbers, replace(3, "42", "0.42")),
@@ -460,10 +480,15 @@ FAULTS = [
     (predictions_are_answered, put(2, cell_type="markdown", source="On.")),
     (ends_with_takeaways_questions_exercise, replace(6, "## Take-aways", "## Summary")),
     (ends_with_takeaways_questions_exercise, replace(6, "- It prints.", "It prints.")),
-    (ends_with_takeaways_questions_exercise, replace(6, "<summary>How?</summary>So.", "How?")),
-    (ends_with_takeaways_questions_exercise, replace(6, "(exercises/00_first.ipynb)", "(01_b.ipynb)")),
-    (has_neighbours, replace(7, "**Previous:** none.", "")),
-    (has_neighbours, replace(7, "](01_b.ipynb)", "](00_a.ipynb)")),
+    (ends_with_takeaways_questions_exercise, replace(7, "<summary>How?</summary>So.", "How?")),
+    (ends_with_takeaways_questions_exercise, replace(8, "(exercises/00_first.ipynb)", "(01_b.ipynb)")),
+    (makes_a_deck, replace(1, "What does", "What now?\n\n## Another part\n\nWhat does")),
+    (makes_a_deck, replace(1, "What does", "Think.\n\n" * 20 + "What does")),
+    (makes_a_deck, put(1, source="On.\n\n" * 20 + PREDICTION.replace("## ", "### "))),
+    (makes_a_deck, put(2, source="print(6 * 7)\n" * 40)),
+    (makes_a_deck, put(2, metadata={"tags": ["nbval-ignore-output"]})),
+    (has_neighbours, replace(9, "**Previous:** none.", "")),
+    (has_neighbours, replace(9, "](01_b.ipynb)", "](00_a.ipynb)")),
 ]
 
 

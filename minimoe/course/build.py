@@ -2,6 +2,7 @@
 
     python -m minimoe.course.build notebooks    execute notebooks and solutions, keep their outputs; write the exercises
     python -m minimoe.course.build exercises    write the exercises from the solutions
+    python -m minimoe.course.build metadata     write tags and slide types anew, and execute nothing
     python -m minimoe.course.build figure-data  write the CSV files that the figures are compared with
 
 A notebook that fails is left as it was.
@@ -22,6 +23,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import NotebookNode
 
 from minimoe.atomic import write_atomically
+from minimoe.course.slides import slide_types
 from minimoe.progress import progress_bar
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,7 +65,10 @@ def execute(notebook: NotebookNode, folder: Path) -> NotebookNode:
 
 
 def normalise(notebook: NotebookNode) -> NotebookNode:
-    """A copy as every machine would write it: no timings, no widget state, one kernelspec, tags only, streams whole."""
+    """A copy as every machine would write it: no timings, no widget state, one kernelspec, streams whole.
+
+    Of the metadata of cells only tags are kept; the place of each cell in a slide show is what `slide_types` says.
+    """
     tidy = copy.deepcopy(notebook)
     tidy.metadata = nbformat.from_dict(_METADATA)
     for cell in tidy.cells:
@@ -75,6 +80,8 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
             if _WIDGET in output.get("data", {}):
                 # A view without its kernel shows an error; a line of text says what would be here.
                 output.data = nbformat.from_dict({"text/plain": "Run this cell for the interactive version."})
+    for cell, slide_type in zip(tidy.cells, slide_types(tidy), strict=True):
+        cell.metadata["slideshow"] = nbformat.from_dict({"slide_type": slide_type})
     return tidy
 
 
@@ -136,6 +143,12 @@ def build_notebooks(folder: Path = NOTEBOOKS) -> list[str]:
     return failed
 
 
+def build_metadata(folder: Path = NOTEBOOKS) -> None:
+    """Normalise all notebooks in place; outputs stay as they are."""
+    for path in sources(folder):
+        write(normalise(read(path)), path)
+
+
 def build_exercises(folder: Path = NOTEBOOKS) -> None:
     """Write `exercises/` from `solutions/`."""
     for path in sorted(folder.glob("solutions/*.ipynb")):
@@ -157,6 +170,9 @@ def main(arguments: list[str]) -> int:
         build_exercises()
         return 1 if failed else 0
     if arguments == ["exercises"]:
+        build_exercises()
+    elif arguments == ["metadata"]:
+        build_metadata()
         build_exercises()
     elif arguments == ["figure-data"]:
         build_figure_data()

@@ -8,6 +8,7 @@ from minimoe.course.build import (
     FIGURE_DATA,
     build_exercises,
     build_figure_data,
+    build_metadata,
     build_notebooks,
     main,
     make_exercise,
@@ -78,7 +79,7 @@ def test_normalising_keeps_tags_and_drops_what_differs_between_machines():
     tidy = normalise(
         new_notebook(cells=[cell], metadata={"widgets": {}, "kernelspec": {"name": "mine", "display_name": "Mine"}})
     )
-    assert tidy.cells[0].metadata == {"tags": ["nbval-ignore-output"]}
+    assert tidy.cells[0].metadata == {"tags": ["nbval-ignore-output"], "slideshow": {"slide_type": "slide"}}
     assert list(tidy.cells[0].outputs[0].data) == ["text/plain"]
     assert tidy.metadata.kernelspec.name == "python3" and "widgets" not in tidy.metadata
 
@@ -92,6 +93,16 @@ def test_normalising_joins_what_the_kernel_cut():
         ("stderr", "c"),
         ("stdout", "d"),
     ]
+
+
+def test_metadata_is_written_and_nothing_executed(tmp_path):
+    (tmp_path / "solutions").mkdir()
+    for path in (tmp_path / "00_a.ipynb", tmp_path / "solutions" / "00_b.ipynb"):
+        write(solution("1 / 0"), path)
+        build_metadata(tmp_path)
+        cells = read(path).cells
+        assert [cell.metadata.slideshow.slide_type for cell in cells] == ["slide", "-"]
+        assert cells[1].outputs == solution("1 / 0").cells[1].outputs
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: path.name)
