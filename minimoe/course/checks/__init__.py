@@ -6,6 +6,7 @@ order, and returns a line of praise; for a known mistake it raises `WrongAnswer`
 
 from minimoe.course.checks.answers import WrongAnswer
 from minimoe.course.checks.balance import check_balance_per_layer, check_bias_update
+from minimoe.course.checks.dispute import check_likelihood_ratio, check_posterior
 from minimoe.course.checks.hiding import check_gauge, check_value_remix
 from minimoe.course.checks.layer import check_first_choice_shares, check_grouped_choice, check_topk_weights
 from minimoe.course.checks.learning import check_equal_compute_steps, check_training_flop
@@ -41,10 +42,12 @@ __all__ = [
     "check_gauge",
     "check_grouped_choice",
     "check_information_by_chance",
+    "check_likelihood_ratio",
     "check_looks_ahead",
     "check_moge_choice",
     "check_mutual_information",
     "check_noisy_choice",
+    "check_posterior",
     "check_repetition",
     "check_router_weights",
     "check_setup",

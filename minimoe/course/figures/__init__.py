@@ -6,6 +6,14 @@ from minimoe.course.figures.balance import (
     load_curves,
     price_of_balance,
 )
+from minimoe.course.figures.dispute import (
+    belief,
+    chance_by_depth,
+    dispute_timeline,
+    if_measured,
+    norms_of_strangers,
+    worth_of_the_number,
+)
 from minimoe.course.figures.hiding import frame_bench, gauge_bench
 from minimoe.course.figures.learning import final_gaps, gaps_by_domain, learning_curves
 from minimoe.course.figures.lineage import (
@@ -69,8 +77,11 @@ __all__ = [
     "SHOWCASE",
     "ablation_map",
     "batch_or_sequence",
+    "belief",
     "catch_logits",
+    "chance_by_depth",
     "device_simulator",
+    "dispute_timeline",
     "document_agreement",
     "draw_changes",
     "draw_routes",
@@ -87,12 +98,14 @@ __all__ = [
     "gauge_bench",
     "gauge_map",
     "hidden_by_averaging",
+    "if_measured",
     "language_agreement",
     "leak_from_the_future",
     "learning_curves",
     "load_and_worth",
     "load_curves",
     "make",
+    "norms_of_strangers",
     "p_values_of_strangers",
     "parameters_total_active",
     "planted_trace",
@@ -113,4 +126,5 @@ __all__ = [
     "token_map",
     "token_path",
     "use_and_worth",
+    "worth_of_the_number",
 ]
