@@ -7,6 +7,7 @@ LAB_ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 BUILD_NOTEBOOKS := $(PY) -m minimoe.course.build notebooks
+BUILD_SITE := $(PY) -m minimoe.course.site
 BUILD_FIGURES := $(PY) -m minimoe.cli figures
 
 # The stamp is the last thing a set-up writes: the folder it was made in. Without it .venv was never finished; with another
@@ -17,15 +18,20 @@ WHOLE := $(shell test -x $(PY) && test "$$(cat $(STAMP) 2>/dev/null)" = "$$(pwd 
 # A lesson does not begin with JupyterLab's question whether one wants its news.
 LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
 NO_NEWS := {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}
+# Slides as wide as a projector: `jupyter nbconvert --to slides` then has room for the longest line of code.
+JUPYTER_CONFIG := $(VENV)/etc/jupyter
+WIDE_SLIDES := {"SlidesExporter": {"reveal_width": "1440", "reveal_height": "810", \
+    "exclude_input_prompt": true, "exclude_output_prompt": true}}
 
 # torch goes first and alone: the pinned version is then in place before anything else can ask for another.
 PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check --constraint constraints.txt
 INSTALL := $(PIP_INSTALL) $(shell grep '^torch==' constraints.txt) && \
     echo "Installing the rest: a minute or two, silent until done." && \
     $(PIP_INSTALL) --quiet --editable '.[test,dev,text,remote]' && \
-    mkdir -p $(LAB_SETTINGS) && echo '$(NO_NEWS)' > $(LAB_SETTINGS)/overrides.json
+    mkdir -p $(LAB_SETTINGS) $(JUPYTER_CONFIG) && echo '$(NO_NEWS)' > $(LAB_SETTINGS)/overrides.json && \
+    echo '$(WIDE_SLIDES)' > $(JUPYTER_CONFIG)/jupyter_nbconvert_config.json
 
-.PHONY: help setup lab test notebooks figures clean
+.PHONY: help setup lab test notebooks site figures clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -41,11 +47,14 @@ test: $(STAMP) ## run every check: style, unit tests, notebooks
 notebooks: $(STAMP) ## execute the notebooks and keep their outputs; write the exercises from the solutions
 	$(BUILD_NOTEBOOKS)
 
+site: $(STAMP) ## write the course as static pages to site/
+	$(BUILD_SITE)
+
 figures: $(STAMP) ## draw every figure to a file
 	$(BUILD_FIGURES)
 
 clean: ## remove .venv, caches and build files; your own files stay
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis
 	find . -type d '(' -name __pycache__ -o -name .ipynb_checkpoints ')' -prune -exec rm -rf {} +
 
 ifeq ($(WHOLE),yes)

@@ -1,4 +1,4 @@
-"""Widgets where people meet them: JupyterLab in a headless browser."""
+"""What people meet in a browser: widgets in JupyterLab, the pages of the site, slides."""
 
 import os
 import re
@@ -13,9 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from nbconvert import SlidesExporter
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from minimoe.course.build import NOTEBOOKS
+from minimoe.course.build import NOTEBOOKS, read
+from minimoe.course.site import build_site
+from minimoe.course.slides import PAGE
 
 CHROMIUM = next(filter(None, map(shutil.which, ("/usr/bin/chromium", "chromium", "google-chrome"))), None)
 PATIENCE = 60  # seconds, for any one thing to happen on a busy machine
@@ -132,3 +135,59 @@ def test_a_moved_slider_changes_the_picture(lab, page, notebook):
     expect(picture).not_to_have_attribute("alt", words)
     assert picture.get_attribute("src") != image
     no_cell_failed(page)
+
+
+# --- the site --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The folder of the built site."""
+    folder = tmp_path_factory.mktemp("site")
+    build_site(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("width", "colours"), [(390, "light"), (1280, "dark")])
+def test_pages_fit_the_screen_and_ask_nobody_for_anything(site, browser, width, colours):
+    page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=colours)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    for path in sorted(site.glob("*.html")):
+        page.goto(path.as_uri())
+        page.evaluate("document.querySelectorAll('details').forEach(folded => folded.open = true)")
+        assert page.evaluate("document.documentElement.scrollWidth") == width, path.name
+    page.close()
+    assert asked and all(address.startswith((site.as_uri(), "data:")) for address in asked)
+
+
+# --- slides ----------------------------------------------------------------------------------------------------------
+
+# The height of each page, with each of its folded parts open in turn.
+HEIGHTS = """async () => {
+    await Reveal.initialize({width: 960, height: 700})
+    return Reveal.getSlides().map(page => {
+        const place = Reveal.getIndices(page)
+        Reveal.slide(place.h, place.v)
+        const folded = [...page.querySelectorAll(":scope > .jp-Cell details")]
+        return Math.max(page.scrollHeight, ...folded.map(part => {
+            part.open = true
+            const height = page.scrollHeight
+            part.open = false
+            return height
+        }))
+    })
+}"""
+
+
+@pytest.mark.skipif("MINIMOE_REVEAL" not in os.environ, reason="MINIMOE_REVEAL names no folder with reveal.js 4")
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_slides_fit_their_page(browser, page, tmp_path, path):
+    reveal = Path(os.environ["MINIMOE_REVEAL"])
+    deck = tmp_path / "deck.html"
+    deck.write_text(SlidesExporter(reveal_url_prefix=reveal.as_uri()).from_notebook_node(read(path))[0])
+    page.route(re.compile("^https?:"), lambda route: route.abort())
+    page.goto(deck.as_uri(), wait_until="domcontentloaded")
+    page.add_script_tag(path=reveal / "dist" / "reveal.js")
+    heights = page.evaluate(HEIGHTS)
+    assert len(heights) > 5 and max(heights) <= PAGE

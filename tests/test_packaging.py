@@ -1,6 +1,7 @@
 """Set-up and packaging: the other files repeat what pyproject.toml declares, and `make` does what it says."""
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -204,6 +205,12 @@ def test_setup_installs_torch_alone_and_first(clone):
     assert rest.endswith("--constraint constraints.txt --quiet --editable .[test,dev,text,remote]")
 
 
+def test_setup_leaves_settings_that_jupyter_can_read(clone):
+    clone.make("setup")
+    for settings in ("share/jupyter/lab/settings/overrides.json", "etc/jupyter/jupyter_nbconvert_config.json"):
+        assert json.loads((clone.venv / settings).read_text())
+
+
 def test_setup_does_nothing_twice(clone):
     clone.make("setup")
     clone.calls()
@@ -211,7 +218,7 @@ def test_setup_does_nothing_twice(clone):
     assert clone.calls() == []
 
 
-@pytest.mark.parametrize("target", ["lab", "test", "notebooks", "figures"])
+@pytest.mark.parametrize("target", ["lab", "test", "notebooks", "site", "figures"])
 def test_every_target_sets_up_what_is_missing(clone, target):
     status, output = clone.make(target)
     assert status == 0, output

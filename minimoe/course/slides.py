@@ -1,7 +1,7 @@
 """Which cells share a page when a notebook is shown as slides, with `jupyter nbconvert --to slides`.
 
 The page is the one that nbconvert gives to reveal.js: 960 x 700 pixels, scaled to any screen, without scrolling. What
-a cell needs of it is estimated from the sizes in nbconvert's template; tests/test_site_browser.py measures pages.
+a cell needs of it is estimated from the sizes in nbconvert's template; tests/test_browser.py measures pages.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def test_imports_widgets_and_the_links_at_the_end_are_left_out():
     assert types(TITLE, printing(1, "import torch\nprint(6 * 7)"))[1:] == ["-"]
 
 
-# Pixels in Chromium 156 with reveal.js 4.6 and nbconvert 7.17; test_site_browser.py measures whole notebooks so.
+# Pixels in Chromium 156 with reveal.js 4.6 and nbconvert 7.17; test_browser.py measures whole notebooks so.
 MEASURED = [
     (new_markdown_cell(OPENING), 456),
     (new_markdown_cell(f"## A part\n\n{SENTENCE * 5}\n\n{SENTENCE * 5}\n\n**Predict.** {SENTENCE * 2}"), 416),
