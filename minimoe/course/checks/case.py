@@ -1,0 +1,56 @@
+"""The check of the case: six models in `data/cases`, and the question which of them came from which."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from minimoe.course.checks.answers import WrongAnswer
+
+MODELS = "abcdef"
+# sha256 of "child<parent", so that nobody reads the answer here by accident. It stands in docs/instructor.md.
+_ANSWERS = {
+    "a": "de02c07374630ae170e112e717ae5e3d616bcb6fdcd1db9abcf84efe507a18f8",
+    "b": "18318eee4dbe6c0d1e6cb585d94a3e7e1f83c4aa034218d521de8316f06e7eca",
+    "c": "b9dc5606963cc6890d3cdf1c0854f5b42ec517a3fa9107ac7d044e24c49e389c",
+    "d": "d2ad667e196ceb1fc4fc902fef4e1b6eb9953efffe3a62446b1cdc1f26d41353",
+    "e": "53da1920a874cad4af6ad6cd07e875228da426f4af349c14de6444f2ac249adc",
+    "f": "02cc62801450f3751ed9de56a96370b5097fd0851dc522231d6129a9e13dfd97",
+}
+
+
+def check_case(parents: Mapping[str, str | None]) -> str:
+    """Check a family tree of the six: for each model the one that its weights were made from, or None.
+
+    A parent is the model that the last change began from; of an ancestor further up nothing is said. Say None for a
+    model that has no weights of any other.
+
+    Raises:
+        WrongAnswer: how many of the six are right, not which; or what is no tree.
+    """
+    _require_tree(parents)
+    right = sum(_digest(child, parents[child]) == _ANSWERS[child] for child in MODELS)
+    if right < len(MODELS):
+        raise WrongAnswer(
+            f"{right} of {len(MODELS)} are right. Say of each pair what speaks for it before you change it."
+        )
+    return f"All {right} are right. Now say how sure you are of each, and what would have fooled you."
+
+
+def _require_tree(parents: Mapping[str, str | None]) -> None:
+    if sorted(parents) != list(MODELS):
+        raise WrongAnswer(f"Found entries for {', '.join(sorted(parents)) or 'none'}; wanted one for each of a to f.")
+    for child, parent in parents.items():
+        if parent is not None and parent not in tuple(MODELS):
+            raise WrongAnswer(f"The parent of {child} is {parent!r}; wanted one of a to f, or None.")
+    for child in parents:
+        line, model = [child], parents[child]
+        while model is not None:
+            line.append(model)
+            if model in line[:-1]:
+                raise WrongAnswer(f"{' from '.join(line)}: a model cannot descend from itself.")
+            model = parents[model]
+
+
+def _digest(child: str, parent: str | None) -> str:
+    return hashlib.sha256(f"{child}<{parent}".encode()).hexdigest()
