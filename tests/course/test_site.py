@@ -68,7 +68,8 @@ def broken_links(folder: Path) -> list[str]:
                 continue
             target, _, anchor = link.partition("#")
             target = target or name
-            if not (folder / target).is_file() or (anchor and unquote(anchor) not in pages[target].ids):
+            # A browser looks for an anchor as it is written, then for what its %22 and the like stand for.
+            if not (folder / target).is_file() or (anchor and not {anchor, unquote(anchor)} & pages[target].ids):
                 broken.append(f"{name}: {link}")
     return broken
 
