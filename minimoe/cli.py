@@ -1,4 +1,4 @@
-"""The command line: `minimoe train | sample | figures | compare | fingerprint`,
+"""The command line: `minimoe train | sample | figures | compare | fingerprint`, `minimoe card make | check`,
 and `minimoe zoo list | show | build | verify | path | benchmark`."""
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ Model = Annotated[
 ]
 zoo = typer.Typer(help="Models whose history is known.", no_args_is_help=True)
 app.add_typer(zoo, name="zoo")
+card = typer.Typer(help="What to publish with a model, so that nobody has to guess.", no_args_is_help=True)
+app.add_typer(card, name="card")
 
 Home = Annotated[Path, typer.Option(help="Folder for members that are not shipped.")]
 HOME = Path("runs/zoo")
@@ -150,6 +152,44 @@ def fingerprint(
         typer.echo(f"{out}: {out.stat().st_size:,} bytes")
         for name, reason in found.refused.items():
             typer.echo(f"  without {name}: {reason}")
+
+
+@card.command("make")
+def make_card(
+    folder: Annotated[Path, typer.Argument(help="A model in the Hugging Face layout.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .json file to write; its fingerprint goes beside it.")],
+    parent: Annotated[list[str] | None, typer.Option(help="A model that it was made from.")] = None,
+) -> None:
+    """Begin a lineage card: hashes and fingerprint are filled in, words are left to you."""
+    import torch
+
+    from minimoe.fingerprints.card import make_card as make
+
+    torch.set_num_threads(1)
+    with _plain_errors(status=2):
+        make(folder, out, parents=parent or ())
+        typer.echo(f"{out}: write recipe, data and licences into it, then")
+        typer.echo(f"  minimoe card check {shlex.quote(str(out))} {shlex.quote(str(folder))}")
+
+
+@card.command("check")
+def check_card(
+    card: Annotated[Path, typer.Argument(help="The .json file.")],
+    folder: Annotated[Path, typer.Argument(help="The model it is about.")],
+    parent: Annotated[list[str] | None, typer.Option(help="A parent that is at hand, to be compared.")] = None,
+) -> None:
+    """Hold a lineage card against its model. Exit status 1 if something does not match, 2 if it cannot be read."""
+    import torch
+
+    from minimoe.fingerprints.card import MISMATCH
+    from minimoe.fingerprints.card import check_card as check
+
+    torch.set_num_threads(1)
+    with _plain_errors(status=2):
+        findings = check(card, folder, parents=parent or ())
+        typer.echo("\n".join(map(str, findings)))
+        if any(finding.status == MISMATCH for finding in findings):
+            raise typer.Exit(1)
 
 
 @zoo.command("list")

@@ -266,3 +266,42 @@ def test_zoo_build_refuses_a_home_that_is_a_file(tmp_path):
     (tmp_path / "file").touch()
     result = zoo(tmp_path / "file", "build", "alder-int8")
     assert result.exit_code == 1 and "cannot be made or written to" in result.stderr
+
+
+# --- cards
+
+
+def test_a_card_is_made_filled_in_and_checked(tmp_path):
+    card, child, parent = tmp_path / "a card.json", data_path("zoo") / "alder-finetuned", data_path("zoo") / "alder"
+    result = runner.invoke(app, ["card", "make", str(child), "--parent", str(parent), "-o", str(card)])
+    assert result.exit_code == 0, result.output
+    command = shlex.split(result.output.splitlines()[-1])
+    assert command[:3] == ["minimoe", "card", "check"]
+    result = runner.invoke(app, command[1:])
+    assert result.exit_code == 1
+    assert 'mismatch  recipe: found ""; wanted words' in result.output.splitlines()
+    content = json.loads(card.read_text())
+    content |= {"recipe": "fine-tuned", "licence": "Apache-2.0"}
+    content["data"] |= {"description": "generated", "licence": "Apache-2.0"}
+    content["parents"][0]["licence"] = "Apache-2.0"
+    card.write_text(json.dumps(content))
+    result = runner.invoke(app, [*command[1:], "--parent", str(parent)])
+    assert result.exit_code == 0, result.output
+    assert result.output.splitlines()[-1].startswith("confirmed parents[0] alder: shared lineage")
+    result = runner.invoke(app, [*command[1:-1], str(parent)])
+    assert result.exit_code == 1 and re.search("^mismatch  weights: found [0-9a-f]{64}; wanted", result.output, re.M)
+
+
+def test_cards_that_cannot_be_read_or_written_get_one_line(tmp_path):
+    alder = str(data_path("zoo") / "alder")
+    (tmp_path / "card.json").write_text("{")
+    for arguments, message in [
+        (["check", str(tmp_path / "none.json"), alder], "none.json"),
+        (["check", str(tmp_path / "card.json"), alder], "card.json: wanted JSON"),
+        (["make", str(tmp_path / "nowhere"), "-o", str(tmp_path / "new.json")], "nowhere"),
+        (["make", alder, "-o", str(tmp_path / "card.json")], "card.json: there already"),
+        (["make", alder, "-o", str(tmp_path / "card")], "wanted a name that ends in .json"),
+    ]:
+        result = runner.invoke(app, ["card", *arguments])
+        assert result.exit_code == 2
+        assert result.stderr.startswith("error: ") and message in result.stderr and result.stderr.count("\n") == 1

@@ -1,0 +1,316 @@
+"""The lineage card: what to publish with a model, so that nobody has to guess where it comes from.
+
+One JSON file. `make_card` fills in what can be computed, people write the rest, `check_card` says what holds.
+    format, version    "minimoe lineage card", 1
+    name               of the model
+    weights            their sha256, as of `Weights`
+    files              path in the folder -> sha256, of all that lies there but hidden files, card and fingerprint
+    parents            what it was made from, [] for random weights: of each name, sha256 of the weights, licence, and
+                       what it gave: "weights", or only "outputs" that were learnt from, as a teacher does
+    recipe             what was done, in words
+    data               what it was trained on: description, licence, sha256; null where there is none or it is not told
+    licence            of the model
+    fingerprint        file beside the card, as of `Fingerprint.save`, and its sha256: to compare with without weights
+    made_with          the package that made the card
+What a check confirms
+    That card, folder and fingerprint belong together, byte by byte; and of parents that are at hand, that they are
+    those on the card and that `compare` finds them related.
+What it cannot confirm
+    Recipe, data and licences: they are somebody's word. Who came first: a child that is named as its own parent's
+    parent shares weights with it all the same. Parents that the card leaves out. Nor who made the card: whoever changes
+    a model can make a new one, unless the hash of the first is kept where they cannot change it. A parent of which
+    `compare` finds no evidence is a mismatch between card and finding; of a small part of a model, or after much
+    training, there may be too little left to find.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minimoe import __version__
+from minimoe.atomic import write_atomically
+from minimoe.fingerprints.compare import CANNOT_TELL, SAME, SHARED, compare
+from minimoe.fingerprints.fingerprint import Fingerprint, fingerprint
+from minimoe.fingerprints.weights import Weights, open_weights
+
+FORMAT, VERSION = "minimoe lineage card", 1
+CONFIRMED, OPEN, MISMATCH = "confirmed", "open", "mismatch"
+ROUNDING = 2e-3  # of the largest number of a feature: what float16 and another processor leave
+
+
+class Finding(NamedTuple):
+    """What `check_card` says of one field."""
+
+    field: str
+    status: str  # "confirmed"; "open": it could not be checked; "mismatch"
+    found: str
+    wanted: str = ""  # of a mismatch
+
+    def __str__(self) -> str:
+        return f"{self.status:9} {self.field}: {self.found}" + (f"; wanted {self.wanted}" if self.wanted else "")
+
+
+# --- the schema -------------------------------------------------------------------------------------------
+
+
+class Kind(NamedTuple):
+    """What a field may hold."""
+
+    wanted: str
+    fits: Callable[[Any], bool]
+
+
+def _is_words(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_sha256(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def _exactly(*values: Any) -> Kind:
+    return Kind(" or ".join(map(repr, values)), lambda found: found in values and type(found) is type(values[0]))
+
+
+WORDS = Kind("words", _is_words)
+SHA256 = Kind("64 hexadecimal digits", _is_sha256)
+SHA256_OR_NULL = Kind(f"{SHA256.wanted} or null", lambda value: value is None or _is_sha256(value))
+FILES = Kind(
+    "an object of at least one file with its sha256",
+    lambda value: isinstance(value, dict) and bool(value) and all(map(_is_sha256, value.values())),
+)
+FILE_NAME = Kind("the name of a file beside the card", lambda value: _is_words(value) and Path(value).name == value)
+
+SCHEMA = {
+    "format": _exactly(FORMAT),
+    "version": _exactly(VERSION),
+    "name": WORDS,
+    "weights": SHA256,
+    "files": FILES,
+    "parents": [{"name": WORDS, "sha256": SHA256, "licence": WORDS, "gave": _exactly("weights", "outputs")}],
+    "recipe": WORDS,
+    "data": {"description": WORDS, "licence": WORDS, "sha256": SHA256_OR_NULL},
+    "licence": WORDS,
+    "fingerprint": {"file": FILE_NAME, "sha256": SHA256},
+    "made_with": WORDS,
+}
+
+
+def _misfits(wanted: Any, found: Any, field: str) -> Iterator[Finding]:
+    """Where a value is not as a part of `SCHEMA` wants it."""
+    if isinstance(wanted, Kind):
+        if not wanted.fits(found):
+            yield Finding(field, MISMATCH, f"found {_short(found)}", wanted.wanted)
+    elif type(found) is not type(wanted):
+        kind = "a list" if isinstance(wanted, list) else "an object"
+        yield Finding(field or "card", MISMATCH, f"found {_short(found)}", kind)
+    elif isinstance(wanted, list):
+        for number, item in enumerate(found):
+            yield from _misfits(wanted[0], item, f"{field}[{number}]")
+    else:
+        names = {name: f"{field}.{name}".lstrip(".") for name in {**wanted, **found}}
+        for name, kind in wanted.items():
+            if name in found:
+                yield from _misfits(kind, found[name], names[name])
+            else:
+                yield Finding(names[name], MISMATCH, "missing", getattr(kind, "wanted", "it"))
+        for name in found.keys() - wanted.keys():
+            yield Finding(names[name], MISMATCH, f"found {_short(found[name])}", "no such field")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+# --- making one -------------------------------------------------------------------------------------------
+
+
+def make_card(folder: str | Path, out: str | Path, *, parents: Collection[str | Path] = ()) -> dict[str, Any]:
+    """Write a card and, beside it, the fingerprint it names. What only people know is left empty: recipe, data and
+    licences.
+
+    Args:
+        folder: a model in the Hugging Face layout.
+        out: the card, a new file that ends in .json; the fingerprint gets the same name with .npz.
+        parents: models as of `open_weights`, entered as having given weights.
+
+    Returns:
+        The card.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+        ValueError: `out` ends otherwise, or one of the two files is there already.
+        Refusal: a parent lies elsewhere, and no sha256 of it is published.
+    """
+    card, folder = Path(out), Path(folder)
+    saved = card.with_suffix(".npz")
+    if card.suffix != ".json":
+        raise ValueError(f"out={card}: wanted a name that ends in .json")
+    for path in (card, saved):
+        if path.exists():
+            raise ValueError(f"{path}: there already; wanted a new name, since a card holds what people wrote")
+    weights, opened = open_weights(folder), [open_weights(parent) for parent in parents]
+    fingerprint(weights).save(saved)
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": folder.resolve().name,
+        "weights": weights.sha256(),
+        "files": _hash_files(folder, {card, saved}),
+        "parents": [_enter(parent) for parent in opened],
+        "recipe": "",
+        "data": {"description": "", "licence": "", "sha256": None},
+        "licence": "",
+        "fingerprint": {"file": saved.name, "sha256": sha256_of_file(saved)},
+        "made_with": f"minimoe {__version__}",
+    }
+    write_atomically(card, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    return content
+
+
+def _enter(parent: Weights) -> dict[str, str]:
+    name = Path(parent.name).resolve().name if Path(parent.name).exists() else parent.name
+    return {"name": name, "sha256": parent.sha256(), "licence": "", "gave": "weights"}
+
+
+def _hash_files(folder: Path, leaving_out: Collection[Path]) -> dict[str, str]:
+    """The sha256 of every file in a folder and below it, by its path; hidden ones, such as .git, are left out."""
+    left_out = {path.resolve() for path in leaving_out}
+    paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        name.as_posix(): sha256_of_file(path)
+        for name, path in paths.items()
+        if path.resolve() not in left_out and not any(part.startswith(".") for part in name.parts)
+    }
+
+
+def sha256_of_file(path: Path) -> str:
+    """As `sha256sum` prints it, and as model hubs show it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- checking one -----------------------------------------------------------------------------------------
+
+
+def check_card(card: str | Path, folder: str | Path, *, parents: Sequence[str | Path] = ()) -> list[Finding]:
+    """Hold a card against its model, and against those of its parents that are at hand.
+
+    Args:
+        card: the file; its fingerprint is looked for beside it.
+        folder: the model.
+        parents: models as of `open_weights`; which parent each of them is, its sha256 says.
+
+    Returns:
+        One finding or more for each field that can be checked. A card that is not as `SCHEMA` wants it is not checked
+        any further.
+
+    Raises:
+        OSError: there is no such card.
+        ValueError: it is not JSON.
+        CheckpointError: a model is missing or damaged.
+        Refusal: a parent lies elsewhere, and no sha256 of it is published.
+    """
+    card, folder = Path(card), Path(folder)
+    content = _read(card)
+    misfits = list(_misfits(SCHEMA, content, ""))
+    if misfits:
+        return misfits
+    weights, opened = open_weights(folder), [open_weights(parent) for parent in parents]
+    saved = card.parent / content["fingerprint"]["file"]
+    return [
+        *_check_files(content["files"], _hash_files(folder, {card, saved})),
+        _check_hash("weights", weights.sha256(), content["weights"]),
+        *_check_fingerprint(saved, content["fingerprint"]["sha256"], weights),
+        *_check_parents(content["parents"], weights, opened),
+    ]
+
+
+def _read(card: Path) -> Any:
+    try:
+        return json.loads(card.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{card}: wanted JSON, found something else ({error})") from error
+
+
+def _check_files(listed: dict[str, str], found: dict[str, str]) -> Iterator[Finding]:
+    for name in sorted(listed.keys() | found.keys()):
+        field = f"files[{name}]"
+        if name not in found:
+            yield Finding(field, MISMATCH, "missing in the folder", listed[name])
+        elif name not in listed:
+            yield Finding(field, MISMATCH, f"found {found[name]}", "no such file: the card does not list it")
+        elif found[name] != listed[name]:
+            yield _check_hash(field, found[name], listed[name])
+    if listed == found:
+        yield Finding("files", CONFIRMED, f"{len(found)}, as listed")
+
+
+def _check_hash(field: str, found: str, wanted: str) -> Finding:
+    return Finding(field, CONFIRMED, found) if found == wanted else Finding(field, MISMATCH, f"found {found}", wanted)
+
+
+def _check_fingerprint(path: Path, wanted: str, weights: Weights) -> Iterator[Finding]:
+    """By its hash; and by its content, since anything has a hash."""
+    if not path.is_file():
+        yield Finding("fingerprint.file", MISMATCH, f"{path.name} is missing beside the card", "the file")
+        return
+    of_file = _check_hash("fingerprint.sha256", sha256_of_file(path), wanted)
+    yield of_file
+    if of_file.status == CONFIRMED:
+        saved = Fingerprint.load(path)
+        now = fingerprint(weights, tokens=saved.tokens or None)
+        differing = [name for name in now.features if not _alike(now, saved, name)]
+        if differing or now.features.keys() != saved.features.keys():
+            found = f"other features than those of the folder ({', '.join(differing) or 'another selection'})"
+            yield Finding("fingerprint", MISMATCH, found, "the fingerprint of this model")
+        else:
+            yield Finding("fingerprint", CONFIRMED, f"{len(now.features)} kinds of features, as read from the folder")
+
+
+def _alike(a: Fingerprint, b: Fingerprint, name: str) -> bool:
+    """Whether both hold the same arrays under a name, up to rounding."""
+    ours, theirs = a.features[name], b.features.get(name, {})
+    return ours.keys() == theirs.keys() and all(
+        ours[key].shape == theirs[key].shape
+        and (ours[key].dtype.kind == "U" or _close(ours[key].astype(float), theirs[key].astype(float)))
+        for key in ours
+    )
+
+
+def _close(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    return np.allclose(ours, theirs, rtol=0, atol=ROUNDING * np.abs(theirs).max(initial=0))
+
+
+def _check_parents(claimed: list[dict[str, str]], weights: Weights, at_hand: Sequence[Weights]) -> Iterator[Finding]:
+    known = {parent.sha256(): parent for parent in at_hand}
+    for number, claim in enumerate(claimed):
+        field = f"parents[{number}] {claim['name']}"
+        parent = known.get(claim["sha256"])
+        if parent is None:
+            yield Finding(field, OPEN, "not at hand")
+        elif claim["gave"] == "outputs":
+            yield Finding(field, OPEN, "at hand; of outputs that were learnt from, weights say nothing")
+        else:
+            yield _confirm(field, weights, parent)
+    listed = [claim["sha256"] for claim in claimed]
+    for sha256, parent in known.items():
+        if sha256 not in listed:
+            wanted = " or ".join(listed) or "no parent: the card names none"
+            yield Finding("parents", MISMATCH, f"given {parent.name} with sha256 {sha256}", wanted)
+
+
+def _confirm(field: str, weights: Weights, parent: Weights) -> Finding:
+    report = compare(parent, weights)
+    found = f"{report.verdict}; {report.reason}"
+    if report.verdict in (SAME, SHARED):
+        return Finding(field, CONFIRMED, found)
+    return Finding(field, OPEN if report.verdict == CANNOT_TELL else MISMATCH, found, SHARED)
