@@ -245,4 +245,6 @@ def _open(source: str | Path | MoEForCausalLM | Side) -> Side:
         return source
     if isinstance(source, str | Path) and Path(source).suffix == ".npz":
         return Fingerprint.load(source)
-    return open_weights(source)
+    weights = open_weights(source)
+    weights.require_whole()
+    return weights

@@ -173,6 +173,7 @@ def fingerprint(
         CheckpointError: a file is missing or damaged.
     """
     weights = source if isinstance(source, Weights) else open_weights(source, tokenizer=tokenizer)
+    weights.require_whole()
     features, refused = {}, {}
     for name, read in READ.items():
         try:

@@ -90,7 +90,8 @@ class Report:
 
     def __str__(self) -> str:
         rows = [["method", *_TITLES], *self._rows()]
-        widths = [max(map(len, column)) for column in zip(*(row for row in rows if len(row) > 2), strict=True)]
+        widths = [max(len(row[0]) for row in rows)]
+        widths += [max(len(row[column]) for row in rows if len(row) > 2) for column in range(1, len(rows[0]))]
         lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)) for row in rows]
         return "\n".join([self.a, self.b, "", *self._headline(), "", *map(str.rstrip, lines), "", *self._notes()])
 

@@ -39,7 +39,7 @@ def spectral(a: Weights, b: Weights) -> Result:
 
     Returns:
         score: 1 less the root mean squared distance, mean of both products over paired layers; 1 for equal spectra.
-        refused: a product is 0, of rank 1, or not finite.
+        refused: a product is 0, of rank 1, a rotation, or not finite.
     """
     try:
         return compare_spectra(read_spectra(a), read_spectra(b))
@@ -71,7 +71,7 @@ def compare_spectra(a: Features, b: Features) -> Result:
     """What `spectral` says of two models, from their spectra; what was not kept is interpolated linearly.
 
     Raises:
-        Refusal: a product has effective rank 1.
+        Refusal: a product has effective rank 1, or singular values that are all the same.
     """
     scores = 0
     for name in PRODUCTS:
@@ -111,6 +111,8 @@ def similarity(x: Tensor, y: Tensor) -> float:
     rank = math.ceil(min(effective_rank(x), effective_rank(y)))
     if rank < 2:
         raise Refusal("a product of attention weights has effective rank 1")
+    if not all(values[0] > values[rank - 1] for values in (x, y)):
+        raise Refusal("the singular values of a product of attention weights are all the same")
     x, y = (_to_unit_range(values[:rank]) for values in (x, y))
     return 1 - float((x - y).square().mean().sqrt())
 

@@ -54,6 +54,7 @@ _OF_A_LAYER = {
     **{f"shared_{role}": f"mlp.shared_expert.{role}_proj.weight" for role in _PROJECTIONS},
 }
 ROLES = (*_OF_A_LAYER, *_OF_THE_MODEL)
+_EVERYWHERE = ("q", "k", "v", "o", "norm1", "norm2", "up", "down")  # in a layer of any family
 
 
 class Statistics(NamedTuple):
@@ -204,6 +205,19 @@ class Weights:
         if mean == 0 and squares == 0:
             raise Refusal(f"{self.name}: {role} of layer {layer} holds nothing but zeros")
         return Statistics(mean, math.sqrt(squares / count), count)
+
+    def require_whole(self) -> None:
+        """Look, by name alone, whether what every model has is there.
+
+        Raises:
+            CheckpointError: a tensor is missing; it is named.
+        """
+        once = "embedding", "norm_final", *(() if self.config is None else ("head",))
+        wanted = [(role, None) for role in once]
+        wanted += [(role, layer) for layer in range(self.num_layers) for role in _EVERYWHERE]
+        for place in wanted:
+            if not self.has(*place):
+                raise CheckpointError(self._missing(*place))
 
     def mlp(self, layer: int) -> nn.Module:
         """The MLP or mixture of one layer in float32, in evaluation mode, to be run and not to be changed.

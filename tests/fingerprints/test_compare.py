@@ -2,11 +2,13 @@
 
 import json
 import math
+from shutil import copytree
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from minimoe.cli import app
@@ -220,6 +222,9 @@ def test_text_and_html_have_a_line_for_each_method(report):
     text, page = str(report), report._repr_html_()
     for name in METHODS:
         assert sum(line.split()[:1] == [name] for line in text.splitlines()) == 1
+    starts = {line.index("does not apply") for line in text.splitlines() if "does not apply" in line}
+    assert starts == {next(line for line in text.splitlines() if line.startswith("method ")).index("score")}
+    for name in METHODS:
         assert page.count(f"<td>{name}</td>") + page.count(f"<td>{name} *</td>") == 1
     assert report.verdict in text and report.verdict in page
     assert "stolen" not in text.lower()
@@ -263,6 +268,26 @@ def test_bad_input_ends_with_2_and_says_what_was_wrong(command, tmp_path):
     for folder, words in ((tmp_path, "wanted JSON"), (tmp_path / "missing", "missing")):
         done = command(data_path("zoo") / "alder", folder)
         assert done.exit_code == 2 and words in done.stderr and not done.stdout
+
+
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [
+        ("model.layers.1.self_attn.q_proj.weight", "has no 'q' in layer 1"),
+        ("model.layers.2.mlp.up_proj.weight", "has no 'up' in layer 2"),
+        ("model.embed_tokens.weight", "has no 'embedding'"),
+        ("model.norm.weight", "has no 'norm_final'"),
+    ],
+)
+def test_a_model_with_a_tensor_missing_is_bad_input(command, tensor, words, tmp_path):
+    folder = copytree(data_path("zoo") / "alder", tmp_path / "alder")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[tensor]
+    save_file(tensors, folder / "model.safetensors")
+    done = command(data_path("zoo") / "birch", folder)
+    assert done.exit_code == 2 and words in done.stderr and not done.stdout
+    done = CliRunner().invoke(app, ["fingerprint", str(folder), "-o", str(tmp_path / "alder.npz")])
+    assert done.exit_code == 2 and words in done.stderr and not (tmp_path / "alder.npz").exists()
 
 
 # --- from saved features

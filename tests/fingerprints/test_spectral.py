@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from minimoe.fingerprints.result import Refusal
 from minimoe.fingerprints.spectral import effective_rank, similarity, spectral
 from minimoe.lineage.derive import prune_layers
 from tests.fingerprints.toys import KINDS, gauged, random_model, weights
@@ -49,6 +50,14 @@ def test_similarity_by_hand():
 def test_depths_that_differ():
     model = random_model(num_hidden_layers=5)
     assert spectral(weights(model), weights(prune_layers(model, [1, 4]))).score == pytest.approx(1)
+
+
+def test_a_flat_spectrum_is_refused():
+    """As of a rotation: scaled to [0, 1] it would be 0 / 0."""
+    flat, falling = torch.full((5,), 2.0), torch.tensor([5.0, 4, 3, 2, 1])
+    for pair in ((flat, falling), (falling, flat)):
+        with pytest.raises(Refusal, match="are all the same"):
+            similarity(*pair)
 
 
 def test_refusals():
