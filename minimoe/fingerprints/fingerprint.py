@@ -31,7 +31,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -136,6 +136,9 @@ class Fingerprint:
         for name, array in arrays.items():
             group, _, name = name.partition("/")
             features.setdefault(group, {})[name] = array
+        said = {field.name for field in fields(Fingerprint)} - {"features"}
+        if facts.keys() != said:
+            raise ValueError(f"{path}: says {', '.join(sorted(facts))}, wanted {', '.join(sorted(said))}")
         wanted, given = READ.keys(), [*features, *facts["refused"]]
         if sorted(wanted) != sorted(given):
             raise ValueError(f"{path}: found features {', '.join(sorted(given))}, wanted {', '.join(sorted(wanted))}")
