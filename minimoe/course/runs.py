@@ -13,6 +13,7 @@ from minimoe.data_files import data_path
 TABLES = {
     **dict.fromkeys(("train", "held_out", "final"), "python -m minimoe.training.experiments"),
     **dict.fromkeys(("specialization", "ablation"), "python -m minimoe.course.measurements"),
+    "std": "python -m minimoe.course.profiles",
 }
 _WHOLE, _TEXT = ("seed", "step", "layer", "expert"), ("domain", "group", "metric")
 _KINDS = {**dict.fromkeys(_WHOLE, int), **dict.fromkeys(_TEXT, str)}  # every other column holds floats
@@ -27,7 +28,8 @@ def read_run(name: str, table: str) -> Table:
         name: of the experiment, a folder of data/runs.
         table: "train" (seed, step, cross_entropy in nats per token and, where there are experts, max_violation_LAYER
             and load_LAYER_EXPERT), "held_out" (seed, step, domain, nats) or "final" (seed, domain, nats); of the
-            planted runs also "specialization" and "ablation" (see `minimoe.course.measurements`).
+            planted runs also "specialization" and "ablation" (see `minimoe.course.measurements`); of "profiles/..."
+            only "std" (see `minimoe.course.profiles`).
 
     Returns:
         Column name -> array: int64 for counts from 0 (seed, step, layer, expert), str for names, else float64.
