@@ -30,10 +30,6 @@ def model():
     return MoEForCausalLM(config, seed=1)
 
 
-def all_angles(child, parent):
-    return relatives.angles_by_role(child, parent)
-
-
 def of_roles(found, *roles):
     return np.concatenate([values for (_, role), values in found.items() if role in roles])
 
@@ -43,7 +39,7 @@ def of_roles(found, *roles):
 
 def test_angles_are_those_of_a_loop(model):
     other = MoEForCausalLM(model.config, seed=2)
-    found = all_angles(other, model)
+    found = relatives.angles_by_role(other, model)
     layers = model.state_dict()
     for role, name in (("v", "self_attn.v_proj"), ("down", "mlp.down_proj"), ("gate", "mlp.gate_proj")):
         rows = [layers[f"model.layers.{layer}.{name}.weight"] for layer in range(3)]
@@ -56,12 +52,12 @@ def test_angles_are_those_of_a_loop(model):
 
 def test_what_only_lost_neurons_or_layers_or_their_order_has_not_turned(model):
     for child in (model, prune_neurons(model, 0.5), prune_layers(model, [1]), permute_neurons(model, seed=1)):
-        assert max(values.max() for values in all_angles(child, model).values()) < 1e-4
+        assert max(values.max() for values in relatives.angles_by_role(child, model).values()) < 1e-4
 
 
 def test_every_expert_counts(model):
     dropped = upcycle(model, num_experts=4, num_experts_per_tok=2, method="drop", drop_ratio=0.25)
-    found = all_angles(dropped, model)
+    found = relatives.angles_by_role(dropped, model)
     for role in ("gate", "up", "down"):
         for layer in range(3):
             assert len(found[layer, role]) == 4 * 40
@@ -70,7 +66,7 @@ def test_every_expert_counts(model):
 
 
 def test_a_rotation_turns_every_vector(model):
-    assert min(values.min() for values in all_angles(rotate_residual(model, seed=3), model).values()) > 10
+    assert min(values.min() for values in relatives.angles_by_role(rotate_residual(model, seed=3), model).values()) > 10
 
 
 def test_moved_probability_is_what_must_be_moved(model):
