@@ -20,7 +20,7 @@ _CELL = 46  # what surrounds a cell
 _PARAGRAPH, _BULLET, _ROW, _CODE = 26, 32, 24, 23  # a line of prose, of a list, of a table, of code or output
 _SPACE = 20  # below each of these
 # Characters in a line; long lines of code are not wrapped.
-_CHARACTERS = {"# ": 19, "## ": 34, "### ": 50, "prose": 75, "bullet": 70, "row": 64, "output": 63}
+_CHARACTERS = {"# ": 19, "## ": 34, "### ": 50, "prose": 75, "bullet": 70, "row": 68, "output": 63}
 _HEADING = {"# ": 90, "## ": 51, "### ": 37}
 _FOLDED = re.compile(r"<details>\s*(<summary>.*?</summary>)(.*?)</details>", re.DOTALL)
 _IMAGE = re.compile(r'<img\b[^>]*\bwidth="(\d+)"[^>]*src="data:image/png;base64,([^"]{32})')
