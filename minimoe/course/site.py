@@ -56,7 +56,7 @@ def build_site(target: Path = SITE, root: Path = ROOT) -> None:
         body = _linked(_body(notebook, path.name), path, addresses)
         files[addresses[path]] = _page(titles[path], body, neighbours[path])
     for path, title in documents.items():
-        body = _linked(to_html(path.read_text(encoding="utf-8")), path, addresses)
+        body = _linked(to_html(path.read_text(encoding="utf-8"), _DocumentRenderer), path, addresses)
         files[addresses[path]] = _page(title, body)
 
     for name, data in files.items():
@@ -73,9 +73,18 @@ class _Renderer(IPythonRenderer):
         return self.inline_math(body, "block")
 
 
-def to_html(markdown: str) -> str:
+class _DocumentRenderer(_Renderer):
+    """Documents are read on GitHub too, where anchors are in lower case and without punctuation."""
+
+    def heading(self, text: str, level: int, **attrs: object) -> str:
+        words = html.unescape(re.sub(r"<[^>]+>", "", text)).lower()
+        anchor = re.sub(r"[^\w -]", "", words).replace(" ", "-")
+        return f'<h{level} id="{anchor}">{text}</h{level}>\n'
+
+
+def to_html(markdown: str, renderer: type[_Renderer] = _Renderer) -> str:
     """The HTML of a text in Markdown."""
-    return MarkdownWithMath(_Renderer(escape=False)).render(markdown)
+    return MarkdownWithMath(renderer(escape=False)).render(markdown)
 
 
 def _title(notebook: NotebookNode) -> str:
@@ -140,11 +149,18 @@ def _page(title: str, body: str, neighbours: str = "") -> bytes:
 
 def _style() -> str:
     """The style sheet, with colours for code on light and on dark paper."""
-    light, dark = (HtmlFormatter(style=name).get_style_defs(".highlight") for name in ("xcode", "lightbulb"))
+    light, dark = (_code_style(name) for name in ("xcode", "lightbulb"))
     return (
-        f"{(_PARTS / 'style.css').read_text(encoding='utf-8')}\n/* Code */\n{light}\n"
+        f"{(_PARTS / 'style.css').read_text(encoding='utf-8')}\n/* Code */\n"
+        f"@media print, (prefers-color-scheme: light) {{\n{light}\n}}\n"
         f"@media screen and (prefers-color-scheme: dark) {{\n{dark}\n}}\n"
     )
+
+
+def _code_style(name: str) -> str:
+    """The rules of a Pygments style for tokens; those for line numbers are left out, as pages have none."""
+    rules = HtmlFormatter(style=name).get_style_defs(".highlight").splitlines()
+    return "\n".join(rule for rule in rules if rule.startswith(".highlight ."))
 
 
 if __name__ == "__main__":

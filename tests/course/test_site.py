@@ -98,7 +98,9 @@ def root(tmp_path) -> Path:
     write(notebook("Second", "00_a.ipynb"), tmp_path / "notebooks" / "01_b.ipynb")
     write(new_notebook(), tmp_path / "notebooks" / "exercises" / "00_first.ipynb")
     (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "glossary.md").write_text("# Words\n\n**Part**: [see](../notebooks/00_a.ipynb#Exercise).\n")
+    (tmp_path / "docs" / "glossary.md").write_text(
+        "# Words\n\n## What's `this`?\n\n[Here](#whats-this), and [there](../notebooks/00_a.ipynb#Exercise).\n"
+    )
     (tmp_path / "README.md").touch()
     return tmp_path
 
@@ -201,7 +203,7 @@ def test_text_and_code_stand_out_on_light_and_on_dark_paper(whole):
     """WCAG 2.2, 1.4.3: a contrast of 4.5 to 1."""
     css = (whole / "style.css").read_text()
     for root_rule, code in zip(
-        re.findall(r":root \{(.*?)\}", css, re.DOTALL)[:2], css.split("/* Code */")[1].split("@media"), strict=True
+        re.findall(r":root \{(.*?)\}", css, re.DOTALL)[:2], css.split("/* Code */")[1].split("@media")[1:], strict=True
     ):
         named = dict(re.findall(r"--(\w+): (#\w{6});", root_rule))
         pairs = [(named[name], named["paper"]) for name in ("ink", "quiet", "link")]
