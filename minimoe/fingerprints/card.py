@@ -29,12 +29,12 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minimoe import __version__
 from minimoe.atomic import write_atomically
 from minimoe.fingerprints.compare import CANNOT_TELL, SAME, SHARED, compare
 from minimoe.fingerprints.fingerprint import Fingerprint, fingerprint
@@ -170,7 +170,7 @@ def make_card(folder: str | Path, out: str | Path, *, parents: Collection[str | 
         "data": {"description": "", "licence": "", "sha256": None},
         "licence": "",
         "fingerprint": {"file": saved.name, "sha256": sha256_of_file(saved)},
-        "made_with": f"minimoe {__version__}",
+        "made_with": f"minimoe {version('minimoe')}",
     }
     write_atomically(card, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
     return content
