@@ -11,6 +11,10 @@ How they are reached
     score stands at 0 like the median stranger, at 0.5 where evidence begins, at 1 where nothing differs. csu enters by
     its exact p-value, on a scale of log p: 0.5 is p = 1e-6, 1 is p = 1e-300. The score of the report is the highest
     standing; above 0.5 the verdict is shared lineage.
+What can fool them
+    csu alone can be forged without changing a function: give the neurons of a stranger the numbers of those that they
+    resemble. It enters because it finds what the others miss, one transplanted expert among many, and the reason of
+    the report says when it stands alone.
 Background
     Pairs of strangers of the zoo, those it keeps for calibration, of the same kinds: dense or a mixture, of equal
     depths or not. For models of another size they are no measure: the levels move half the way to 1, and what stays
@@ -53,6 +57,7 @@ NO_EVIDENCE, CANNOT_TELL = "no evidence of shared lineage", "cannot tell"
 
 ENTERING = ("virtual_response_whitened", "aligned_cka", "match", "expert_attribution")
 RARE_P = 1e-6  # of csu: where evidence begins
+_ARRANGED = "; but it stands alone, and whoever holds both models can arrange the order of neurons that it tests"
 EQUAL_ANSWERS = 0.9999  # of the whitened response: what rounding to 16 bits leaves
 FEWEST_MODELS, FEWEST_STRANGERS = 3, 5  # of a background: models, and pairs of them with a score
 WIDTH_OF_THE_ZOO = 96
@@ -203,16 +208,17 @@ def judge(
         return CANNOT_TELL, "no method that sees through rewrites applies, or no strangers are known", None
     score, found = standings[name], _found(name, evidence[name])
     if score > 0.5:
-        return SHARED, f"{found}: out of reach for strangers", score
+        alone = name == "csu" and sum(standing > 0.5 for standing in standings.values()) == 1
+        return SHARED, f"{found}: out of reach for strangers{_ARRANGED if alone else ''}", score
     if fits:
-        return NO_EVIDENCE, f"{found} comes closest, and is no more than strangers may have", score
-    return CANNOT_TELL, f"{found} comes closest; name strangers of the same size with `background` to tell more", score
+        return NO_EVIDENCE, f"{found}, comes closest, and is no more than strangers may have", score
+    return CANNOT_TELL, f"{found}, comes closest; name strangers of the same size with `background` to tell more", score
 
 
 def _found(name: str, evidence: Evidence) -> str:
     if name == "csu":
         return f"csu has p = {evidence.result.p_value:.2g}"
-    return f"{name} of {evidence.result.score:.3f}, where strangers have up to {max(evidence.strangers):.3f},"
+    return f"{name} of {evidence.result.score:.3f}, where strangers have up to {max(evidence.strangers):.3f}"
 
 
 def weigh(result: Result, known: Background, method: str) -> Evidence:

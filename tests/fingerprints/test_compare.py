@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from scipy.optimize import linear_sum_assignment
 from typer.testing import CliRunner
 
 from minimoe.cli import app
@@ -29,6 +30,7 @@ from minimoe.fingerprints.report import Evidence
 from minimoe.fingerprints.result import Result
 from minimoe.fingerprints.weights import open_weights
 from minimoe.lineage import all_gauges, upcycle
+from minimoe.lineage.derive import neurons, set_neurons
 from minimoe.lineage.zoo import Zoo
 from minimoe.training.tokenizer import load_tokenizer
 from tests.fingerprints.toys import disturbed, random_model, weights
@@ -86,6 +88,24 @@ def test_the_order_of_the_models_does_not_matter():
     a, b = member("alder-fewer-layers"), member("alder-drop-0.5-trained")
     there, back = compare(a, b), compare(b, a)
     assert (there.verdict, there.score) == (back.verdict, pytest.approx(back.score, abs=0.02))
+
+
+def test_a_stranger_whose_neurons_were_renumbered_fools_csu_and_the_reason_says_so():
+    """It computes what it did; each neuron has the number of the one in alder that it resembles most."""
+    alder, stranger = member("alder"), Zoo("nothing is built here").load("stranger-13")
+    for layer, block in enumerate(stranger.model.layers):
+        cosines = rows(alder, layer) @ rows(open_weights(stranger), layer).mT
+        order = torch.from_numpy(linear_sum_assignment(cosines.numpy(), maximize=True)[1])
+        set_neurons(block.mlp, neurons(block.mlp)[order])
+    report = compare(alder, open_weights(stranger, tokenizer=load_tokenizer()))
+    assert report.methods["csu"].result.p_value < 1e-100
+    assert all(report.methods[name].standing < 0.5 for name in ENTERING)
+    assert (report.verdict, "stands alone" in report.reason) == (SHARED, True)
+    assert "stands alone" not in compare(alder, member("alder-finetuned")).reason
+
+
+def rows(model, layer):
+    return torch.nn.functional.normalize(model.get("up", layer) * model.get("norm2", layer), dim=1)
 
 
 # --- models of another size
