@@ -27,6 +27,8 @@ RUNTIME = [Requirement(line) for line in PROJECT["dependencies"]]
 EXTRAS = {name: [Requirement(line) for line in lines] for name, lines in PROJECT["optional-dependencies"].items()}
 DECLARED = [*RUNTIME, *(requirement for extra in EXTRAS.values() for requirement in extra)]
 
+USED_BY_THE_PACKAGE = ("remote", "gguf", "site", "real")  # each imported only where it is needed
+USED_BY_THE_TESTS = ("remote", "test", "real")
 CONDA_NAME = {"torch": "pytorch-cpu"}
 IMPORT_NAME = {"scikit-learn": "sklearn", "ipython": "IPython", "pyyaml": "yaml"}
 
@@ -110,8 +112,8 @@ def imported_by(*folders: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("folders", "allowed"),
     [
-        (["minimoe"], [*RUNTIME, *EXTRAS["remote"]]),
-        (["tests", "benchmarks"], [*RUNTIME, *EXTRAS["remote"], *EXTRAS["test"]]),
+        (["minimoe"], [*RUNTIME, *(each for name in USED_BY_THE_PACKAGE for each in EXTRAS[name])]),
+        (["tests", "benchmarks"], [*RUNTIME, *(each for name in USED_BY_THE_TESTS for each in EXTRAS[name])]),
     ],
     ids=["package", "tests"],
 )
@@ -132,7 +134,8 @@ def test_the_wheel_holds_the_package_and_its_data_and_nothing_else(tmp_path):
         names = set(archive.namelist())
     found = [path for folder in ("minimoe", "data") for path in (ROOT / folder).rglob("*.*") if path.is_file()]
     files = [path.relative_to(ROOT) for path in found]
-    package = {str(path) for path in files if path.suffix == ".py" and path.parts[0] == "minimoe"}
+    kinds = {".py", ".html", ".css", ".md"}  # the frame of the site's pages, too
+    package = {str(path) for path in files if path.suffix in kinds and path.parts[0] == "minimoe"}
     data = {f"minimoe/{path}" for path in files if path.parts[0] == "data"}
     assert package and data
     assert {name for name in names if ".dist-info/" not in name} == package | data
@@ -202,7 +205,7 @@ def test_setup_installs_torch_alone_and_first(clone):
     _, venv, torch, rest = clone.calls()
     assert venv == "-m venv .venv"
     assert torch.endswith(f"--constraint constraints.txt torch=={constraints()['torch']}")
-    assert rest.endswith("--constraint constraints.txt --quiet --editable .[test,dev,text,remote]")
+    assert rest.endswith("--constraint constraints.txt --quiet --editable .[test,dev,text,remote,site]")
 
 
 def test_setup_leaves_settings_that_jupyter_can_read(clone):
