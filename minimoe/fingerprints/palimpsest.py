@@ -3,7 +3,9 @@
 What it measures
     Spearman's rho of the order in which the claimed parent met its training examples and the log-likelihood that the
     suspect gives them. Training writes over what it wrote before, so that later examples are remembered better. A
-    reference model, if given, takes out how hard the text is: what it says of each example is subtracted.
+    reference model, if given, takes out how hard the text is: what it says of each example is subtracted. If the kind
+    of text of each example is given, the mean of its kind is subtracted: in one draw, a kind may come later than
+    another, and models like kinds differently.
 What leaves it unchanged
     Every gauge; it needs no weights of the parent, only the order of its training.
 What it cannot see
@@ -14,7 +16,7 @@ Source
     2021, arXiv 2111.08440).
 
 The p-value is exact if the order was drawn at random, whatever the examples are: had the suspect nothing from that run,
-every order would be as likely as any other.
+every order would be as likely as any other. All suspects that are asked about one run share one draw of its order.
 
 Shapes: S tokens in each of n examples.
 """
@@ -36,7 +38,13 @@ _BATCH = 16  # examples run at once
 
 
 def palimpsest(
-    weights: Weights, sequences: Tensor, *, reference: Weights | None = None, trials: int = 9999, seed: int = 0
+    weights: Weights,
+    sequences: Tensor,
+    *,
+    reference: Weights | None = None,
+    kinds: Tensor | None = None,
+    trials: int = 9999,
+    seed: int = 0,
 ) -> Result:
     """Test a suspect against the order of somebody's training.
 
@@ -46,6 +54,7 @@ def palimpsest(
         weights: the suspect.
         sequences: [n, S] int64, in the order of training, as ids of the suspect's vocabulary.
         reference: a model known to have nothing from that run, of the same vocabulary.
+        kinds: [n] int64, which kind of text each example is.
         trials: T random orders.
         seed: of the orders.
 
@@ -63,10 +72,22 @@ def palimpsest(
         liked = log_likelihoods(weights, sequences)
         if reference is not None:
             liked = liked - log_likelihoods(reference, sequences)
-        if (liked == liked[0]).all():
-            raise Refusal("all examples are equally likely")
+        return compare_order(liked, kinds=kinds, trials=trials, seed=seed)
     except Refusal as reason:
         return Result(method="palimpsest", refused=str(reason))
+
+
+def compare_order(liked: Tensor, *, kinds: Tensor | None = None, trials: int = 9999, seed: int = 0) -> Result:
+    """What `palimpsest` says of likelihoods, [n] in the order of training.
+
+    Raises:
+        Refusal: they are all equal.
+    """
+    if kinds is not None:
+        members = F.one_hot(kinds).double()
+        liked = liked - members @ ((members.mT @ liked) / members.sum(0).clamp(min=1))
+    if (liked == liked[0]).all():
+        raise Refusal("all examples are equally likely")
     order, generator = torch.arange(len(liked)), torch.Generator().manual_seed(seed)
     ranks = torch.from_numpy(2 * stats.rankdata(liked.numpy())).long()  # whole numbers, ties too: sums are exact
     random_orders = (torch.randperm(len(liked), generator=generator) for _ in range(trials))

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 import transformers
 from scipy import stats
 
-from minimoe.fingerprints.palimpsest import log_likelihoods, palimpsest
+from minimoe.fingerprints.palimpsest import compare_order, log_likelihoods, palimpsest
 from minimoe.fingerprints.weights import open_weights
 from minimoe.model import MoEConfig, MoEForCausalLM
 from tests.fingerprints.toys import Vocabulary, disturbed, gauged, random_model, weights
@@ -86,6 +86,21 @@ def test_a_reference_takes_out_how_hard_the_examples_are():
         plain, against = (palimpsest(suspect, examples, reference=r, trials=1).score for r in (None, other))
         gains.append(against - plain)
     assert sum(gains) / 3 > 0.05  # .15 give or take .07 each: training comes out differently on another processor
+
+
+def test_kinds_take_out_that_one_of_them_came_later(examples, parent):
+    """A model that likes the second kind better, and no example for when it came; and one that remembers as well."""
+    generator = torch.Generator().manual_seed(0)
+    kinds = (torch.rand(200, generator=generator) < torch.linspace(0.2, 0.8, 200)).long()
+    likes = 5.0 * kinds + torch.randn(200, generator=generator, dtype=torch.float64)
+    remembers = likes + torch.linspace(0, 2, 200)
+    assert compare_order(likes).p_value < 1e-3
+    assert compare_order(likes, kinds=kinds).p_value > 0.01
+    found = compare_order(remembers, kinds=kinds)
+    centred = [float(x - remembers[kinds == kind].mean()) for x, kind in zip(remembers, kinds, strict=True)]
+    assert found.p_value < 1e-3 and found.score == pytest.approx(stats.spearmanr(range(200), centred).statistic)
+    asked = palimpsest(weights(parent), examples, kinds=kinds, trials=9)
+    assert asked == compare_order(log_likelihoods(weights(parent), examples), kinds=kinds, trials=9)
 
 
 def test_p_values_of_a_model_that_never_saw_the_order_are_uniform(examples, stranger):
