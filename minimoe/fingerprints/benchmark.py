@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations
+from itertools import combinations, permutations
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,17 @@ import torch
 from minimoe.atomic import write_atomically
 from minimoe.data_files import data_path
 from minimoe.fingerprints import tables
+from minimoe.fingerprints.behaviour import token_agreement
 from minimoe.fingerprints.compare import METHODS, background_of_rows, judge, kind_of_pair, weigh
+from minimoe.fingerprints.expert_attribution import attribute_experts
+from minimoe.fingerprints.palimpsest import compare_order, log_likelihoods, palimpsest
 from minimoe.fingerprints.result import Result
 from minimoe.fingerprints.weights import Weights, open_weights
-from minimoe.lineage.tree import CALIBRATION, EVALUATION, FAMILIES, MEMBERS
-from minimoe.lineage.zoo import Zoo, relation
+from minimoe.lineage.recipes import open_corpus
+from minimoe.lineage.tree import CALIBRATION, EVALUATION, FAMILIES, MEMBERS, SEEDS
+from minimoe.lineage.zoo import LINEAGE, Zoo, relation
 from minimoe.progress import progress_bar
+from minimoe.training import Settings
 from minimoe.training.tokenizer import load_tokenizer
 
 P_VALUES = ("csu", "permutation_test")
@@ -56,6 +62,8 @@ TITLES = {
     "forgery": "Framed strangers",
     "promises": "How often strangers have a small p-value",
     "attribution": "Experts led back to their layer, and the share of them that is new",
+    "palimpsest": "The order of a root's training, told by others",
+    "calibration": "What p-values of strangers promise, by what they are",
 }
 _SLICED = ("copy", "copy-qwen2_moe", "sliced", "virtual-groups")
 _DROPPED = {f"drop-{rate}": rate for rate in (0.25, 0.5, 0.9)}
@@ -201,8 +209,7 @@ def _weights(home: Path, name: str) -> Weights:
     return open_weights(Zoo(home).load(name), tokenizer=load_tokenizer())
 
 
-def _score_in_process(home: Path, some: Sequence[Pair]) -> list[dict[str, Any]]:
-    torch.set_num_threads(1)
+def _score_some(home: Path, some: Sequence[Pair]) -> list[dict[str, Any]]:
     return [score(Zoo(home), pair) for pair in some]
 
 
@@ -212,12 +219,151 @@ def score_all(zoo: Zoo, wanted: Iterable[Pair], *, processes: int | None = None)
     for pair in wanted:
         groups.setdefault("-".join(pair.b.split("-")[:2]), []).append(pair)
     chunks = [group[start : start + 20] for group in groups.values() for start in range(0, len(group), 20)]
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_score_in_process, zoo.home, chunk) for chunk in chunks]
-        with progress_bar(total=sum(map(len, chunks)), unit="pair", desc="comparing", leave=True) as bar:
-            for future in as_completed(futures):
-                bar.update(len(future.result()))
-                yield from future.result()
+    yield from _in_processes([(_score_some, zoo.home, chunk) for chunk in chunks], processes, desc="comparing")
+
+
+def _in_processes(tasks: Sequence[tuple], processes: int | None, desc: str) -> Iterator[dict[str, Any]]:
+    """The rows of tasks (function, *arguments), a few at once with one thread each, in any order."""
+    settings = {"mp_context": get_context("spawn"), "initializer": torch.set_num_threads, "initargs": (1,)}
+    with ProcessPoolExecutor(processes, **settings) as pool:
+        futures = [pool.submit(*task) for task in tasks]
+        for future in progress_bar(as_completed(futures), total=len(tasks), unit="task", desc=desc, leave=True):
+            yield from future.result()
+
+
+# --- what pairs do not show: orders of training, and p-values that are about something else ---------------
+
+
+def trials(zoo: Zoo, *, processes: int | None = None) -> dict[str, list[dict[str, Any]]]:
+    """Two tables that scores.csv does not hold; members that are shipped, or need no training, are enough for them.
+
+    Returns:
+        "palimpsest": whether the order in which a root was trained is found in a suspect: "rho" and "p_value", both
+        beside a reference, and both within domains beside it. "p_values": of tests of strangers, one by one, "test" as
+        in `PROMISES`; the third party in "about" is a control, an expert, or how much was looked at.
+    """
+    known = _orders_are_known()
+    tasks = [(_agreements, zoo.home, a, b) for a, b in permutations(ALIKE, 2)]
+    tasks += [(_nominal, zoo.home, parent, suspect) for parent in ALIKE[:4] for suspect in MIXED]
+    if known:
+        tasks += [(_remembered, zoo.home, root, suspect) for root in FAMILIES for suspect in suspects(root)]
+        tasks += [(_never_seen, zoo.home, root) for root in SEEDS]
+    found: dict[str, list[dict[str, Any]]] = {"palimpsest": [], "p_values": []}
+    for row in _in_processes(tasks, processes, desc="testing"):
+        found["palimpsest" if "suspect" in row else "p_values"].append(row)
+    if not known:
+        found["palimpsest"] = read_table("palimpsest")
+        found["p_values"] += [row for row in read_table("p_values") if row["test"] == "palimpsest"]
+    found["palimpsest"].sort(key=lambda row: (row["order_of"], suspects(row["order_of"]).index(row["suspect"])))
+    found["p_values"].sort(key=lambda row: (list(PROMISES).index(row["test"]), row["a"], row["b"], row["about"]))
+    return found
+
+
+PROMISES = {
+    "csu": "exact",
+    "permutation_test": "exact",
+    "palimpsest": "exact",
+    "expert_attribution": "nominal",
+    "token_agreement, 1 control": "not about lineage",
+    "token_agreement, 6 controls": "not about lineage",
+}
+REFERENCE = "stranger-01"
+# Shipped roots that were trained on the same text, each from its own random weights.
+ALIKE = ("alder", "birch", "stranger-01", "stranger-13", "deep-1", "depth-init-1", "depth-init-2", "mixture-1")
+MIXED = (
+    "mixture-1",
+    *(f"alder-{kind}" for kind in ("btx-trained", "drop-0.5-trained", "sliced-trained")),
+    *(
+        f"{root}-{kind}"
+        for root in ("birch", "stranger-01", "stranger-13")
+        for kind in ("drop-0.5", "sliced", "gauged")
+    ),
+)
+_ASKED = ("gauged", "finetuned", "lora", "continued-0.1", "continued-1", "continued-4", "lerp", "int4", "fewer-heads")
+_ASKED += ("fewer-layers", "drop-0.5", "drop-0.9", "transplant", "distilled", "twin")
+
+
+def suspects(root: str) -> list[str]:
+    """Members that are asked for the order in which a root was trained, all of them at hand."""
+    relatives = [root, *(f"{root}-{kind}" for kind in _ASKED)]
+    trained = [f"{root}-{kind}-trained" for kind in ("copy", "sliced", "drop-0.5", "btx")] if root == "alder" else []
+    return [*relatives, *trained, *(name for name in FAMILIES if name != root), "stranger-13", "deep-1", "mixture-1"]
+
+
+def order_of(root: str, steps: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first example of every batch, or of the first ones, that a root was trained on.
+
+    Returns:
+        The examples, [steps, S], and the domain of each, [steps].
+    """
+    options = MEMBERS[root].options
+    corpus, seed = open_corpus("real"), options["seed"]
+    shape = {"batch_size": Settings.batch_size, "seq_len": Settings.seq_len}
+    batches = [corpus.batch("train", seed=seed, step=step, **shape) for step in range(steps or options["steps"])]
+    return torch.stack([batch.input_ids[0] for batch in batches]), torch.stack([batch.domains[0] for batch in batches])
+
+
+def _orders_are_known() -> bool:
+    """Whether the corpus, which is put together from installed packages, is that of the shipped models."""
+    record = json.loads((data_path("zoo") / FAMILIES[0] / LINEAGE).read_text(encoding="utf-8"))
+    return open_corpus("real").sha256 == record["corpus_sha256"]
+
+
+@lru_cache(maxsize=2)
+def _liked_by_reference(home: Path, root: str) -> torch.Tensor:
+    return log_likelihoods(_weights(home, REFERENCE), order_of(root)[0])
+
+
+def _remembered(home: Path, root: str, suspect: str) -> list[dict[str, Any]]:
+    """The row of a suspect in the table of palimpsests."""
+    examples, domains = order_of(root)
+    liked = log_likelihoods(_weights(home, suspect), examples)
+    beside = liked - _liked_by_reference(home, root)
+    found = {
+        "": compare_order(liked),
+        "_beside_reference": compare_order(beside),
+        "_within_domains": compare_order(beside, kinds=domains),
+    }
+    row = {"order_of": root, "suspect": suspect, "relation": relation(root, suspect) if root != suspect else "itself"}
+    for how, result in found.items():
+        row |= {f"rho{how}": result.score, f"p_value{how}": result.p_value}
+    return [row]
+
+
+def _never_seen(home: Path, root: str) -> list[dict[str, Any]]:
+    """The order of the first steps of one root, told by others."""
+    few, _ = order_of(root, 50)
+    others = [name for name in ALIKE if name != root]
+    return [
+        _p_value("palimpsest", root, name, "50 steps", palimpsest(_weights(home, name), few, trials=999).p_value)
+        for name in others
+    ]
+
+
+def _agreements(home: Path, a: str, b: str) -> list[dict[str, Any]]:
+    """Whether `a` agrees more with `b` than with other strangers: with the next one, and with all."""
+    others = [name for name in ALIKE if name not in (a, b)]
+    following = others[ALIKE.index(b) % len(others)]
+    left, right, *controls = (_weights(home, name) for name in (a, b, following, *others))
+    one, all_of_them = (token_agreement(left, right, some).p_value for some in (controls[:1], controls[1:]))
+    return [
+        _p_value("token_agreement, 1 control", a, b, following, one),
+        _p_value(f"token_agreement, {len(others)} controls", a, b, "all others", all_of_them),
+    ]
+
+
+def _nominal(home: Path, parent: str, suspect: str) -> list[dict[str, Any]]:
+    """Of every expert of a stranger."""
+    if relation(parent, suspect) != "strangers":
+        return []
+    return [
+        _p_value("expert_attribution", parent, suspect, f"layer {found.layer} expert {found.expert}", found.nominal_p)
+        for found in attribute_experts(_weights(home, parent), _weights(home, suspect))
+    ]
+
+
+def _p_value(test: str, a: str, b: str, about: str, p_value: float) -> dict[str, Any]:
+    return {"test": test, "a": a, "b": b, "about": about, "p_value": p_value}
 
 
 # --- all of it --------------------------------------------------------------------------------------------
@@ -240,7 +386,9 @@ def run(zoo: Zoo, out: Path, *, processes: int | None = None) -> list[dict[str, 
     known = read_scores(data_path("zoo") / "benchmark" / SCORES) if len(computed) < len(wanted) else []
     rows = with_verdicts(_in_order(wanted, [*known, *computed]))
     write_atomically(out / SCORES, _to_csv([{key: row.get(key) for key in COLUMNS} for row in rows]).encode())
-    written = {"times": tables.times(computed, METHODS), **all_tables(rows)}
+    tested = trials(zoo, processes=processes)
+    calibration = {"calibration": tables.calibration(rows, tested["p_values"], PROMISES)}
+    written = {"times": tables.times(computed, METHODS), **all_tables(rows), **tested, **calibration}
     for name, table in written.items():
         write_atomically(out / f"{name}.csv", _to_csv(table).encode())
     write_atomically(out / "benchmark.md", _page(written, len(computed), len(wanted)).encode())
@@ -287,6 +435,20 @@ def read_scores(path: Path) -> list[dict[str, Any]]:
         ]
 
 
+def read_table(name: str, folder: Path | None = None) -> list[dict[str, Any]]:
+    """A table that a benchmark left in a folder, numbers as numbers; None: the one that is shipped."""
+    file = (folder or data_path("zoo") / "benchmark") / f"{name}.csv"
+    with open(file, encoding="utf-8", newline="") as opened:
+        return [{key: _cell(cell) for key, cell in row.items()} for row in csv.DictReader(opened)]
+
+
+def _cell(cell: str) -> str | float:
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
+
+
 def _in_order(wanted: Sequence[Pair], rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row a pair; of two, the later."""
     found = {(row["a"], row["b"], row["use"]): row for row in rows}
@@ -308,7 +470,8 @@ def _to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _page(written: Mapping[str, list[dict[str, Any]]], computed: int, wanted: int) -> str:
     """All tables in one Markdown page; that of transformations as one row for each."""
-    shown = {**written, "transformations": tables.wide(written["transformations"], "transformation", "method", "tpr")}
+    shown = {name: table for name, table in written.items() if name in TITLES}
+    shown["transformations"] = tables.wide(written["transformations"], "transformation", "method", "tpr")
     counts = f"{computed} of {wanted} pairs compared here, the others taken from data/zoo."
     head = f"# The methods against the zoo\n\n{counts}\n"
     return head + "".join(f"\n## {TITLES[name]}\n\n{tables.to_markdown(table)}" for name, table in shown.items())

@@ -113,22 +113,33 @@ def forgery(rows: Rows, methods: Iterable[str]) -> list[dict[str, Any]]:
 
 def promises(rows: Rows, methods: Iterable[str]) -> list[dict[str, Any]]:
     """How often strangers have a p-value of at most so much: no more often than that, if it is one."""
+    return [row for method in methods for row in _kept(method, _known(_strangers(rows), f"{method}_p"))]
+
+
+def calibration(rows: Rows, tested: Rows, kinds: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The same for every p-value there is, those that are none of lineage included.
+
+    Args:
+        rows: of the benchmark, with p-values of their own, as "csu_p".
+        tested: other tests of strangers, each with "test" and "p_value".
+        kinds: what the p-value of each test is.
+    """
     table = []
-    for method in methods:
-        found = _known(_strangers(rows), f"{method}_p")
-        for promised in PROMISED:
-            hits = sum(p <= promised for p in found)
-            low, high = interval(hits, len(found))
-            table.append(
-                {
-                    "method": method,
-                    "promised": promised,
-                    "pairs": len(found),
-                    "found": hits / len(found),
-                    "low": low,
-                    "high": high,
-                }
-            )
+    for test, kind in kinds.items():
+        found = [row["p_value"] for row in tested if row["test"] == test]
+        if not found:
+            found = _known(_strangers(rows), f"{test}_p")
+        table += [{"p_value": kind, **row} for row in _kept(test, found)]
+    return table
+
+
+def _kept(method: str, found: Sequence[float]) -> list[dict[str, Any]]:
+    table = []
+    for promised in PROMISED:
+        hits = sum(p <= promised for p in found)
+        low, high = interval(hits, len(found))
+        counts = {"method": method, "promised": promised, "pairs": len(found), "found": hits / len(found)}
+        table.append({**counts, "low": low, "high": high})
     return table
 
 

@@ -2,21 +2,40 @@
 
 import csv
 from collections import Counter
+from itertools import combinations
 
 import pytest
+import torch
 
 from minimoe.data_files import data_path
 from minimoe.fingerprints import benchmark, tables
-from minimoe.fingerprints.benchmark import METHODS, Pair, all_tables, pairs, read_scores, run, score, with_verdicts
+from minimoe.fingerprints.benchmark import (
+    METHODS,
+    PROMISES,
+    Pair,
+    all_tables,
+    order_of,
+    pairs,
+    read_scores,
+    read_table,
+    run,
+    score,
+    suspects,
+    with_verdicts,
+)
+from minimoe.fingerprints.palimpsest import palimpsest
 from minimoe.fingerprints.virtual_response import virtual_response
 from minimoe.fingerprints.weights import open_weights
-from minimoe.lineage.tree import MEMBERS
+from minimoe.lineage.recipes import SHAPES, keep_training, open_corpus
+from minimoe.lineage.tree import FAMILIES, MEMBERS
 from minimoe.lineage.zoo import Zoo, origins, relation
+from minimoe.model import MoEForCausalLM
 from minimoe.training.tokenizer import load_tokenizer
 
 SHIPPED = data_path("zoo") / "benchmark"
 FEW = [{"transformation": "int8", "method": "csu", "tpr": 1.0}]
 STRANGERS = ("calibration", "evaluation", "between")
+TESTED = [{"test": test, "p_value": 0.5} for test in list(PROMISES)[2:]]
 
 
 @pytest.fixture(scope="module")
@@ -89,15 +108,72 @@ def test_what_is_shipped_is_what_is_computed(zoo, rows):
 def test_a_run_computes_what_it_can_and_takes_the_rest_from_the_shipped_scores(zoo, rows, tmp_path, monkeypatch):
     there = Pair("alder", "alder-int8", "positive", "int8")
     absent = next(pair for pair in pairs() if pair.b == "stranger-24-int8" and pair.use == "positive")
-    monkeypatch.setattr(benchmark, "pairs", lambda: [there, absent])
+    strangers = next(pair for pair in pairs() if (pair.a, pair.b) == ("stranger-01", "stranger-02"))
+    monkeypatch.setattr(benchmark, "pairs", lambda: [there, absent, strangers])
     monkeypatch.setattr(benchmark, "all_tables", lambda rows: {"transformations": FEW})
+    monkeypatch.setattr(benchmark, "trials", lambda zoo, processes: {"p_values": TESTED})
     computed = run(zoo, tmp_path, processes=1)
     assert [(row["a"], row["b"]) for row in computed] == [("alder", "alder-int8")]
     written = read_scores(tmp_path / "scores.csv")
-    assert [row["b"] for row in written] == ["alder-int8", "stranger-24-int8"]
+    assert [row["b"] for row in written] == ["alder-int8", "stranger-24-int8", "stranger-02"]
     shipped = next(row for row in rows if row["b"] == "stranger-24-int8" and row["use"] == "positive")
     assert {name: written[1][name] for name in METHODS} == {name: shipped[name] for name in METHODS}
-    assert "1 of 2 pairs compared here" in (tmp_path / "benchmark.md").read_text()
+    page = (tmp_path / "benchmark.md").read_text()
+    assert "1 of 3 pairs compared here" in page and "## p_values" not in page
+    assert page.index("| exact | csu | 0.010 |") < page.index("| nominal | expert_attribution | 0.010 | 1 |")
+
+
+# --- orders of training, and p-values that take a third party
+
+
+def test_an_order_is_what_training_met():
+    model, met = MoEForCausalLM(SHAPES["dense"]), []
+    model.register_forward_pre_hook(lambda model, inputs: met.append(inputs[0][0].clone()))
+    options = {key: value for key, value in MEMBERS["birch"].options.items() if key != "weights"}
+    keep_training(model, out=None, **options | {"steps": 3})
+    examples, domains = order_of("birch", 3)
+    assert torch.equal(examples, torch.stack(met))
+    streams = {name: open_corpus("real").tokens(name, "train").tobytes() for name in open_corpus("real").domains}
+    for example, domain in zip(examples, domains, strict=True):
+        assert example.numpy().astype("uint16").tobytes() in streams[list(streams)[domain]]
+
+
+def test_a_shipped_palimpsest_is_that_of_the_method(zoo):
+    row = next(row for row in read_table("palimpsest") if row["suspect"] == "birch-distilled")
+    suspect, reference = (open_weights(zoo.load(name)) for name in (row["suspect"], benchmark.REFERENCE))
+    examples, domains = order_of("birch")
+    found = palimpsest(suspect, examples, reference=reference, kinds=domains)
+    assert found.score == pytest.approx(row["rho_within_domains"], abs=2e-3)
+    assert found.p_value == pytest.approx(row["p_value_within_domains"], abs=5e-3)
+
+
+def test_palimpsests_say_how_suspects_are_related_and_all_of_these_are_at_hand(zoo):
+    rows = read_table("palimpsest")
+    assert [(row["order_of"], row["suspect"]) for row in rows] == [(r, name) for r in FAMILIES for name in suspects(r)]
+    for row in rows:
+        assert zoo.has(row["suspect"])
+        itself = row["order_of"] == row["suspect"]
+        assert row["relation"] == ("itself" if itself else relation(row["order_of"], row["suspect"]))
+
+
+def test_p_values_that_take_a_third_party_are_of_strangers():
+    rows = read_table("p_values")
+    assert {row["test"] for row in rows} | {"csu", "permutation_test"} == PROMISES.keys()
+    for row in rows:
+        parties = {row["a"], row["b"], row["about"]} & MEMBERS.keys()
+        assert len(parties) == (3 if row["test"] == "token_agreement, 1 control" else 2)
+        assert all(relation(*pair) == "strangers" for pair in combinations(parties, 2)), row
+        assert 0 < row["p_value"] <= 1
+
+
+def test_without_the_corpus_of_the_shipped_models_their_orders_are_taken_from_the_tables(zoo, monkeypatch):
+    asked = []
+    monkeypatch.setattr(benchmark, "_orders_are_known", lambda: False)
+    monkeypatch.setattr(benchmark, "_in_processes", lambda tasks, *_, **__: asked.extend(tasks) or [])
+    found = benchmark.trials(zoo)
+    assert {task[0] for task in asked} == {benchmark._agreements, benchmark._nominal}
+    assert found["palimpsest"] == read_table("palimpsest")
+    assert found["p_values"] == [row for row in read_table("p_values") if row["test"] == "palimpsest"]
 
 
 # --- tables
@@ -114,6 +190,14 @@ def test_the_shipped_tables_are_made_from_the_shipped_scores(rows):
                     assert float(found[key]) == pytest.approx(value, rel=1e-3, abs=1e-4), (name, key)
                 else:
                     assert found[key] == ("" if value is None else str(value)), (name, key)
+
+
+def test_the_shipped_calibration_is_made_from_the_shipped_p_values(rows):
+    made = tables.calibration(rows, read_table("p_values"), PROMISES)
+    for found, wanted in zip(read_table("calibration"), made, strict=True):
+        numbers = {key: value for key, value in wanted.items() if not isinstance(value, str)}
+        assert {key: found[key] for key in numbers} == pytest.approx(numbers, rel=1e-4)
+        assert (found["p_value"], found["method"]) == (wanted["p_value"], wanted["method"])
 
 
 def test_the_shipped_verdicts_follow_from_the_shipped_scores(rows):
@@ -155,6 +239,17 @@ def test_false_positives_are_counted_among_strangers_of_one_shape():
     assert found == {0.8: (2, 2), 0.9: (1, 2), 0.927: (1, 2)}
 
 
+def test_calibration_takes_p_values_from_where_they_are():
+    made = toy_rows(use=["evaluation", "positive", "between"], csu_p=[0.005, 0.001, 0.5])
+    tested = [{"test": "mine", "p_value": p} for p in (0.2, 0.01, 0.03, 1.0)]
+    found = tables.calibration(made, tested, {"csu": "exact", "mine": "nominal"})
+    assert [(row["p_value"], row["method"], row["promised"]) for row in found[3:5]] == [
+        ("exact", "csu", 0.5),
+        ("nominal", "mine", 0.01),
+    ]
+    assert [(row["pairs"], row["found"]) for row in found[::4]] == [(2, 0.5), (4, 0.25)]
+
+
 def test_promises_count_small_p_values():
     made = toy_rows(use=["evaluation"] * 5, csu_p=[0.005, 0.04, 0.2, 0.7, None])
     found = {row["promised"]: row["found"] for row in tables.promises(made, ["csu"])}
@@ -162,6 +257,16 @@ def test_promises_count_small_p_values():
 
 
 # --- what the whole benchmark is to show
+
+
+def test_orders_are_told_by_the_model_itself_its_rewrite_and_its_student_and_by_no_stranger():
+    """Within domains: by chance, one kind of text came earlier than another in the order of birch."""
+    for row in read_table("palimpsest"):
+        kind = row["suspect"].removeprefix(f"{row['order_of']}-")
+        if row["relation"] == "itself" or kind in ("gauged", "int4", "transplant", "distilled"):
+            assert row["p_value_within_domains"] < 0.01, row
+        if row["relation"] in ("strangers", "same first weights"):
+            assert row["p_value_within_domains"] > 0.01, row
 
 
 def test_targets_of_the_combined_verdict(rows):
