@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from minimoe.course.figures.register import Drawing, figure
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe, new_figure
 from minimoe.data_files import data_path
 from minimoe.fingerprints import tables
-from minimoe.fingerprints.benchmark import P_VALUES, SCORES, read_scores
+from minimoe.fingerprints.benchmark import P_VALUES, PROMISES, SCORES, read_scores, read_table
 from minimoe.fingerprints.compare import METHODS
 from minimoe.fingerprints.rates import auc, roc
+from minimoe.lineage.tree import FAMILIES
 
 CLAIMED = 0.927  # the correlation that the claim of July 2025 rests on (arXiv 2507.03014)
 CURVES = {
@@ -143,18 +146,142 @@ def p_values_of_strangers(folder: Path | None = None) -> Drawing:
 
 
 @figure
-def found_by_transformation(folder: Path | None = None) -> Drawing:
-    """What share of its relatives each method finds at 1 % false positives, transformation by transformation.
+def p_values_by_promise(folder: Path | None = None) -> Drawing:
+    """What every p-value of the benchmark says of strangers, by what it is: exact, nominal, or not about lineage.
 
-    Data: transformation, method, found; a gauged copy is a transformation of its own.
+    A p-value of lineage stays on or below the diagonal: among strangers, a share p of them is at most p.
+
+    Data: promise, test, p_value, share; every p-value in ascending order, and the share of tests up to it.
+    """
+    tests = _p_values_of_strangers(folder)
+    panels = list(dict.fromkeys(PROMISES.values()))
+    drawn = new_figure(3.7)
+    rows, small = [], []
+    for axes, promise in zip(drawn.subplots(1, len(panels), sharey=True), panels, strict=True):
+        axes.plot([LEAST_P, 1], [LEAST_P, 1], color=QUIET, linewidth=1)
+        shown = [test for test, kind in PROMISES.items() if kind == promise]
+        for style, test in zip(SERIES, shown, strict=False):
+            found = sorted(tests[test])
+            shares = [(place + 1) / len(found) for place in range(len(found))]
+            label = f"{test.replace('_', ' ').removeprefix('token agreement, ')}, {len(found)}"
+            axes.step([max(p, LEAST_P) for p in found], shares, where="post", label=label, **{**style, "marker": ""})
+            rows += [(promise, test, p, share) for p, share in zip(found, shares, strict=True)]
+            small.append(f"{test.replace('_', ' ')} ({promise}) {np.mean(np.array(found) <= 0.05):.0%}")
+        axes.set(xscale="log", yscale="log", xlim=(LEAST_P, 1), ylim=(LEAST_P, 8), xlabel="p-value")
+        axes.set_yticks([1e-3, 1e-2, 1e-1, 1])
+        axes.set_title(promise, fontsize=11)
+        axes.legend(loc="upper left", frameon=False, fontsize=8)
+    drawn.axes[0].set_ylabel("share of strangers up to it")
+    describe(
+        drawn,
+        "Shares of tests of strangers up to each p-value, both on a logarithmic scale, in three panels with a diagonal "
+        f"that no p-value of lineage rises above. At most .05 were: {'; '.join(small)}.",
+    )
+    return drawn, dict(zip(("promise", "test", "p_value", "share"), map(list, zip(*rows, strict=True)), strict=True))
+
+
+LEAST_P = 1e-3
+
+
+def _p_values_of_strangers(folder: Path | None) -> dict[str, list[float]]:
+    """Of the tests in `PROMISES`: those of the scores' own strangers, and those of tests that take a third party."""
+    strangers = [row for row in scores(folder) if row["use"] in ("calibration", "evaluation", "between")]
+    tests = {name: [row[f"{name}_p"] for row in strangers if row[f"{name}_p"]] for name in P_VALUES}
+    for row in read_table("p_values", folder):
+        tests.setdefault(row["test"], []).append(row["p_value"])
+    return tests
+
+
+@figure
+def orders_remembered(folder: Path | None = None) -> Drawing:
+    """Which models tell the order in which alder or birch was trained: palimpsest, beside a reference, within domains.
+
+    Data: order_of, suspect, relation, rho, p_value.
+    """
+    table = read_table("palimpsest", folder)
+    names = list(dict.fromkeys(_seen_from_its_root(row) for row in table))
+    drawn = new_figure(1.3 + 0.22 * len(names))
+    axes, told = drawn.subplots(), []
+    for style, root in zip(SERIES, dict.fromkeys(row["order_of"] for row in table), strict=False):
+        some = [row for row in table if row["order_of"] == root]
+        places = [names.index(_seen_from_its_root(row)) for row in some]
+        rhos = [row["rho_within_domains"] for row in some]
+        axes.plot(rhos, places, label=f"order of {root}", **{**style, "linestyle": ""})
+        told.append(f"{root} {sum(row['p_value_within_domains'] <= RARE for row in some)} of {len(some)}")
+    rare = NormalDist().inv_cdf(1 - RARE) / (EXAMPLES - 1) ** 0.5
+    axes.axvline(0, color=QUIET, linewidth=0.8)
+    axes.axvline(rare, color=INK, linestyle="--", linewidth=1, label=f"p = {RARE}")
+    axes.set_yticks(range(len(names)), names, fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlabel("rho of order and log-likelihood, beside a reference, within domains")
+    axes.legend(loc="lower right", frameon=False, fontsize=9)
+    describe(
+        drawn,
+        f"How well {len(names)} kinds of models tell the order in which two roots were trained, with a dashed line at "
+        f"p = {RARE}. Told by: {'; '.join(told)}.",
+    )
+    columns = ("order_of", "suspect", "relation", "rho_within_domains", "p_value_within_domains")
+    return drawn, {name.removesuffix("_within_domains"): [row[name] for row in table] for name in columns}
+
+
+RARE, EXAMPLES = 0.01, 800
+
+
+def _seen_from_its_root(row: dict[str, Any]) -> str:
+    """The suspect as it is called in both families."""
+    suspect, root = row["suspect"], row["order_of"]
+    if row["relation"] in ("itself", "strangers") and suspect in FAMILIES:
+        return row["relation"] if suspect == root else "the other root"
+    return suspect.removeprefix(f"{root}-")
+
+
+@figure
+def found_by_transformation(folder: Path | None = None) -> Drawing:
+    """What share of its relatives each method finds at 1 % false positives, group by group of transformations.
+
+    The table transformations.csv of the benchmark has them one by one.
+
+    Data: transformation, method, found; the second half is of relatives that were rewritten by all gauges afterwards.
     """
     methods = (*METHODS, "score")
-    table = tables.by_transformation(scores(folder), methods)
-    return _map(
-        [(row["transformation"], row["method"], row["tpr"]) for row in table],
-        ("transformation", "method", "found"),
-        "share of relatives found at 1 % false positives",
-    )
+    grouped = [{**row, "kind": _group(row["kind"])} if row["use"] == "positive" else row for row in scores(folder)]
+    table = tables.by_transformation(grouped, methods)
+    table.sort(key=lambda row: _PLACES[row["transformation"]])
+    cells = [(row["transformation"], row["method"], row["tpr"]) for row in table]
+    panels = {
+        "as made": [cell for cell in cells if not cell[0].endswith(_REWRITTEN)],
+        "rewritten": [cell for cell in cells if cell[0].endswith(_REWRITTEN)],
+    }
+    return _maps(panels, ("transformation", "method", "found"), "Relatives found at 1 % false positives")
+
+
+_REWRITTEN = ", gauged"
+_GROUPS = {
+    "trained further": ("finetuned", "lora", "continued-0.1", "continued-1", "continued-4", "mixture-finetuned"),
+    "merged": ("lerp", "slerp", "ties"),
+    "rounded; more tokens": ("int8", "int4", "extended"),
+    "narrower": ("fewer-neurons", "fewer-heads"),
+    "shallower, deeper": ("fewer-layers", "deepened"),
+    "upcycled whole": ("copy", "copy-qwen2_moe", "copy-pangu", "noisy"),
+    "upcycled in slices": ("sliced", "virtual-groups"),
+    "upcycled, partly anew": ("drop-0.25", "drop-0.5", "drop-0.9"),
+    "of several parents": ("btx", "transplant"),
+    "upcycled, then trained": (),  # all that end in "-trained"
+    "donor of one expert": ("transplant, donor", "transplant-trained, donor"),
+    "two descendants": ("cousins",),
+    "nothing else": ("gauged",),
+    "before upcycling": ("gauged-copy", "gauged-drop-0.5"),
+}
+_PLACES = {name + end: place for end in ("", _REWRITTEN) for place, name in enumerate(_GROUPS)}
+
+
+def _group(kind: str) -> str:
+    """The group of a transformation; rewritten afterwards, another one."""
+    plain = kind.removesuffix("-gauged")
+    end = _REWRITTEN if "gauged" in kind else ""
+    if plain.endswith("-trained"):
+        return "upcycled, then trained" + end
+    return next(name for name, kinds in _GROUPS.items() if {kind, plain} & set(kinds)) + end
 
 
 @figure
@@ -164,41 +291,49 @@ def gauge_map(folder: Path | None = None) -> Drawing:
     Data: gauge, method, score. Empty where a method refuses.
     """
     rows = [row for row in scores(folder) if row["use"] == "invariance" and row["a"] == "alder"]
-    return _map(
-        [(row["kind"], method, row[method]) for row in rows for method in METHODS],
-        ("gauge", "method", "score"),
-        "score of a model with its rewritten copy",
-    )
+    cells = [(row["kind"], method, row[method]) for row in rows for method in METHODS]
+    return _maps({"": cells}, ("gauge", "method", "score"), "Score of a model with its rewritten copy")
 
 
-def _map(rows: list[tuple[str, str, float | None]], names: tuple[str, str, str], label: str) -> Drawing:
-    """Cells of a table, each with its number; white where there is none."""
+Cell = tuple[str, str, float | None]  # row, column, number
+
+
+def _maps(panels: dict[str, list[Cell]], names: tuple[str, str, str], title: str) -> Drawing:
+    """Tables of the same columns below each other, each cell with its number; white where there is none."""
+    heights = [len({cell[0] for cell in cells}) for cells in panels.values()]
+    drawn = new_figure(1.9 + 0.22 * sum(heights) + 0.3 * (len(panels) - 1))
+    all_axes = drawn.subplots(len(panels), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
+    said = []
+    for axes, (panel, cells) in zip(all_axes, panels.items(), strict=True):
+        lowest = _map(axes, cells)
+        said.append(f"{panel or 'in it'}, the lowest row is {lowest}")
+        axes.set_title(f"{title}, {panel}" if panel else title)
+    describe(drawn, f"{title}, {sum(heights)} rows, a column for each method; {'; '.join(said)}.")
+    cells = [cell for cells in panels.values() for cell in cells]
+    data = {name: [cell[column] for cell in cells] for column, name in enumerate(names)}
+    data[names[2]] = ["" if value is None else float(value) for value in data[names[2]]]
+    return drawn, data
+
+
+def _map(axes: Axes, rows: list[Cell]) -> str:
+    """Draw one; returns the name of the row with the lowest mean."""
     down, across = (list(dict.fromkeys(row[column] for row in rows)) for column in (0, 1))
     cells = np.full((len(down), len(across)), np.nan)
     for first, second, value in rows:
         cells[down.index(first), across.index(second)] = np.nan if value is None else value
-    drawn = new_figure(1.9 + 0.2 * len(down))
-    axes = drawn.subplots()
     axes.imshow(cells.clip(0, 1), cmap="Blues", vmin=0, vmax=1.15, aspect="auto")
     for row, column in np.argwhere(~np.isnan(cells)):
         value = cells[row, column]
         axes.text(
             column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if value > 0.7 else INK
         )
-    axes.set_xticks(
-        range(len(across)), [name.replace("_", " ") for name in across], rotation=60, ha="right", fontsize=8
-    )
-    axes.set_yticks(range(len(down)), [name.replace("_", " ") for name in down], fontsize=8)
+    labels = [name.replace("_", " ") for name in across]
+    axes.set_xticks(range(len(across)), labels, rotation=60, ha="right", fontsize=8)
+    labels = [name.removesuffix(_REWRITTEN).replace("_", " ") for name in down]
+    axes.set_yticks(range(len(down)), labels, fontsize=8)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    lowest = np.nanargmin(cells.mean(1)) if not np.isnan(cells.mean(1)).all() else 0
-    axes.set_title(label[0].upper() + label[1:])
-    describe(
-        drawn, f"A table of {len(down)} rows and {len(across)} methods: {label}; the lowest row is {down[lowest]}."
-    )
-    data = {name: [row[column] for row in rows] for column, name in enumerate(names)}
-    data[names[2]] = ["" if value is None else float(value) for value in data[names[2]]]
-    return drawn, data
+    return down[int(np.nanargmin(np.nanmean(cells, axis=1)))]
 
 
 @figure
