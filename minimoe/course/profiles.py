@@ -2,8 +2,8 @@
 
     python -m minimoe.course.profiles [NAME ...]
 
-trains roots by the recipe of the zoo, each for half as long, into runs/NAME-SEED (ten minutes on one thread in all),
-continues what was interrupted, and writes
+trains roots by the recipe of the zoo, each for half as long, into runs/NAME-SEED (a quarter of an hour on one thread in
+all), continues what was interrupted, and writes
 
     data/runs/NAME/std.csv    seed, step, layer; q, k, v, o, the standard deviation of that matrix of the layer
 """
@@ -27,7 +27,7 @@ from minimoe.lineage.recipes import from_scratch
 from minimoe.training.experiments import RUNS, to_csv
 
 STEPS, SNAPSHOTS = 400, (0, 25, 50, 100, 200, 300)  # and the finished model
-SEEDS = (201, 202, 203)  # of weights and batches; no member of the zoo has them
+SEEDS = (201, 202, 203, 204, 205)  # of weights and batches; no member of the zoo has them
 SETTINGS = {"corpus": "real", "steps": STEPS, "snapshots": SNAPSHOTS}
 PROFILES: Mapping[str, Mapping[str, Any]] = {
     "profiles/4-layers": {"shape": "dense"},
