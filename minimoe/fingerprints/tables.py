@@ -54,7 +54,7 @@ def _rates(relatives: Rows, strangers: Rows, method: str) -> dict[str, Any]:
 def false_positives(rows: Rows, methods: Iterable[str]) -> list[dict[str, Any]]:
     """How many strangers of one shape reach the cut-offs that others published."""
     groups = {
-        "4 layers": [row for row in _strangers(rows) if row["kind"] == "roots"],
+        "4 layers": [row for row in strangers_of(rows) if row["kind"] == "roots"],
         "8 layers": _both_called(rows, "deep-"),
         "8 layers, initialised by depth": _both_called(rows, "depth-init-"),
     }
@@ -91,7 +91,7 @@ def invariance(rows: Rows, methods: Sequence[str]) -> list[dict[str, Any]]:
 
 def forgery(rows: Rows, methods: Iterable[str]) -> list[dict[str, Any]]:
     """What methods say of strangers that imitate a model, beside what they say of strangers."""
-    strangers = [row for row in _strangers(rows) if row["kind"] == "roots"]
+    strangers = [row for row in strangers_of(rows) if row["kind"] == "roots"]
     table = []
     for kind in dict.fromkeys(row["kind"] for row in _of_use(rows, "forgery")):
         framed = [row for row in _of_use(rows, "forgery") if row["kind"] == kind]
@@ -113,7 +113,7 @@ def forgery(rows: Rows, methods: Iterable[str]) -> list[dict[str, Any]]:
 
 def promises(rows: Rows, methods: Iterable[str]) -> list[dict[str, Any]]:
     """How often strangers have a p-value of at most so much: no more often than that, if it is one."""
-    return [row for method in methods for row in _kept(method, _known(_strangers(rows), f"{method}_p"))]
+    return [row for method in methods for row in _kept(method, _known(strangers_of(rows), f"{method}_p"))]
 
 
 def calibration(rows: Rows, tested: Rows, kinds: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -128,7 +128,7 @@ def calibration(rows: Rows, tested: Rows, kinds: Mapping[str, str]) -> list[dict
     for test, kind in kinds.items():
         found = [row["p_value"] for row in tested if row["test"] == test]
         if not found:
-            found = _known(_strangers(rows), f"{test}_p")
+            found = _known(strangers_of(rows), f"{test}_p")
         table += [{"p_value": kind, **row} for row in _kept(test, found)]
     return table
 
@@ -208,12 +208,13 @@ def _of_use(rows: Rows, use: str) -> Rows:
     return [row for row in rows if row["use"] == use]
 
 
-def _strangers(rows: Rows) -> Rows:
+def strangers_of(rows: Rows) -> Rows:
+    """Pairs that share nothing, as they are: framed ones are no sample of strangers."""
     return [row for row in rows if row["use"] in ("calibration", "evaluation", "between")]
 
 
 def _both_called(rows: Rows, prefix: str) -> Rows:
-    return [row for row in _strangers(rows) if row["a"].startswith(prefix) and row["b"].startswith(prefix)]
+    return [row for row in strangers_of(rows) if row["a"].startswith(prefix) and row["b"].startswith(prefix)]
 
 
 def _known(rows: Rows, name: str) -> list[float]:

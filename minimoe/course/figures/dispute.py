@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import textwrap
 from functools import cache
-from typing import Any
 
 import numpy as np
 
-from minimoe.course.figures.lineage import CLAIMED, Rows, scores
+from minimoe.course.figures.lineage import CLAIMED, Rows, is_rewritten, scores
 from minimoe.course.figures.register import Drawing, figure
 from minimoe.course.published import read_published
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe, new_figure
@@ -156,11 +155,6 @@ def chance_by_depth(trend: float = 0.9) -> Drawing:
 def relatives() -> np.ndarray:
     """Scores of the std profile among relatives of the zoo of which neither was rewritten."""
     return _scores_of([row for row in scores() if row["use"] == "positive" and not is_rewritten(row)])
-
-
-def is_rewritten(row: dict[str, Any]) -> bool:
-    """Whether one of a pair of the benchmark went through gauges; of cousins the kind alone does not say it."""
-    return any("gauged" in row[name] for name in ("a", "b", "kind"))
 
 
 @cache

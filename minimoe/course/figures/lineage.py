@@ -54,7 +54,7 @@ def std_profile_of_strangers(folder: Path | None = None) -> Drawing:
         "relatives as they are": [
             row["std_profile"]
             for row in scores(folder)
-            if row["use"] == "positive" and "gauged" not in row["kind"] and row["std_profile"] is not None
+            if row["use"] == "positive" and not is_rewritten(row) and row["std_profile"] is not None
         ],
     }
     drawn = new_figure(4.6)
@@ -74,6 +74,11 @@ def std_profile_of_strangers(folder: Path | None = None) -> Drawing:
     )
     rows = [(group, score) for group, found in pairs.items() for score in found]
     return drawn, dict(zip(("group", "score"), map(list, zip(*rows, strict=True)), strict=True))
+
+
+def is_rewritten(row: dict[str, Any]) -> bool:
+    """Whether one of a pair of the benchmark went through gauges; of cousins the kind alone does not say it."""
+    return any("gauged" in row[name] for name in ("a", "b", "kind"))
 
 
 def _of_strangers(rows: Rows, method: str, *prefixes: str) -> list[float]:
@@ -126,9 +131,7 @@ def p_values_of_strangers(folder: Path | None = None) -> Drawing:
     axes, rows, ends = drawn.subplots(), [], []
     axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, label="what is promised")
     for style, method in zip(SERIES, P_VALUES, strict=False):
-        found = sorted(
-            row[f"{method}_p"] for row in scores(folder) if row["relation"] == "strangers" and row[f"{method}_p"]
-        )
+        found = sorted(row[f"{method}_p"] for row in tables.strangers_of(scores(folder)) if row[f"{method}_p"])
         shares = [(place + 1) / len(found) for place in range(len(found))]
         axes.step(
             found,
@@ -185,7 +188,7 @@ LEAST_P = 1e-3
 
 def _p_values_of_strangers(folder: Path | None) -> dict[str, list[float]]:
     """Of the tests in `PROMISES`: those of the scores' own strangers, and those of tests that take a third party."""
-    strangers = [row for row in scores(folder) if row["use"] in ("calibration", "evaluation", "between")]
+    strangers = tables.strangers_of(scores(folder))
     tests = {name: [row[f"{name}_p"] for row in strangers if row[f"{name}_p"]] for name in P_VALUES}
     for row in read_table("p_values", folder):
         tests.setdefault(row["test"], []).append(row["p_value"])
