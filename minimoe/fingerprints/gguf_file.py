@@ -122,10 +122,18 @@ class GGUF(Checkpoint):
         return whole.view(shape)
 
     def pieces(self, name: str, size: int) -> Iterator[Tensor]:
-        """Read one tensor in flat pieces of at most `size` numbers."""
+        """Read one tensor in flat pieces of `size` numbers, the last one smaller: those of any other checkpoint."""
+        left = torch.empty(0)
+        for part in self._parts(name, size):
+            *whole, left = torch.cat([left, part]).split(size)
+            yield from whole
+        yield left
+
+    def _parts(self, name: str, size: int) -> Iterator[Tensor]:
+        """One tensor, about `size` numbers at a time: as many whole heads or whole blocks as fit, at least one."""
         stored = self._find(name)
         numbers, size_of_block = GGML_QUANT_SIZES[stored.format]
-        unit = stored.head_dim * math.prod(stored.shape[1:]) or numbers  # whole heads or whole blocks
+        unit = stored.head_dim * math.prod(stored.shape[1:]) or numbers
         count, step = math.prod(stored.shape), max(size // unit, 1) * unit
         with self._open_at(self.path, stored.start, stored.size) as file:
             for start in range(0, count, step):
@@ -133,7 +141,7 @@ class GGUF(Checkpoint):
                 found = file.readinto(blocks)
                 if found != blocks.nbytes:
                     raise CheckpointError(f"{self.path}: found {found} bytes of {name}, wanted {blocks.nbytes}")
-                yield from _in_order(self._dequantise(blocks, name).flatten(), stored).split(size)
+                yield _in_order(self._dequantise(blocks, name).flatten(), stored)
 
     @cached_property
     def model_config(self) -> MoEConfig:

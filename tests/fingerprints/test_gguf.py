@@ -142,9 +142,11 @@ def assert_same_roles(found: Weights, wanted: Weights) -> None:
         if wanted.has(*place):
             assert found.shape(*place) == wanted.shape(*place), place
             assert torch.equal(found.get(*place), wanted.get(*place)), place
-            assert torch.equal(
-                torch.cat([piece.clone() for _, piece in found.pieces(*place)]), found.get(*place).flatten()
-            )
+            assert torch.equal(torch.cat(in_pieces(found, *place)), found.get(*place).flatten())
+
+
+def in_pieces(weights: Weights, role: str, layer: int | None) -> list[torch.Tensor]:
+    return [piece.clone() for _, piece in weights.pieces(role, layer)]
 
 
 # -- roles
@@ -226,6 +228,17 @@ def test_pieces_take_memory_for_a_piece_and_not_for_a_tensor(form, tmp_path, mon
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert 4 * 4096 <= peak < model.model.layers[1].self_attn.q_proj.weight.nbytes / 2
+
+
+@pytest.mark.parametrize("size", [1, 100, 1000])
+def test_pieces_are_as_large_as_those_of_other_files(size, tmp_path, monkeypatch):
+    """Two models are gone through side by side, though heads are read whole and are no multiple of `size`."""
+    monkeypatch.setattr("minimoe.fingerprints.weights.PIECE", size)
+    model = make_model()
+    found, wanted = open_weights(write(tmp_path / "model.gguf", model, form=Format.F32)), open_weights(model)
+    for place in [("q", 0), ("k", 1), ("o", 0), ("down", 1)]:
+        pairs = zip(in_pieces(found, *place), in_pieces(wanted, *place), strict=True)
+        assert all(torch.equal(ours, theirs) for ours, theirs in pairs), place
 
 
 # -- models
