@@ -64,7 +64,7 @@ class Evidence:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Report:
     """What `compare` returns; the top of this file explains verdict and score."""
 
@@ -95,6 +95,8 @@ class Report:
         lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)) for row in rows]
         return "\n".join([self.a, self.b, "", *self._headline(), "", *map(str.rstrip, lines), "", *self._notes()])
 
+    __repr__ = __str__  # the fields hold every stranger's score
+
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{title}</th>" for title in ("method", *_TITLES))
         body = "".join(f"<tr>{_html_cells(row)}</tr>" for row in self._rows())
@@ -118,7 +120,7 @@ class Report:
             known, score = sorted(evidence.strangers), evidence.result.score
             if known:
                 axes.barh(row, known[-1] - known[0], left=known[0], height=0.5, color="#BBBBBB")
-            if evidence.level is not None:
+            if evidence.level is not None and evidence.result.method != "csu":  # its level is one of p, not of rho
                 axes.plot([evidence.level] * 2, [row - 0.36, row + 0.36], color="#222222", linewidth=1.6)
             axes.plot(score, row, marker="D", color="#4477AA", markersize=7)
             ends = {"lowest": known[0], "highest": known[-1]} if known else {}
