@@ -28,16 +28,13 @@ def scaled_up_instead(gate, up, down, slices):
 
 
 def every_other_neuron(gate, up, down, slices):
-    """Right as well: which neurons a slice holds is free. And it spoils what it was given."""
+    """Right as well: which neurons a slice holds is free."""
     starts = range(slices)
-    found = (
+    return (
         torch.stack([gate[start::slices] for start in starts]),
         torch.stack([up[start::slices] for start in starts]),
         torch.stack([down[:, start::slices] for start in starts]) * slices,
     )
-    for tensor in (gate, up, down):
-        tensor.zero_()
-    return found
 
 
 def shuffled_arrays(gate, up, down, slices):
@@ -59,8 +56,13 @@ def torn(gate, up, down, slices):
     return *by_reshaping(gate, up, down, slices)[:2], slices * down.reshape(slices, len(down), -1)
 
 
+def scaled_in_place(gate, up, down, slices):
+    down *= slices
+    return by_reshaping(gate, up, down / slices, slices)
+
+
 def dealt(gate, up, down, slices):
-    return *by_reshaping(gate, up, down, slices)[:2], every_other_neuron(gate.clone(), up.clone(), down, slices)[2]
+    return *by_reshaping(gate, up, down, slices)[:2], every_other_neuron(gate, up, down, slices)[2]
 
 
 def rows_of_down(gate, up, down, slices):
@@ -90,7 +92,7 @@ def dropping(choose, draw, where=(0, 1, 2)):
 
     def answer(gate, up, down, share, generator):
         neurons = choose(len(gate), share, generator)
-        rows = [gate, up, down.T.contiguous()]
+        rows = [gate.clone(), up.clone(), down.T.clone()]
         for place in where:
             rows[place][neurons] = draw(rows[place], rows[place][neurons], generator)
         return rows[0], rows[1], rows[2].T
@@ -140,17 +142,20 @@ def test_another_draw_of_a_right_answer_is_right(seed):
 
 def three_draws(gate, up, down, share, generator):
     """Other neurons in each of the three."""
-    parts = [
-        dropping(exactly, like_the_whole, where=[place])(gate.clone(), up.clone(), down.clone(), share, generator)
-        for place in range(3)
-    ]
+    parts = [dropping(exactly, like_the_whole, where=[place])(gate, up, down, share, generator) for place in range(3)]
     return tuple(part[place] for place, part in enumerate(parts))
 
 
 def rows_replaced_in_down(gate, up, down, share, generator):
-    gate, up, _ = dropping(exactly, like_the_whole, where=(0, 1))(gate, up, down.clone(), share, generator)
-    rows = exactly(len(down), share, generator)
+    gate, up, _ = dropping(exactly, like_the_whole, where=(0, 1))(gate, up, down, share, generator)
+    rows, down = exactly(len(down), share, generator), down.clone()
     down[rows] = like_the_whole(down, down[rows], generator)
+    return gate, up, down
+
+
+def in_place(gate, up, down, share, generator):
+    neurons = exactly(len(gate), share, generator)
+    gate[neurons] = like_the_whole(gate, gate[neurons], generator)
     return gate, up, down
 
 
@@ -205,10 +210,12 @@ WRONG = [
     (check_slices, dealt, "do not reshape"),
     (check_slices, rows_of_down, "down has shape|one shape"),
     (check_slices, up_in_another_order, "same slice"),
+    (check_slices, scaled_in_place, "down you were given changed"),
     (check_slices, lambda g, u, d, s: (g, u, d), "gate has shape"),
     (check_slices, lambda g, u, d, s: g, "three things"),
     (check_slices, lambda g, u, d, s: None, "return"),
     (check_slices, lambda g, u, d, s: ("a", "b", "c"), "a tensor each"),
+    (check_drop, in_place, "gate you were given changed"),
     (check_drop, three_draws, "different neurons"),
     (check_drop, rows_replaced_in_down, "replaced rows"),
     (check_drop, dropping(by_coin, like_the_whole), "coin"),

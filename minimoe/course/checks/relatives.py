@@ -193,9 +193,13 @@ def _dropped(answer: Callable, mlp: MLP, share: float, seed: int) -> MLP:
 
 def _returned(answer: Callable, *inputs: object) -> MLP:
     """The three tensors that the answer returns, in float64; a list of equal parts counts as a tensor."""
-    found = answer(*(value.clone() if isinstance(value, Tensor) else value for value in inputs))
+    given = [value.clone() if isinstance(value, Tensor) else value for value in inputs]
+    found = answer(*given)
     if found is None:
         raise WrongAnswer("The function returned nothing. Does it end with `return ...`?")
+    for name, now, before in zip(_NAMES, given, inputs, strict=False):
+        if not torch.equal(now, before):
+            raise WrongAnswer(f"The {name} you were given changed. Work on a copy of it: `{name}.clone()`.")
     if not isinstance(found, tuple | list) or len(found) != 3:
         raise WrongAnswer("Return three things: gate, up and down.")
     try:
