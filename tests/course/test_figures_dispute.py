@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from statistics import mean, median
 
 import numpy as np
@@ -34,6 +35,12 @@ def test_every_published_row_has_a_source():
         assert all(row["source"].strip() for row in rows(f"published/{table}.csv"))
 
 
+def test_what_was_not_read_at_its_source_says_so():
+    indirect = [row for row in rows("published/dispute.csv") if re.match("copy|repost|summary", row["source"])]
+    assert indirect
+    assert all("second-hand" in row["kind"] for row in indirect)
+
+
 def test_the_record_names_both_sides_and_passes_no_verdict():
     record = rows("published/dispute.csv")
     kinds = [row["kind"] for row in record]
@@ -50,7 +57,11 @@ def test_the_timeline_shows_what_has_a_date_in_its_order():
     assert data["title"] == [row["title"] for row in record]
     assert all(row["title"] in drawn.get_label() for row in record)
     sides = dict(zip(data["party"], data["side"], strict=True))
-    assert (sides["HonestAGI"], sides["Huawei Noah's Ark Lab"], sides["arXiv"]) == ("claim", "answer", "other")
+    assert (sides["HonestAGI"], sides["Huawei Noah's Ark Lab"], sides["arXiv, by a copy of its page"]) == (
+        "claim",
+        "answer",
+        "other",
+    )
 
 
 # --- chance -----------------------------------------------------------------------------------------------
