@@ -121,7 +121,7 @@ def _misfits(wanted: Any, found: Any, field: str) -> Iterator[Finding]:
                 yield from _misfits(kind, found[name], names[name])
             else:
                 yield Finding(names[name], MISMATCH, "missing", getattr(kind, "wanted", "it"))
-        for name in found.keys() - wanted.keys():
+        for name in sorted(found.keys() - wanted.keys()):
             yield Finding(names[name], MISMATCH, f"found {_short(found[name])}", "no such field")
 
 
@@ -147,7 +147,7 @@ def make_card(folder: str | Path, out: str | Path, *, parents: Collection[str | 
 
     Raises:
         CheckpointError: a file is missing or damaged.
-        ValueError: `out` ends otherwise, or one of the two files is there already.
+        ValueError: `folder` is a single file; `out` ends otherwise, or one of the two files is there already.
         Refusal: a parent lies elsewhere, and no sha256 of it is published.
     """
     card, folder = Path(out), Path(folder)
@@ -158,13 +158,14 @@ def make_card(folder: str | Path, out: str | Path, *, parents: Collection[str | 
         if path.exists():
             raise ValueError(f"{path}: there already; wanted a new name, since a card holds what people wrote")
     weights, opened = open_weights(folder), [open_weights(parent) for parent in parents]
+    files = _hash_files(folder, {card, saved})
     fingerprint(weights).save(saved)
     content = {
         "format": FORMAT,
         "version": VERSION,
         "name": folder.resolve().name,
         "weights": weights.sha256(),
-        "files": _hash_files(folder, {card, saved}),
+        "files": files,
         "parents": [_enter(parent) for parent in opened],
         "recipe": "",
         "data": {"description": "", "licence": "", "sha256": None},
@@ -183,6 +184,8 @@ def _enter(parent: Weights) -> dict[str, str]:
 
 def _hash_files(folder: Path, leaving_out: Collection[Path]) -> dict[str, str]:
     """The sha256 of every file in a folder and below it, by its path; hidden ones, such as .git, are left out."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: wanted a folder in the Hugging Face layout, found a single file")
     left_out = {path.resolve() for path in leaving_out}
     paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return {
@@ -215,7 +218,7 @@ def check_card(card: str | Path, folder: str | Path, *, parents: Sequence[str | 
 
     Raises:
         OSError: there is no such card.
-        ValueError: it is not JSON.
+        ValueError: it is not JSON, or `folder` is a single file.
         CheckpointError: a model is missing or damaged.
         Refusal: a parent lies elsewhere, and no sha256 of it is published.
     """

@@ -322,3 +322,12 @@ def test_nothing_is_overwritten_and_nothing_half_done(copy, tmp_path):
     with pytest.raises(CheckpointError):
         make_card(tmp_path / "nowhere", tmp_path / "new.json")
     assert not (tmp_path / "new.npz").exists()
+
+
+def test_a_single_file_is_no_folder_to_list(copy, tmp_path):
+    """A card that lists no file could never be confirmed."""
+    with pytest.raises(ValueError, match="wanted a folder"):
+        make_card(copy / "model.safetensors", tmp_path / "new.json")
+    assert list(tmp_path.glob("new.*")) == []
+    with pytest.raises(ValueError, match="wanted a folder"):
+        check_card(copy / "card.json", copy / "model.safetensors")
