@@ -158,7 +158,7 @@ def fingerprint(
 def make_card(
     folder: Annotated[Path, typer.Argument(help="A model in the Hugging Face layout.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The .json file to write; its fingerprint goes beside it.")],
-    parent: Annotated[list[str] | None, typer.Option(help="A model that it was made from.")] = None,
+    parent: Annotated[list[str] | None, typer.Option(help="A model that gave it weights.")] = None,
 ) -> None:
     """Begin a lineage card: hashes and fingerprint are filled in, words are left to you."""
     import torch
