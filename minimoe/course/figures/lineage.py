@@ -348,6 +348,7 @@ def framed_strangers(folder: Path | None = None) -> Drawing:
     methods = {"std profile": "std_profile", "norm profile": "norm_profile", "all, combined": "score"}
     kinds = ("strangers as they are", "framed-std", "framed-norms", "framed-both")
     drawn, rows = new_figure(3.4), []
+    drawn.get_layout_engine().set(wspace=0.06)  # the outer tick labels of neighbours need room
     panels = drawn.subplots(1, len(methods), sharey=True)
     for axes, (label, method) in zip(panels, methods.items(), strict=True):
         for place, kind in enumerate(kinds):
