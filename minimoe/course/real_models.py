@@ -37,13 +37,12 @@ from torch import Tensor
 
 from minimoe.atomic import write_atomically
 from minimoe.data_files import cache_folder, data_path
-from minimoe.fingerprints.card import sha256_of_file
 from minimoe.fingerprints.compare import compare
 from minimoe.fingerprints.weight_cosine import MATRICES
 from minimoe.fingerprints.weights import Weights, open_weights
 from minimoe.lineage import upcycle
 from minimoe.lineage.derive import quantise
-from minimoe.model.checkpoint import CONFIG, SINGLE
+from minimoe.model.checkpoint import CONFIG, SINGLE, sha256_of_file
 from minimoe.training.experiments import to_csv
 
 SOURCE = "measured by python -m minimoe.course.real_models from the packages in real_models.csv"

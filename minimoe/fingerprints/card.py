@@ -25,7 +25,6 @@ What it cannot confirm
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -39,6 +38,7 @@ from minimoe.atomic import write_atomically
 from minimoe.fingerprints.compare import CANNOT_TELL, SAME, SHARED, compare
 from minimoe.fingerprints.fingerprint import Fingerprint, fingerprint
 from minimoe.fingerprints.weights import Weights, open_weights
+from minimoe.model.checkpoint import sha256_of_file
 
 FORMAT, VERSION = "minimoe lineage card", 1
 CONFIRMED, OPEN, MISMATCH = "confirmed", "open", "mismatch"
@@ -193,12 +193,6 @@ def _hash_files(folder: Path, leaving_out: Collection[Path]) -> dict[str, str]:
         for name, path in paths.items()
         if path.resolve() not in left_out and not any(part.startswith(".") for part in name.parts)
     }
-
-
-def sha256_of_file(path: Path) -> str:
-    """As `sha256sum` prints it, and as model hubs show it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --- checking one -----------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ class Checkpoint:
 
     def hashes(self) -> list[str]:
         """The sha256 of each of these files."""
-        return [_sha256(file) for file in self.files]
+        return [sha256_of_file(file) for file in self.files]
 
     def beside(self, name: str) -> Path | None:
         """Where another file of the folder can be read, as tokenizer.json; None if there is none."""
@@ -335,7 +335,8 @@ def _read_header(file: Path) -> dict[str, _Stored]:
     }
 
 
-def _sha256(file: Path) -> str:
+def sha256_of_file(file: Path) -> str:
+    """As `sha256sum` prints it, and as model hubs show it."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
