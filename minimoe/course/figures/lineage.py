@@ -247,7 +247,7 @@ def found_by_transformation(folder: Path | None = None) -> Drawing:
     Data: transformation, method, found; the second half is of relatives that were rewritten by all gauges afterwards.
     """
     methods = (*METHODS, "score")
-    grouped = [{**row, "kind": _group(row["kind"])} if row["use"] == "positive" else row for row in scores(folder)]
+    grouped = [{**row, "kind": _group(row)} if row["use"] == "positive" else row for row in scores(folder)]
     table = tables.by_transformation(grouped, methods)
     table.sort(key=lambda row: _PLACES[row["transformation"]])
     cells = [(row["transformation"], row["method"], row["tpr"]) for row in table]
@@ -278,10 +278,10 @@ _GROUPS = {
 _PLACES = {name + end: place for end in ("", _REWRITTEN) for place, name in enumerate(_GROUPS)}
 
 
-def _group(kind: str) -> str:
-    """The group of a transformation; rewritten afterwards, another one."""
-    plain = kind.removesuffix("-gauged")
-    end = _REWRITTEN if "gauged" in kind else ""
+def _group(row: dict[str, Any]) -> str:
+    """The group of a pair's transformation; where one of the pair is rewritten, another one."""
+    kind = row["kind"]
+    plain, end = kind.removesuffix("-gauged"), _REWRITTEN if is_rewritten(row) else ""
     if plain.endswith("-trained"):
         return "upcycled, then trained" + end
     return next(name for name, kinds in _GROUPS.items() if {kind, plain} & set(kinds)) + end
