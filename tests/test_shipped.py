@@ -38,9 +38,9 @@ def recipe(folder):
 
 
 def listed():
-    """The rows of the zoo's page, by folder."""
-    page = (ZOO / "README.md").read_text()
-    return {re.search(r"`([^`]+)`", line)[1]: line for line in page.splitlines() if line.startswith("| `")}
+    """The rows of the first table of the zoo's page, by folder."""
+    table = (ZOO / "README.md").read_text().split("| folder |")[1].split("\n\n")[0]
+    return {re.search(r"`([^`]+)`", line)[1]: line for line in table.splitlines() if line.startswith("| `")}
 
 
 def options(folder):
