@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 
 from minimoe.course.figures.lineage import CLAIMED, Rows, is_rewritten, scores
-from minimoe.course.figures.register import Drawing, figure
+from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.published import read_published
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe, new_figure
 from minimoe.data_files import data_path
@@ -433,7 +433,7 @@ def norms_of_strangers() -> Drawing:
     describe(
         drawn, f"Similarity of norm weights by four statistics. Means of {len(pairs)} pairs of strangers: {described}."
     )
-    return drawn, dict(zip(("pair", "statistic", "value"), map(list, zip(*rows, strict=True)), strict=True))
+    return drawn, columns(("pair", "statistic", "value"), rows)
 
 
 def _group(pair: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from minimoe.course.figures.register import Drawing, figure
+from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe, new_figure
 from minimoe.data_files import data_path
 from minimoe.fingerprints import tables
@@ -73,7 +73,7 @@ def std_profile_of_strangers(folder: Path | None = None) -> Drawing:
         + ". ".join(f"{group}: median {np.median(found):.2f}" for group, found in pairs.items()),
     )
     rows = [(group, score) for group, found in pairs.items() for score in found]
-    return drawn, dict(zip(("group", "score"), map(list, zip(*rows, strict=True)), strict=True))
+    return drawn, columns(("group", "score"), rows)
 
 
 def is_rewritten(row: dict[str, Any]) -> bool:
@@ -118,7 +118,7 @@ def roc_curves(folder: Path | None = None) -> Drawing:
     axes.legend(loc="lower right", frameon=False)
     describe(drawn, f"ROC curves of five methods over all transformations of the zoo; areas: {', '.join(areas)}.")
     names = ("method", "false_positive_rate", "true_positive_rate")
-    return drawn, dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    return drawn, columns(names, rows)
 
 
 @figure
@@ -145,7 +145,7 @@ def p_values_of_strangers(folder: Path | None = None) -> Drawing:
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="p-value", ylabel="share of strangers up to it")
     axes.legend(loc="lower right", frameon=False)
     describe(drawn, f"Shares of strangers up to each p-value, beside the diagonal. {'; '.join(ends)}.")
-    return drawn, dict(zip(("method", "p_value", "share"), map(list, zip(*rows, strict=True)), strict=True))
+    return drawn, columns(("method", "p_value", "share"), rows)
 
 
 @figure
@@ -180,7 +180,7 @@ def p_values_by_promise(folder: Path | None = None) -> Drawing:
         "Shares of tests of strangers up to each p-value, both on a logarithmic scale, in three panels with a diagonal "
         f"that no p-value of lineage rises above. At most .05 were: {'; '.join(small)}.",
     )
-    return drawn, dict(zip(("promise", "test", "p_value", "share"), map(list, zip(*rows, strict=True)), strict=True))
+    return drawn, columns(("promise", "test", "p_value", "share"), rows)
 
 
 LEAST_P = 1e-3
@@ -223,8 +223,8 @@ def orders_remembered(folder: Path | None = None) -> Drawing:
         f"How well {len(names)} kinds of models tell the order in which two roots were trained, with a dashed line at "
         f"p = {RARE}. Told by: {'; '.join(told)}.",
     )
-    columns = ("order_of", "suspect", "relation", "rho_within_domains", "p_value_within_domains")
-    return drawn, {name.removesuffix("_within_domains"): [row[name] for row in table] for name in columns}
+    kept = ("order_of", "suspect", "relation", "rho_within_domains", "p_value_within_domains")
+    return drawn, {name.removesuffix("_within_domains"): [row[name] for row in table] for name in kept}
 
 
 RARE, EXAMPLES = 0.01, 800
@@ -380,4 +380,4 @@ def framed_strangers(folder: Path | None = None) -> Drawing:
         "Scores of strangers and of framed strangers under three methods: the std profile and the norm profile reach "
         "1 for those that imitate them, the combined score stays below the dashed line at 0.5.",
     )
-    return drawn, dict(zip(("frame", "method", "score"), map(list, zip(*rows, strict=True)), strict=True))
+    return drawn, columns(("frame", "method", "score"), rows)

@@ -11,7 +11,7 @@ from itertools import combinations
 import numpy as np
 
 from minimoe.course.figures.lineage import CLAIMED
-from minimoe.course.figures.register import Drawing, figure
+from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.profiles import PROFILES, STEPS, profile_at
 from minimoe.course.runs import Table, read_run
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe, new_figure
@@ -57,7 +57,7 @@ def profile_curves() -> Drawing:
         f"Four panels, Q, K, V and O, with the curves of three models over {len(std)} layers. Mean correlation with "
         f"{ours}: {', '.join(scores)}.",
     )
-    return drawn, _columns(("role", "model", "layer", "std", "z"), rows)
+    return drawn, columns(("role", "model", "layer", "std", "z"), rows)
 
 
 @figure
@@ -90,7 +90,7 @@ def strangers_over_training() -> Drawing:
         f"Three panels with the scores of pairs of strangers over training, and a dashed line at {CLAIMED}. "
         f"{'; '.join(ends)}. Crosses mark pairs with a curve that is too flat to read.",
     )
-    return drawn, _columns(("strangers", "a", "b", "step", "score", "spread"), rows)
+    return drawn, columns(("strangers", "a", "b", "step", "score", "spread"), rows)
 
 
 def _compared(table: Table, step: int, a: int, b: int) -> tuple[float, float]:
@@ -128,7 +128,7 @@ def monotone_curves(pairs: int = 1000) -> Drawing:
         f"Histograms of the scores of random curves, as drawn and sorted, with a dashed line at {CLAIMED}. Medians: "
         f"{'; '.join(medians)}.",
     )
-    return drawn, _columns(("layers", "order", "low", "share"), rows)
+    return drawn, columns(("layers", "order", "low", "share"), rows)
 
 
 @figure
@@ -170,7 +170,7 @@ def random_strangers(layers: int = 8, width: int = 96, fall: float = 4.0) -> Dra
         f"A histogram of the scores of random models. {title}; median {np.median(scores):.2f}; the package refuses "
         f"{refused.mean():.0%}.",
     )
-    return drawn, _columns(
+    return drawn, columns(
         ("a", "b", "score", "refused"),
         list(zip(first.tolist(), second.tolist(), scores.tolist(), refused.astype(int).tolist(), strict=True)),
     )
@@ -193,7 +193,3 @@ def _z_score(curves: np.ndarray) -> np.ndarray:
 def _score(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Of profiles [..., 4, L] that are z-scored: Pearson's r over the layers, mean of the four."""
     return (a * b).mean((-1, -2))
-
-
-def _columns(names: tuple[str, ...], rows: list[tuple]) -> dict[str, list]:
-    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))

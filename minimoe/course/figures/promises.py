@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from minimoe.course.figures.lineage import scores
-from minimoe.course.figures.register import Drawing, figure
+from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.style import INK, MAIN, PALE, QUIET, describe, new_figure
 from minimoe.fingerprints.anchors import read_anchors, shared_tokens
 from minimoe.fingerprints.expert_attribution import attribute_experts
@@ -75,7 +75,7 @@ def neuron_order(layer: int = 1) -> Drawing:
         f"Three scatter plots of the partner of each neuron of {PARENT}, layer {layer}. How many of {len(partners)} "
         f"have the partner of their own number: {', '.join(in_place)}.",
     )
-    return drawn, _columns(("pair", "neuron", "partner", "cosine"), rows)
+    return drawn, columns(("pair", "neuron", "partner", "cosine"), rows)
 
 
 # --- what a verdict is worth ------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def behaviour_misleads() -> Drawing:
         f"Two strip plots: the share of equal next tokens, and CKA of hidden states. Medians: {'; '.join(parts)}. "
         "Dotted lines: the lowest and the highest stranger.",
     )
-    return drawn, _columns(("group", "model", *methods), rows)
+    return drawn, columns(("group", "model", *methods), rows)
 
 
 # --- where experts come from ------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ def attribution_map(suspect: str = SUSPECTS[0]) -> Drawing:
         f"Two maps of the experts of {suspect} (rows) to the neurons of a parent (columns), marks where a neuron is "
         f"found again. {'; '.join(parts)}.",
     )
-    return drawn, _columns(("parent", "layer", "expert", "parent_layer", "agreeing", "neurons", "drop_rate"), rows)
+    return drawn, columns(("parent", "layer", "expert", "parent_layer", "agreeing", "neurons", "drop_rate"), rows)
 
 
 Place = tuple[int, str]  # layer and expert
@@ -287,7 +287,3 @@ def _draw_partners(axes: Axes, partners: dict[Place, np.ndarray], rates: dict[Pl
 
 def _mean(rates: dict[Place, float]) -> float:
     return sum(rates.values()) / len(rates)
-
-
-def _columns(names: tuple[str, ...], rows: list[tuple]) -> dict[str, list]:
-    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))

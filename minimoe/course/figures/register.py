@@ -68,6 +68,11 @@ def make(names: Iterable[str] | None = None, out: str | Path = "figures", **opti
     return paths
 
 
+def columns(names: Iterable[str], rows: Iterable[Iterable[Any]]) -> Data:
+    """Rows of equal length as the data of a figure: one list for each name."""
+    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+
+
 def to_csv(data: Data) -> str:
     """`data` as CSV with a header; floats with 6 significant digits."""
     text = io.StringIO()
