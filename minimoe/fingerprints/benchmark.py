@@ -134,7 +134,12 @@ def _relatives() -> Iterator[Pair]:
         yield from (Pair(other, f"{root}-{kind}", "positive", f"{kind}, donor") for kind in _TRANSPLANTED)
         for kind in ("continued-1", "finetuned-gauged", "drop-0.5-trained"):
             others = [name for name in _descendants(root) if name != f"{root}-{kind}"]
-            yield from (Pair(f"{root}-{kind}", other, "positive", "cousins") for other in others[::4])
+            yield from (_cousins(f"{root}-{kind}", other) for other in others[::4])
+
+
+def _cousins(a: str, b: str) -> Pair:
+    rewritten = ("", ", one gauged", ", both gauged")[("gauged" in a) + ("gauged" in b)]
+    return Pair(a, b, "positive", f"cousins{rewritten}")
 
 
 _TRANSPLANTED = ("transplant", "transplant-trained")

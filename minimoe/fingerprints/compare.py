@@ -4,24 +4,31 @@ Verdicts
     "same weights"                   the files are equal, or every layer answers alike to rounding: a rewritten copy
     "shared lineage"                 some method is further from strangers than chance among them explains
     "no evidence of shared lineage"  every method that applies finds what it finds among strangers
-    "cannot tell"                    none applies, or there are no strangers to compare with
+    "cannot tell"                    none applies, there are no strangers to compare with, or all that is found is an
+                                     order of neurons, which can be arranged
 How they are reached
     Four methods that no gauge changes enter: the whitened virtual response, aligned CKA, match and expert attribution.
-    For each, strangers say where evidence begins: three times as far above their median as the highest of them is. A
-    score stands at 0 like the median stranger, at 0.5 where evidence begins, at 1 where nothing differs. csu enters by
-    its exact p-value, on a scale of log p: 0.5 is p = 1e-6, 1 is p = 1e-300. The score of the report is the highest
-    standing; above 0.5 the verdict is shared lineage.
-What can fool them
-    csu alone can be forged without changing a function: give the neurons of a stranger the numbers of those that they
-    resemble. It enters because it finds what the others miss, one transplanted expert among many, and the reason of
-    the report says when it stands alone.
+    For each, strangers say where evidence begins: five times as far above their median as the highest of them is, on
+    Fisher's scale of correlations, artanh. A score stands at 0 like the median stranger, at 0.5 where evidence begins,
+    at 1 where nothing differs. The score of the report is the highest standing; above 0.5 the verdict is shared
+    lineage.
+Why five times
+    The highest of some strangers depends on which they are. Beside those of a second build of the zoo, three times as
+    far was not enough, and a student was called a relative; five times costs no relative in either build. Expert
+    attribution counts neurons, of which strangers may share none, and five times nothing is nothing: there evidence
+    begins at one in 50, if not higher.
+What csu may say
+    It enters by its exact p-value, on a scale of log p: 0.5 is p = 1e-6. It finds what the others miss, one
+    transplanted expert among many; but whoever gives the neurons of a stranger the numbers of those that they resemble
+    forges it without changing a function (`minimoe.lineage.frame`). So it can raise a score to 0.5 and no further.
+    Where it stands there alone, the verdict is "cannot tell".
 Background
     Pairs of strangers of the zoo, those it keeps for calibration, of the same kinds: dense or a mixture, of equal
     depths or not. For models of another size they are no measure: the levels move half the way to 1, and what stays
     below is "cannot tell". Name models that you know to be strangers to both instead: compare(..., background=[...]).
 
-A verdict says that weights are shared. It does not say who had them first, by what right, or whether two teams began
-from the same published model.
+A verdict says that weights are shared. It does not say whether they do anything (notebook 09 plants dead neurons of
+another model), who had them first, by what right, or whether two teams began from the same published model.
 """
 
 from __future__ import annotations
@@ -56,8 +63,10 @@ SAME, SHARED = "same weights", "shared lineage"
 NO_EVIDENCE, CANNOT_TELL = "no evidence of shared lineage", "cannot tell"
 
 ENTERING = ("virtual_response_whitened", "aligned_cka", "match", "expert_attribution")
+MARGIN, LEAST = 5, {"expert_attribution": 0.02}  # where evidence begins
+HIGHEST = 0.999  # level; what is nearer to 1 is 1
 RARE_P = 1e-6  # of csu: where evidence begins
-_ARRANGED = "; but it stands alone, and whoever holds both models can arrange the order of neurons that it tests"
+_ARRANGED = "and stands alone: a part that was taken over looks like this, and so does an order that somebody arranged"
 EQUAL_ANSWERS = 0.9999  # of the whitened response: what rounding to 16 bits leaves
 FEWEST_MODELS, FEWEST_STRANGERS = 3, 5  # of a background: models, and pairs of them with a score
 WIDTH_OF_THE_ZOO = 96
@@ -99,11 +108,12 @@ class Background:
     fits: bool = True  # whether they are of the size of what is compared
 
     def level(self, method: str) -> float | None:
-        """Where evidence begins: three times as far above the median stranger as the highest one is."""
+        """Where evidence begins: on Fisher's scale five times as far above the median as the highest, or at `LEAST`."""
         scores = self.scores.get(method, ())
         if len(scores) < FEWEST_STRANGERS:
             return None
-        level = median(scores) + 3 * (max(scores) - median(scores))
+        usual, highest = (math.atanh(min(score, HIGHEST)) for score in (median(scores), max(scores)))
+        level = min(max(math.tanh(usual + MARGIN * (highest - usual)), LEAST.get(method, -1.0)), HIGHEST)
         return level if self.fits else (1 + level) / 2
 
 
@@ -159,7 +169,7 @@ def compare(
         a: a checkpoint in the Hugging Face layout, or a model (see `open_weights`); or the .npz file of a
             `Fingerprint`, for the methods that can do without weights.
         b: another.
-        methods: names in `METHODS`; None: all. Without the five that enter it, the verdict is "cannot tell".
+        methods: names in `METHODS`; None: all. Without the four in `ENTERING`, the verdict is "cannot tell".
         background: models known to be strangers to both, at least three; None: strangers of the zoo.
 
     Raises:
@@ -203,13 +213,16 @@ def judge(
     if answers is not None and equal_depths and (answers.result.score or 0) >= EQUAL_ANSWERS:
         return SAME, f"every layer answers alike (whitened response {answers.result.score:.5f})", 1.0
     standings = {name: entry.standing for name, entry in evidence.items() if entry.standing is not None}
+    if "csu" in standings:
+        standings["csu"] = min(standings["csu"], 0.5)  # an order of neurons can be arranged
     name = max(standings, key=standings.__getitem__, default=None)
-    if name is None or (standings.keys() == {"csu"} and standings["csu"] <= 0.5):  # a rewritten copy escapes csu
+    if name is None or (standings.keys() == {"csu"} and standings["csu"] < 0.5):  # a rewritten copy escapes csu
         return CANNOT_TELL, "no method that sees through rewrites applies, or no strangers are known", None
     score, found = standings[name], _found(name, evidence[name])
     if score > 0.5:
-        alone = name == "csu" and sum(standing > 0.5 for standing in standings.values()) == 1
-        return SHARED, f"{found}: out of reach for strangers{_ARRANGED if alone else ''}", score
+        return SHARED, f"{found}: out of reach for strangers", score
+    if name == "csu" and score == 0.5:
+        return CANNOT_TELL, f"{found} {_ARRANGED}", score
     if fits:
         return NO_EVIDENCE, f"{found}, comes closest, and is no more than strangers may have", score
     return CANNOT_TELL, f"{found}, comes closest; name strangers of the same size with `background` to tell more", score

@@ -9,6 +9,7 @@ What leaves it unchanged
 What it cannot see
     Models without shared tokens; experts trained so long that nothing is left; which of several equal experts one came
     from. An expert moved into a model with other embeddings: it stands out, but its tokens are not those of its donor.
+    Whether neurons do anything: dead ones count.
 Source
     Ours. Drop-Upcycling: Nakamura et al. 2025, arXiv 2502.19261.
 

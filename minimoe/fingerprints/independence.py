@@ -20,8 +20,9 @@ Source
     Zhu et al. 2025, arXiv 2502.12292.
 
 The p-values of csu and of the permutation test are exact if the training of one of the two models treats neurons alike,
-so that every order of them is as likely as any other, in each layer for itself. (csu's takes Student's approximation
-for Spearman's rho.) match has none: strangers that learnt similar features have large effects too.
+so that every order of them is as likely as any other, in each layer for itself; and if nobody chose one later, as
+`minimoe.lineage.frame_neuron_order` does. (csu's takes Student's approximation for Spearman's rho.) match has none:
+strangers that learnt similar features have large effects too.
 
 Shapes: H hidden size, I neurons of an MLP or expert, L layers.
 """

@@ -72,7 +72,7 @@ class Report:
     b: str
     verdict: str
     reason: str
-    score: float | None  # 0 to 1; None: cannot tell
+    score: float | None  # 0 to 1; None: no method applies
     background: str
     methods: Mapping[str, Evidence]
 

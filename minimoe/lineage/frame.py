@@ -2,10 +2,11 @@
 
     frame_std_profile     how the spread of the attention weights goes with depth
     frame_norms           the weights of the norms
+    frame_neuron_order    which neurons stand at the same number
 
 They share no weight with the model they imitate: what they produce is evidence against a fingerprint, not for descent.
 
-Shapes: H hidden size, D head size, L layers.
+Shapes: H hidden size, D head size, I width of an MLP or expert, L layers.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 
 import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from minimoe.lineage.derive import neurons, set_neurons
 from minimoe.lineage.gauge import map_values, replace_norms, scale_pairs
-from minimoe.model.transformer import Attention, MoEForCausalLM
+from minimoe.model.transformer import Attention, Block, MoEForCausalLM
 
 
 def frame_norms(model: MoEForCausalLM, target: MoEForCausalLM) -> MoEForCausalLM:
@@ -36,15 +40,19 @@ def frame_norms(model: MoEForCausalLM, target: MoEForCausalLM) -> MoEForCausalLM
     Raises:
         ValueError: the shapes differ, or the target has a 0 where the model has none.
     """
-    for field in ("num_hidden_layers", "hidden_size"):
-        found, wanted = getattr(target.config, field), getattr(model.config, field)
-        if found != wanted:
-            raise ValueError(f"{field}={found} in the target: wanted {wanted}, as in the model")
+    _require_equal(model, target, "num_hidden_layers", "hidden_size")
     names = [f"model.layers.{layer}.{norm}" for layer in range(model.config.num_hidden_layers) for norm in _NORMS]
     return replace_norms(model, {name: target.get_submodule(name).weight for name in [*names, "model.norm"]})
 
 
 _NORMS = "input_layernorm", "post_attention_layernorm"
+
+
+def _require_equal(model: MoEForCausalLM, target: MoEForCausalLM, *fields: str) -> None:
+    for field in fields:
+        found, wanted = getattr(target.config, field), getattr(model.config, field)
+        if found != wanted:
+            raise ValueError(f"{field}={found} in the target: wanted {wanted}, as in the model")
 
 
 def frame_std_profile(model: MoEForCausalLM, target: MoEForCausalLM | Mapping[str, Sequence[float]]) -> MoEForCausalLM:
@@ -150,3 +158,38 @@ def _solve(p: Tensor, n: Tensor, first: float, second: float) -> Tensor:
     spread = (sign * math.acosh(max(cosh, 1.0)) / 2).exp()
     even = torch.where(shared > 0, (n / p).sqrt(), 1.0) * spread
     return (even * first / (p * even).sum()).sqrt()
+
+
+@torch.no_grad()
+def frame_neuron_order(model: MoEForCausalLM, target: MoEForCausalLM) -> MoEForCausalLM:
+    """Give each neuron of `model` the number of one in `target` that it resembles.
+
+    Of all orders that one is taken in which the cosines of up rows have the largest sum, layer by layer. Whoever asks,
+    as `csu` does, whether neurons that resemble each other stand at the same number takes it that nobody chose them.
+
+    Args:
+        model: dense.
+        target: dense, of the same depth, hidden size and MLP width.
+
+    Returns:
+        A new model in evaluation mode, in the dtype of `model`.
+
+    Raises:
+        ValueError: one is a mixture, or the shapes differ.
+    """
+    _require_equal(model, target, "num_hidden_layers", "hidden_size", "intermediate_size")
+    for role, either in (("model", model), ("target", target)):
+        if either.config.num_experts:
+            raise ValueError(f"num_experts={either.config.num_experts} in the {role}: wanted 0, a dense one")
+    framed = deepcopy(model).eval()
+    for block, wanted in zip(framed.model.layers, target.model.layers, strict=True):
+        resemblance = _directions(wanted) @ _directions(block).mT
+        order = linear_sum_assignment(resemblance.numpy(), maximize=True)[1]
+        set_neurons(block.mlp, neurons(block.mlp)[torch.from_numpy(order)])
+    return framed
+
+
+def _directions(block: Block) -> Tensor:
+    """The up rows of a dense layer with the norm before them folded in, of norm 1, [I, H]."""
+    rows = block.mlp.up_proj.weight * block.post_attention_layernorm.weight
+    return F.normalize(rows.to("cpu", torch.float64), dim=1)

@@ -28,7 +28,7 @@ from minimoe.lineage.derive import (
     slerp,
     ties,
 )
-from minimoe.lineage.frame import frame_norms, frame_std_profile
+from minimoe.lineage.frame import frame_neuron_order, frame_norms, frame_std_profile
 from minimoe.lineage.gauge import GAUGES, all_gauges, fold_norms
 from minimoe.lineage.upcycle import branch_train_mix, transplant_expert, upcycle
 from minimoe.model import MoEForCausalLM
@@ -209,5 +209,6 @@ INSTANT: Mapping[str, Callable[..., MoEForCausalLM]] = {
         frame_std_profile,
         frame_norms,
         frame_both,
+        frame_neuron_order,
     )
 }

@@ -35,6 +35,12 @@ STRANGERS = tuple(f"stranger-{number:02}" for number in range(1, 25))
 CALIBRATION, EVALUATION = STRANGERS[:12], (*FAMILIES, *STRANGERS[12:])
 SEEDS = {name: number for number, name in enumerate((*FAMILIES, *STRANGERS), 1)}
 
+FRAMES = {
+    "std": "frame_std_profile",
+    "norms": "frame_norms",
+    "both": "frame_both",
+    "order": "frame_neuron_order",
+}
 OF_MIXTURES = ("permute_experts", "shift_router", "exchange_router_scale")  # gauges that a dense model does not have
 FINE_TUNING = {"corpus": "planted", "steps": 250, "learning_rate": 1e-3, "warmup_steps": 20}
 CONTINUING = {"learning_rate": 2e-3, "warmup_steps": 20}  # half the rate of the first training
@@ -157,6 +163,7 @@ def _trained_mixtures(root: str) -> Iterator[Member]:
 
 
 def _gauged(member: Member, seed: int) -> Member:
+    """A member rewritten. Each takes a seed of its own: what was rewritten alike keeps resembling each other."""
     root = member.name.removesuffix(f"-{member.kind}")
     kind = f"{member.kind}-gauged".removeprefix("-")
     return _made(root, kind, "all_gauges", of=(member.name,), seed=seed, exact=True)
@@ -177,7 +184,7 @@ def _one_by_one(name: str, gauges: Iterable[str]) -> Iterator[Member]:
 
 def _framed(stranger: str, target: str) -> Iterator[Member]:
     """The same function, with fingerprints of a model it has nothing from."""
-    for kind, recipe in (("std", "frame_std_profile"), ("norms", "frame_norms"), ("both", "frame_both")):
+    for kind, recipe in FRAMES.items():
         yield _made(stranger, f"framed-{kind}", recipe, of=(stranger, target), exact=True)
 
 
@@ -191,7 +198,7 @@ def _grow() -> Iterator[Member]:
         family += _trained_mixtures(root)
         yield from family
         yield from _rewritten(root)
-        yield from (_gauged(member, SEEDS[root]) for member in family)
+        yield from (_gauged(member, seed) for seed, member in enumerate(family, 1000 * SEEDS[root]))
     for stranger in STRANGERS:
         yield from _reshaped(stranger)
         yield from _upcycled(stranger)

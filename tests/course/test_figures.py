@@ -59,7 +59,7 @@ def test_committed_data_belongs_to_a_figure():
 @pytest.mark.parametrize("name", figures.FIGURES)
 def test_a_change_in_the_data_is_seen(name):
     text = figures.to_csv(drawing(name)[1])
-    number = re.findall(r"\d+\.\d{3,}", text)[0]
+    number = re.findall(r"\d+\.\d{3,}(?![\de])", text)[0]  # none with an exponent, which may be too small to be seen
     assert difference(text, text) is None
     assert difference(text.replace(number, f"{float(number) * 1.01 + 0.001:.6g}", 1), text)
     assert difference(text[: text.rindex("\n", 0, -1) + 1], text)

@@ -1,10 +1,13 @@
 """Frames: the fingerprint becomes that of a stranger, the function stays."""
 
+from itertools import permutations
+
 import numpy
 import pytest
 import torch
 
-from minimoe.lineage.frame import frame_norms, frame_std_profile
+from minimoe.lineage.derive import neurons
+from minimoe.lineage.frame import frame_neuron_order, frame_norms, frame_std_profile
 from minimoe.model import MoEConfig, MoEForCausalLM
 
 IDS = torch.tensor([[3, 17, 0, 22, 3, 8, 11, 5], [1, 1, 5, 20, 9, 2, 4, 19]])
@@ -199,3 +202,43 @@ def test_a_norm_of_0_cannot_be_imitated():
     target.model.norm.weight.data[3] = 0
     with pytest.raises(ValueError, match=r"model.norm.weight\[3\]=0: wanted another number"):
         frame_norms(random_model(0, num_experts=0), target)
+
+
+# -- the order of neurons
+
+
+def total_resemblance(a: MoEForCausalLM, b: MoEForCausalLM, layer: int, order: tuple[int, ...]) -> float:
+    """The sum of the cosines of the up rows of `a` with those of `b` in an order, as each layer reads its input."""
+    x, y = (
+        block.mlp.up_proj.weight.detach().numpy() * block.post_attention_layernorm.weight.detach().numpy()
+        for block in (model.model.layers[layer] for model in (a, b))
+    )
+    return sum(x[i] @ y[j] / numpy.linalg.norm(x[i]) / numpy.linalg.norm(y[j]) for i, j in enumerate(order))
+
+
+def test_neurons_stand_in_the_best_of_all_orders():
+    model, target = random_model(0, num_experts=0), random_model(1, num_experts=0)
+    framed = frame_neuron_order(model, target)
+    assert_same_function(framed, model)
+    for layer in range(2):
+        found = total_resemblance(target, framed, layer, tuple(range(7)))
+        best = max(total_resemblance(target, model, layer, order) for order in permutations(range(7)))
+        assert found == pytest.approx(best)
+        before, after = (neurons(each.model.layers[layer].mlp).flatten(1).tolist() for each in (model, framed))
+        assert sorted(before) == sorted(after) and before != after  # each neuron whole
+
+
+@pytest.mark.parametrize(
+    ("model", "target", "message"),
+    [
+        ({}, {"intermediate_size": 8}, r"intermediate_size=8 in the target: wanted 7, as in the model"),
+        ({}, {"num_hidden_layers": 2}, r"num_hidden_layers=2 in the target: wanted 6, as in the model"),
+        ({}, {"num_experts": 6}, r"num_experts=6 in the target: wanted 0, a dense one"),
+        ({"num_experts": 6}, {}, r"num_experts=6 in the model: wanted 0, a dense one"),
+    ],
+)
+def test_orders_of_what_is_no_equal(model, target, message):
+    with pytest.raises(ValueError, match=message):
+        frame_neuron_order(
+            random_model(0, **{"num_experts": 0, **model}), random_model(1, **{"num_experts": 0, **target})
+        )

@@ -172,7 +172,7 @@ def reached_through_weights(name):
     """The closure of the parents that give weights, by another way: edges first, then a flood."""
     edges = {}
     for child, member in MEMBERS.items():
-        imitates = member.recipe in ("frame_std_profile", "frame_norms", "frame_both")
+        imitates = member.recipe in ("frame_std_profile", "frame_norms", "frame_both", "frame_neuron_order")
         edges[child] = () if member.recipe == "distil" else member.parents[:1] if imitates else member.parents
     reached = {name}
     while more := {parent for child in reached for parent in edges[child]} - reached:
@@ -209,6 +209,7 @@ def test_origins_and_relation_are_those_of_a_flood_through_the_tree():
         ("alder-twin", "alder-distilled", "strangers"),
         ("alder", "stranger-13-framed-both", "strangers"),
         ("stranger-13", "stranger-13-framed-both", "shared lineage"),
+        ("birch", "stranger-14-framed-order", "strangers"),
         ("depth-init-1", "deep-1", "strangers"),
         ("mixture-1", "mixture-1-finetuned-gauged", "shared lineage"),
     ],

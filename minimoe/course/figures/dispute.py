@@ -357,7 +357,7 @@ def if_measured() -> Drawing:
     for line in range(len(METHODS) - 1):
         axes.axhline(line + 0.5, color=PALE, linewidth=0.8)
     axes.set_yticks(range(len(METHODS)), [method.replace("_", " ") for method in METHODS])
-    axes.set(ylim=(len(METHODS) - 0.5, -0.5), xlim=(-0.55, 1.03), xlabel="score in the zoo: median, lowest and highest")
+    axes.set(ylim=(len(METHODS) - 0.5, -0.5), xlim=(-0.65, 1.03), xlabel="score in the zoo: median, lowest and highest")
     drawn.legend(loc="outside lower center", ncols=2, frameon=False)
     describe(
         drawn,

@@ -17,7 +17,7 @@ from minimoe.fingerprints import tables
 from minimoe.fingerprints.benchmark import P_VALUES, PROMISES, SCORES, read_scores, read_table
 from minimoe.fingerprints.compare import METHODS
 from minimoe.fingerprints.rates import auc, roc
-from minimoe.lineage.tree import FAMILIES
+from minimoe.lineage.tree import FAMILIES, FRAMES
 
 CLAIMED = 0.927  # the correlation that the claim of July 2025 rests on (arXiv 2507.03014)
 CURVES = {
@@ -77,8 +77,8 @@ def std_profile_of_strangers(folder: Path | None = None) -> Drawing:
 
 
 def is_rewritten(row: dict[str, Any]) -> bool:
-    """Whether one of a pair of the benchmark went through gauges; of cousins the kind alone does not say it."""
-    return any("gauged" in row[name] for name in ("a", "b", "kind"))
+    """Whether one of a pair of the benchmark went through gauges."""
+    return "gauged" in row["kind"]
 
 
 def _of_strangers(rows: Rows, method: str, *prefixes: str) -> list[float]:
@@ -271,7 +271,7 @@ _GROUPS = {
     "of several parents": ("btx", "transplant"),
     "upcycled, then trained": (),  # all that end in "-trained"
     "donor of one expert": ("transplant, donor", "transplant-trained, donor"),
-    "two descendants": ("cousins",),
+    "two descendants": ("cousins", "cousins, one gauged", "cousins, both gauged"),
     "nothing else": ("gauged",),
     "before upcycling": ("gauged-copy", "gauged-drop-0.5"),
 }
@@ -341,12 +341,12 @@ def _map(axes: Axes, rows: list[Cell]) -> str:
 
 @figure
 def framed_strangers(folder: Path | None = None) -> Drawing:
-    """What frames do to three scores: strangers that imitate a model, beside strangers that do not.
+    """What frames do to four scores: strangers that imitate a model, beside strangers that do not.
 
     Data: frame, method, score; one row a pair.
     """
-    methods = {"std profile": "std_profile", "norm profile": "norm_profile", "all, combined": "score"}
-    kinds = ("strangers as they are", "framed-std", "framed-norms", "framed-both")
+    methods = {"std profile": "std_profile", "norms": "norm_profile", "csu": "csu", "combined": "score"}
+    kinds = ("strangers as they are", *(f"framed-{frame}" for frame in FRAMES))
     drawn, rows = new_figure(3.4), []
     drawn.get_layout_engine().set(wspace=0.06)  # the outer tick labels of neighbours need room
     panels = drawn.subplots(1, len(methods), sharey=True)
@@ -370,14 +370,14 @@ def framed_strangers(folder: Path | None = None) -> Drawing:
             )
             rows += [(kind, label, score) for score in known]
         axes.set_title(label)
-        axes.set_xlim(-1.05, 1.05) if method != "score" else axes.set_xlim(-0.03, 1.03)
-        axes.set_xlabel("score")
+        axes.set(xlim=(-1.05, 1.05), xticks=(-1, 0, 1), xlabel="score")
     panels[0].set_yticks(range(len(kinds)), [kind.replace("-", ", ") for kind in kinds])
     panels[0].invert_yaxis()
+    panels[-1].set(xlim=(-0.03, 1.03), xticks=(0, 0.5, 1))
     panels[-1].axvline(0.5, color=INK, linestyle="--", linewidth=1)
     describe(
         drawn,
-        "Scores of strangers and of framed strangers under three methods: the std profile and the norm profile reach "
-        "1 for those that imitate them, the combined score stays below the dashed line at 0.5.",
+        "Scores of strangers and of framed strangers under four methods: the std profile, the norm profile and csu "
+        "reach 1 for those that imitate them; the combined score does not cross the dashed line at 0.5.",
     )
     return drawn, columns(("frame", "method", "score"), rows)

@@ -82,7 +82,7 @@ def neuron_order(layer: int = 1) -> Drawing:
 
 
 @figure
-def worth_of_a_verdict(one_in: int = 1_000, found: int = 490, flagged: int = 0) -> Drawing:
+def worth_of_a_verdict(one_in: int = 1_000, found: int = 486, flagged: int = 0) -> Drawing:
     """How many of the pairs that a method calls related are related, if one in so many pairs is.
 
     Bayes' rule, with the rates counted in the zoo: of its relatives the method found some, of its evaluation strangers
