@@ -389,7 +389,7 @@ def run(zoo: Zoo, out: Path, *, processes: int | None = None) -> list[dict[str, 
     there = [pair for pair in wanted if zoo.has(pair.a) and zoo.has(pair.b)]
     computed = list(score_all(zoo, there, processes=processes))
     known = read_scores(data_path("zoo") / "benchmark" / SCORES) if len(computed) < len(wanted) else []
-    rows = with_verdicts(_in_order(wanted, [*known, *computed]))
+    rows = with_verdicts(_in_order(wanted, [*known, *map(_as_written, computed)]))
     write_atomically(out / SCORES, _to_csv([{key: row.get(key) for key in COLUMNS} for row in rows]).encode())
     tested = trials(zoo, processes=processes)
     calibration = {"calibration": tables.calibration(rows, tested["p_values"], PROMISES)}
@@ -460,6 +460,15 @@ def _in_order(wanted: Sequence[Pair], rows: Iterable[dict[str, Any]]) -> list[di
     return [found[pair.a, pair.b, pair.use] for pair in wanted if (pair.a, pair.b, pair.use) in found]
 
 
+def _as_written(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with its numbers as scores.csv holds them, so that computed ones tie with those that are read."""
+    return {key: float(_digits(value)) if isinstance(value, float) else value for key, value in row.items()}
+
+
+def _digits(value: float) -> str:
+    return f"{value:.5g}"
+
+
 def _number(cell: str) -> float | None:
     return float(cell) if cell else None
 
@@ -469,7 +478,7 @@ def _to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({key: f"{value:.5g}" if isinstance(value, float) else value for key, value in row.items()})
+        writer.writerow({key: _digits(value) if isinstance(value, float) else value for key, value in row.items()})
     return text.getvalue()
 
 

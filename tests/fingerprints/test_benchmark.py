@@ -110,12 +110,16 @@ def test_a_run_computes_what_it_can_and_takes_the_rest_from_the_shipped_scores(z
     absent = next(pair for pair in pairs() if pair.b == "stranger-24-int8" and pair.use == "positive")
     strangers = next(pair for pair in pairs() if (pair.a, pair.b) == ("stranger-01", "stranger-02"))
     monkeypatch.setattr(benchmark, "pairs", lambda: [there, absent, strangers])
-    monkeypatch.setattr(benchmark, "all_tables", lambda rows: {"transformations": FEW})
+    tabled = []
+    monkeypatch.setattr(benchmark, "all_tables", lambda rows: tabled.extend(rows) or {"transformations": FEW})
     monkeypatch.setattr(benchmark, "trials", lambda zoo, processes: {"p_values": TESTED})
     computed = run(zoo, tmp_path, processes=1)
     assert [(row["a"], row["b"]) for row in computed] == [("alder", "alder-int8")]
     written = read_scores(tmp_path / "scores.csv")
     assert [row["b"] for row in written] == ["alder-int8", "stranger-24-int8", "stranger-02"]
+    assert [{name: row[name] for name in METHODS} for row in tabled] == [
+        {n: row[n] for n in METHODS} for row in written
+    ]
     shipped = next(row for row in rows if row["b"] == "stranger-24-int8" and row["use"] == "positive")
     assert {name: written[1][name] for name in METHODS} == {name: shipped[name] for name in METHODS}
     page = (tmp_path / "benchmark.md").read_text()
