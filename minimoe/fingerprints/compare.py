@@ -63,8 +63,9 @@ SAME, SHARED = "same weights", "shared lineage"
 NO_EVIDENCE, CANNOT_TELL = "no evidence of shared lineage", "cannot tell"
 
 ENTERING = ("virtual_response_whitened", "aligned_cka", "match", "expert_attribution")
-MARGIN, LEAST = 5, {"expert_attribution": 0.02}  # where evidence begins
-HIGHEST = 0.999  # level; what is nearer to 1 is 1
+MARGIN = 5  # times as far above the median stranger as the highest: where evidence begins,
+LEAST = {"expert_attribution": 0.02}  # if not below this
+HIGHEST = 0.999  # nor above this
 RARE_P = 1e-6  # of csu: where evidence begins
 _ARRANGED = "and stands alone: a part that was taken over looks like this, and so does an order that somebody arranged"
 EQUAL_ANSWERS = 0.9999  # of the whitened response: what rounding to 16 bits leaves

@@ -125,6 +125,8 @@ class Report:
             axes.plot(score, row, marker="D", color="#4477AA", markersize=7)
             ends = {"lowest": known[0], "highest": known[-1]} if known else {}
             data[name] = {"score": score, **ends, "level": evidence.level}
+        axes.use_sticky_edges = False  # the widest bar would end at the axis
+        axes.autoscale_view()
         axes.set_yticks(range(len(shown)), list(shown))
         axes.invert_yaxis()
         axes.set_xlabel("score (diamond); strangers (grey); where evidence begins (line)")

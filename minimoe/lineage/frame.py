@@ -6,7 +6,7 @@
 
 They share no weight with the model they imitate: what they produce is evidence against a fingerprint, not for descent.
 
-Shapes: H hidden size, D head size, I width of an MLP or expert, L layers.
+Shapes: H hidden size, D head size, I width of an MLP, L layers.
 """
 
 from __future__ import annotations

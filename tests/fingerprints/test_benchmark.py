@@ -279,9 +279,8 @@ def test_targets_of_the_combined_verdict(rows):
     said = Counter((row["use"], row["verdict"]) for row in rows)
     assert not said["forgery", "shared lineage"] and not said["forgery", "same weights"]
     assert not any(said[use, "same weights"] for use in (*STRANGERS, "twins", "student"))
-    assert (
-        max(row["score"] for row in rows if row["use"] == "student") < 0.4
-    )  # others may learn more from their teacher
+    students = [row["score"] for row in rows if row["use"] == "student"]
+    assert max(students) < 0.4  # others may learn more from their teacher
     left_open = {row["kind"] for row in rows if row["verdict"] == "cannot tell"}
     assert left_open == {"framed-order", "transplant, donor", "transplant-trained, donor"}
 

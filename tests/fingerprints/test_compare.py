@@ -172,7 +172,7 @@ def test_methods_that_do_not_enter_leave_the_verdict_open():
 # --- how scores become a verdict
 
 
-@given(st.lists(st.floats(-0.6, 0.6), min_size=5, max_size=30, unique=True), st.floats(-1, 1))
+@given(st.lists(st.integers(-600, 600).map(lambda n: n / 1000), min_size=5, max_size=30, unique=True), st.floats(-1, 1))
 def test_a_score_stands_between_the_median_stranger_and_1(strangers, score):
     level = Background(about="", scores={"match": strangers}).level("match")
     ordered = sorted(strangers)
