@@ -203,8 +203,7 @@ def _run(model: MoEForCausalLM, ids: Tensor, prompts: Tensor) -> Behaviour:
         hook.remove()
     if not hidden[:, -1].isfinite().all():
         raise Refusal("what a model computes is not finite")
-    head = model.model.embed_tokens if model.lm_head is None else model.lm_head
-    choices = (hidden[:, -1] @ head.weight[ids].mT).argmax(-1)
+    choices = (hidden[:, -1] @ model.lm_head.weight[ids].mT).argmax(-1)
     routes = [choice.scores.argmax(-1) for choice in chosen]
     return Behaviour(choices, torch.stack(states), torch.stack(routes) if routes else ids.new_empty(0, prompts.numel()))
 

@@ -30,8 +30,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minimoe.model.moe import MoELayer
 from minimoe.model.routing import RouterOutput
-from minimoe.model.transformer import MoEForCausalLM, MoELayer
+from minimoe.model.transformer import MoEForCausalLM
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array

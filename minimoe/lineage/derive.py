@@ -22,9 +22,11 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from minimoe.model.attention import Attention
 from minimoe.model.config import MoEConfig
-from minimoe.model.experts import Experts
-from minimoe.model.transformer import MLP, Attention, MoEForCausalLM
+from minimoe.model.layers import MLP
+from minimoe.model.moe import Experts
+from minimoe.model.transformer import MoEForCausalLM
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from minimoe.lineage.derive import neurons, set_neurons
 from minimoe.lineage.gauge import map_values, replace_norms, scale_pairs
-from minimoe.model.transformer import Attention, Block, MoEForCausalLM
+from minimoe.model.attention import Attention
+from minimoe.model.transformer import Block, MoEForCausalLM
 
 
 def frame_norms(model: MoEForCausalLM, target: MoEForCausalLM) -> MoEForCausalLM:

@@ -24,9 +24,11 @@ import torch
 from torch import Tensor
 
 from minimoe.lineage.derive import build, neurons, set_neurons
+from minimoe.model.attention import Attention
 from minimoe.model.config import MoEConfig
-from minimoe.model.experts import Experts
-from minimoe.model.transformer import MLP, Attention, MoEForCausalLM, MoELayer
+from minimoe.model.layers import MLP
+from minimoe.model.moe import Experts, MoELayer
+from minimoe.model.transformer import MoEForCausalLM
 
 # --- the residual stream ----------------------------------------------------------------------------------
 
@@ -139,8 +141,7 @@ def _readers(model: MoEForCausalLM) -> dict[str, list[Tensor]]:
             for name, parameter in block.mlp.named_parameters()
             if "down_proj" not in name and not name.endswith("router_scale")
         ]
-    head = model.model.embed_tokens if model.lm_head is None else model.lm_head
-    return readers | {"model.norm": [head.weight]}
+    return readers | {"model.norm": [model.lm_head.weight]}
 
 
 def _writers(model: MoEForCausalLM) -> list[Tensor]:

@@ -34,9 +34,10 @@ from torch import Tensor
 
 from minimoe.lineage.derive import average, neurons, set_neurons
 from minimoe.model.config import MoEConfig
-from minimoe.model.experts import Experts
 from minimoe.model.families import find_family, write_config
-from minimoe.model.transformer import MLP, MoEForCausalLM, MoELayer
+from minimoe.model.layers import MLP
+from minimoe.model.moe import Experts, MoELayer
+from minimoe.model.transformer import MoEForCausalLM
 
 METHODS = ("copy", "split", "virtual_groups", "drop")
 

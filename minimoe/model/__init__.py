@@ -1,7 +1,7 @@
 """A decoder-only transformer whose MLP may be a mixture of experts."""
 
 from minimoe.model.config import MoEConfig
-from minimoe.model.experts import Experts
+from minimoe.model.moe import Experts, MoELayer, Router
 from minimoe.model.routing import (
     RouterOutput,
     route_expert_choice,
@@ -12,7 +12,7 @@ from minimoe.model.routing import (
     route_topk,
     route_topk_softmax,
 )
-from minimoe.model.transformer import CausalLMOutput, MoEForCausalLM, MoELayer
+from minimoe.model.transformer import CausalLMOutput, MoEForCausalLM
 
 __all__ = [
     "CausalLMOutput",
@@ -20,6 +20,7 @@ __all__ = [
     "MoEConfig",
     "MoEForCausalLM",
     "MoELayer",
+    "Router",
     "RouterOutput",
     "route_expert_choice",
     "route_grouped",

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from minimoe.model.routing import RouterOutput
+from minimoe.model.routing import RouterOutput, leave_out
 
 
 def expert_load(indices: Tensor, num_experts: int) -> Tensor:
@@ -21,7 +21,8 @@ def expert_load(indices: Tensor, num_experts: int) -> Tensor:
         indices: [T, K] int64.
         num_experts: E.
     """
-    return torch.bincount(indices.flatten(), minlength=num_experts + 1)[:num_experts]
+    chosen = indices.flatten()
+    return chosen.new_zeros(num_experts + 1).scatter_add(0, chosen, torch.ones_like(chosen))[:num_experts]
 
 
 def max_violation(load: Tensor) -> float:
@@ -33,14 +34,19 @@ def max_violation(load: Tensor) -> float:
     Raises:
         ValueError: no token was counted.
     """
-    if load.sum() == 0:
-        raise ValueError(f"load={load.tolist()}: wanted at least one routed token")
-    load = load.double()
-    return float(load.max() / load.mean() - 1)
+    counts = load.tolist()
+    if sum(counts) == 0:
+        raise ValueError(f"load={counts}: wanted at least one routed token")
+    return max(counts) / (sum(counts) / len(counts)) - 1
 
 
 def load_balancing_loss(
-    router_outputs: Sequence[RouterOutput], *, sequences: int = 1, across_layers: str = "mean"
+    router_outputs: Sequence[RouterOutput],
+    *,
+    sequences: int = 1,
+    across_layers: str = "mean",
+    attention_mask: Tensor | None = None,
+    shares: Tensor | None = None,
 ) -> Tensor:
     """E * sum_i f_i P_i, with f_i the share of tokens that chose expert i and P_i its mean softmax probability.
 
@@ -55,6 +61,9 @@ def load_balancing_loss(
         across_layers: "mean" of the layers' losses, or "pooled": f and P averaged over all layers first, as
             transformers does. Pooling is there for parity only: two layers that collapsed in opposite ways
             look perfectly balanced to it.
+        attention_mask: of these T tokens, [B, S] or [T], 0 for padding, which counts for nothing; None: all are real.
+        shares: [L, E], f of each layer, if these tokens are a part of the batch that it is to be taken over:
+            `training.accumulate_gradients` counts it beforehand. None: of these tokens.
 
     Returns:
         A scalar.
@@ -66,22 +75,35 @@ def load_balancing_loss(
         raise ValueError("router_outputs is empty: wanted one entry per sparse layer, found a dense model")
     if across_layers not in ("mean", "pooled"):
         raise ValueError(f"across_layers={across_layers!r}: wanted 'mean' or 'pooled'")
-    chosen = torch.stack([_share_chosen(output, sequences) for output in router_outputs])  # [L, sequences, E]
-    probability = torch.stack([_mean_probability(output, sequences) for output in router_outputs])
+    real = None if attention_mask is None else attention_mask.flatten().bool()
+    if shares is None:
+        shares = torch.stack([_mean(chosen_experts(output), sequences, real) for output in router_outputs])
+    else:
+        shares = shares[:, None]
+    probability = torch.stack([_mean(output.logits.softmax(-1), sequences, real) for output in router_outputs])
     if across_layers == "pooled":
-        chosen, probability = chosen.mean(0), probability.mean(0)
-    return chosen.shape[-1] * (chosen * probability).sum(-1).mean()
+        shares, probability = shares.mean(0), probability.mean(0)
+    losses = shares.shape[-1] * (shares * probability).sum(-1)  # [L, sequences], or [sequences]
+    if real is None:
+        return losses.mean()
+    holds_any = _split(real, sequences).any(1).to(losses.dtype)  # a sequence of padding alone has no loss
+    return (losses * holds_any).mean() * sequences / holds_any.sum().clamp(min=1)
 
 
-def _share_chosen(output: RouterOutput, sequences: int) -> Tensor:
+def chosen_experts(output: RouterOutput) -> Tensor:
+    """Which experts each token chose, [T, E] of 0 and 1, in the dtype of the logits."""
     tokens, experts = output.logits.shape
     chosen = output.logits.new_zeros(tokens, experts + 1)  # the last column takes the empty slots
-    chosen.scatter_(1, output.indices, 1.0)
-    return _split(chosen[:, :experts], sequences).mean(1)
+    return chosen.scatter(1, output.indices, 1.0)[:, :experts]
 
 
-def _mean_probability(output: RouterOutput, sequences: int) -> Tensor:
-    return _split(output.logits.softmax(-1), sequences).mean(1)
+def _mean(values: Tensor, sequences: int, real: Tensor | None) -> Tensor:
+    """The mean of values [T, E] over the real tokens of each sequence: [sequences, E]."""
+    values = _split(values, sequences)
+    if real is None:
+        return values.mean(1)
+    counted = _split(real, sequences)[..., None].to(values.dtype)
+    return (values * counted).sum(1) / counted.sum(1).clamp(min=1)
 
 
 def _split(values: Tensor, sequences: int) -> Tensor:
@@ -90,17 +112,20 @@ def _split(values: Tensor, sequences: int) -> Tensor:
     return values.unflatten(0, (sequences, -1))
 
 
-def router_z_loss(router_outputs: Sequence[RouterOutput]) -> Tensor:
+def router_z_loss(router_outputs: Sequence[RouterOutput], *, attention_mask: Tensor | None = None) -> Tensor:
     """Mean over tokens and layers of logsumexp(logits)^2, which keeps logits small.
 
     Source: ST-MoE (Zoph et al. 2022, arXiv 2202.08906, eq. 5).
 
     Args:
         router_outputs: one per sparse layer.
+        attention_mask: of the T tokens, [B, S] or [T], 0 for padding, which counts for nothing; None: all are real.
     """
     if not router_outputs:
         raise ValueError("router_outputs is empty: wanted one entry per sparse layer, found a dense model")
-    return torch.stack([output.logits.logsumexp(-1).square().mean() for output in router_outputs]).mean()
+    real = None if attention_mask is None else attention_mask.flatten().bool()
+    squares = [output.logits.logsumexp(-1).square()[:, None] for output in router_outputs]
+    return torch.stack([_mean(square, 1, real) for square in squares]).mean()
 
 
 @torch.no_grad()
@@ -143,9 +168,8 @@ def apply_capacity(output: RouterOutput, capacity: int) -> RouterOutput:
     """
     if capacity < 1:
         raise ValueError(f"capacity={capacity}: wanted at least 1")
-    experts = output.logits.shape[-1]
     by_rank = output.indices.T.flatten()  # all first choices, then all second choices, ...
-    queue = torch.nn.functional.one_hot(by_rank, experts + 1).cumsum(0)
+    experts = torch.arange(output.logits.shape[-1] + 1, device=by_rank.device)  # the last one takes the empty slots
+    queue = (by_rank[:, None] == experts).long().cumsum(0)
     place = queue.gather(1, by_rank[:, None]).squeeze(1)  # 1 for the first in an expert's queue
-    kept = (place <= capacity).view(output.indices.T.shape).T
-    return output._replace(weights=output.weights * kept, indices=output.indices.where(kept, experts))
+    return leave_out(output, (place <= capacity).view(output.indices.T.shape).T)

@@ -158,6 +158,7 @@ class MoEConfig:
             read = router in readers or getattr(self, name) == default
             self._require(name, read, f"{default!r} for router={router!r}; it is read by {' and '.join(readers)}")
         self._check_groups()
+        self._check_gradient()
         if router == "switch":
             self._require("num_experts_per_tok", k == 1, "1 for router='switch'")
         if router == "grouped":
@@ -185,6 +186,15 @@ class MoEConfig:
             fits = self.num_experts_per_tok <= reachable
             self._require("num_experts_per_tok", fits, f"at most {reachable}, the experts in topk_group groups")
 
+    def _check_gradient(self) -> None:
+        """Refuse a router that could not learn, except in a published family, whose formula is what it is."""
+        if self.router_learns or self.model_type != "minimoe":
+            return
+        reason = "the single weight of a token would always be 1, and the router would get no gradient of the loss"
+        if self.router == "topk":
+            self._require("norm_topk_prob", False, f"False for num_experts_per_tok=1: {reason}")
+        self._require("num_experts_per_tok", False, f"2 or more for router={self.router!r}: {reason}")
+
     def _require(self, name: str, holds: bool, wanted: str) -> None:
         _require(name, getattr(self, name), holds, wanted)
 
@@ -193,6 +203,12 @@ class MoEConfig:
         return (
             self.num_experts > 0 and layer not in self.mlp_only_layers and (layer + 1) % self.decoder_sparse_step == 0
         )
+
+    @property
+    def router_learns(self) -> bool:
+        """Whether the language loss has a gradient for the router: not where one weight is divided by itself."""
+        normalises = self.norm_topk_prob if self.router == "topk" else self.router in ("topk_softmax", "noisy_topk")
+        return self.num_experts <= 1 or self.num_experts_per_tok > 1 or not normalises
 
     def num_parameters(self, *, active: bool = False) -> int:
         """Number of trainable parameters; `active=True` counts only the K experts that one token meets.

@@ -1,4 +1,4 @@
-"""Experts: three fused weight tensors, several ways to run them, one result.
+"""Running experts whose weights lie in three fused tensors: several ways, one result.
 
 Shapes: T tokens, H hidden size, I expert width, E experts, K experts per token, N = T * K routed tokens.
 
@@ -16,9 +16,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-from minimoe.model.config import MoEConfig
+from torch import Tensor
 
 
 def eager_experts(
@@ -98,44 +96,3 @@ IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
     "sorted": sorted_experts,
     "grouped": grouped_experts,
 }
-
-
-class Experts(nn.Module):
-    """E gated MLPs in three tensors: `gate_proj` and `up_proj` [E, I, H], `down_proj` [E, H, I].
-
-    Args:
-        config: its `experts_implementation` names the function that runs them.
-        seed: of the initial weights; None leaves them to the caller.
-    """
-
-    def __init__(self, config: MoEConfig, *, seed: int | None = 0) -> None:
-        super().__init__()
-        experts, hidden, width = config.num_experts, config.hidden_size, config.moe_intermediate_size
-        self.implementation = config.experts_implementation
-        self.gate_proj = nn.Parameter(torch.empty(experts, width, hidden))
-        self.up_proj = nn.Parameter(torch.empty(experts, width, hidden))
-        self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
-        if seed is not None:
-            initialise(self, config.initializer_range, seed)
-
-    def forward(self, hidden_states: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
-        """Map [T, H] to [T, H], given `indices` and `weights` [T, K] of a `RouterOutput`."""
-        run = IMPLEMENTATIONS[self.implementation]
-        weights = weights.to(hidden_states.dtype)
-        return run(hidden_states, indices, weights, self.gate_proj, self.up_proj, self.down_proj)
-
-
-@torch.no_grad()
-def initialise(module: nn.Module, std: float, seed: int) -> None:
-    """Fill every parameter of `module`: matrices from N(0, std^2), biases with 0, norms and scales with 1.
-
-    Parameters on the meta device have no memory to fill and are left alone.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in module.named_parameters():
-        if parameter.is_meta:
-            continue
-        if parameter.dim() > 1:
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)  # alike on every device
-        else:
-            parameter.fill_(0.0 if name.endswith("bias") else 1.0)

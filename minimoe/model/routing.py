@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minimoe.model.layers import has_values
+
 
 class RouterOutput(NamedTuple):
     """What a router decided for T tokens."""
@@ -140,7 +142,7 @@ def route_switch(logits: Tensor) -> RouterOutput:
     return route_topk(logits, 1)
 
 
-def route_expert_choice(logits: Tensor, capacity: int) -> RouterOutput:
+def route_expert_choice(logits: Tensor, capacity: int, *, real: Tensor | None = None) -> RouterOutput:
     """Each expert takes the `capacity` tokens that score highest for it.
 
     Source: Zhou et al. 2022, arXiv 2202.09368, section 3.
@@ -150,6 +152,7 @@ def route_expert_choice(logits: Tensor, capacity: int) -> RouterOutput:
     Args:
         logits: [T, E].
         capacity: tokens per expert, 1 to T.
+        real: [T] bool, False for padding, which no expert takes before a real token; None: there is none.
 
     Returns:
         K = E slots a token: slot e holds expert e, or is empty (weight 0, index E).
@@ -159,7 +162,8 @@ def route_expert_choice(logits: Tensor, capacity: int) -> RouterOutput:
     if not 1 <= capacity <= tokens:
         raise ValueError(f"capacity={capacity}: wanted 1 to {tokens}, the number of tokens")
     scores = logits.softmax(-1)
-    chosen = scores.topk(capacity, dim=0).indices
+    eligible = scores if real is None else scores.masked_fill(~real[:, None], -1)  # below any probability
+    chosen = eligible.topk(capacity, dim=0).indices
     taken = torch.zeros_like(scores, dtype=torch.bool).scatter(0, chosen, True)
     expert_ids = torch.arange(experts, device=logits.device).expand(tokens, experts)
     return RouterOutput(logits, scores, scores * taken, expert_ids.where(taken, experts))
@@ -217,6 +221,18 @@ def route_hash(input_ids: Tensor, num_experts: int, k: int = 1, seed: int = 0) -
     return RouterOutput(scores, scores, weights, indices)
 
 
+def leave_out(output: RouterOutput, kept: Tensor) -> RouterOutput:
+    """Empty the slots that are not kept: weight 0, index E.
+
+    Args:
+        output: of T tokens and K choices.
+        kept: [T] bool, for all slots of a token; or [T, K].
+    """
+    kept = kept if kept.dim() == 2 else kept[:, None]
+    experts = output.logits.shape[-1]
+    return output._replace(weights=output.weights * kept, indices=output.indices.where(kept, experts))
+
+
 def _hash(ids: Tensor, seed: int) -> Tensor:
     """Mix the bits of 31-bit integers: a multiply-and-shift hash that is the same on every machine."""
     mixed = (ids + 1) * 0x9E3779B1 + seed * 0x85EBCA77
@@ -238,6 +254,8 @@ def _check_logits(logits: Tensor, k: int) -> None:
         raise ValueError(f"router logits have shape {tuple(logits.shape)}: wanted [tokens, experts]")
     if not 1 <= k <= logits.shape[-1]:
         raise ValueError(f"k={k}: wanted 1 to {logits.shape[-1]}, the number of experts")
+    if not has_values(logits):
+        return
     bad = ~logits.detach().isfinite().all(-1)
     if bad.any():
         token = int(bad.nonzero()[0])

@@ -1,259 +1,42 @@
 """A decoder-only transformer whose MLPs may be mixtures of experts.
 
-Shapes: B batch, S sequence, T = B * S tokens, H hidden size, D head size, V vocabulary, E experts, K per token.
+Shapes: B batch, S sequence, P positions that a cache holds, T = B * S tokens, H hidden size, D head size, V vocabulary.
 
 Parameters carry the names of Hugging Face's Llama and Qwen-MoE, except that the experts of a layer are three fused
 tensors. Pre-norm RMSNorm, rotary positions, grouped-query attention, gated SiLU MLPs: what Llama, Qwen,
-Mixtral, OLMoE and Pangu Pro MoE have in common.
+Mixtral, OLMoE and Pangu Pro MoE have in common. The mixture itself is in moe.py.
 """
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from minimoe.model import routing
-from minimoe.model.balance import apply_capacity, expert_capacity, load_balancing_loss, router_z_loss
+from minimoe.model.attention import Attention, KeysValues, rope_frequencies, visible_keys
+from minimoe.model.balance import load_balancing_loss, router_z_loss
 from minimoe.model.checkpoint import Checkpoint, load_weights, save_model
 from minimoe.model.config import MoEConfig
-from minimoe.model.experts import Experts, add_shared_expert, initialise
+from minimoe.model.layers import MLP, Embedding, Linear, RMSNorm, at_least_float32, has_values, initialise
+from minimoe.model.moe import MoELayer
 from minimoe.model.routing import RouterOutput
 
-Cache = list[tuple[Tensor, Tensor]]  # per layer: keys and values, [B, kv heads, positions so far, D]
+Cache = list[KeysValues]  # of each layer
 
 
 class CausalLMOutput(NamedTuple):
-    """What a forward pass returns; `loss` and the router fields are None unless asked for."""
+    """What a forward pass returns; what was not asked for is None."""
 
     logits: Tensor  # [B, S, V]
-    loss: Tensor | None  # cross-entropy, plus the router losses times their coefficients
+    loss: Tensor | None  # cross-entropy; in training mode plus the router losses times their coefficients
     cross_entropy: Tensor | None  # nats per token
     aux_loss: Tensor | None  # load-balancing loss, before its coefficient
     router_outputs: tuple[RouterOutput, ...] | None  # one per sparse layer: the choice, before any capacity
     cache: Cache | None
-
-
-class Linear(nn.Linear):
-    """nn.Linear that leaves its memory to `initialise`, so that building a model leaves torch's global RNG alone."""
-
-    def reset_parameters(self) -> None:
-        pass
-
-
-class Embedding(nn.Embedding):
-    """nn.Embedding that leaves its memory to `initialise`, for the same reason."""
-
-    def reset_parameters(self) -> None:
-        pass
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight, computed in float32 at least (Zhang & Sennrich 2019, arXiv 1910.07467)."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = _at_least_float32(x)
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * normed.to(x.dtype)
-
-
-def rope_frequencies(config: MoEConfig, device: torch.device | None = None) -> Tensor:
-    """Angle per position of each pair of a head's dimensions, [D / 2] float32 (Su et al. 2021, arXiv 2104.09864).
-
-    `rope_scaling` stretches them: "linear" divides all by `factor` (Chen et al. 2023, arXiv 2306.15595); "llama3", of
-    Llama 3.1, only those whose wavelength is long against the original context, with a ramp between.
-    """
-    pairs = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device=device).float()
-    frequencies = 1.0 / config.rope_theta ** (pairs / config.head_dim)
-    scaling = config.rope_scaling or {"rope_type": "default"}
-    if scaling["rope_type"] == "linear":
-        return frequencies / scaling["factor"]
-    if scaling["rope_type"] == "llama3":
-        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-        keep = ((turns - low) / (high - low)).clamp(0, 1)
-        return keep * frequencies + (1 - keep) * frequencies / scaling["factor"]
-    return frequencies
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (i, i + D/2) of [B, heads, S, D] by the angles of each position, cos and sin [S, D/2]."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-
-
-class Attention(nn.Module):
-    """Causal grouped-query attention with rotary positions (Ainslie et al. 2023, arXiv 2305.13245)."""
-
-    def __init__(self, config: MoEConfig) -> None:
-        super().__init__()
-        hidden, self.head_dim = config.hidden_size, config.head_dim
-        query = config.num_attention_heads * config.head_dim
-        key = config.num_key_value_heads * config.head_dim
-        self.q_proj = Linear(hidden, query, bias=config.attention_bias)
-        self.k_proj = Linear(hidden, key, bias=config.attention_bias)
-        self.v_proj = Linear(hidden, key, bias=config.attention_bias)
-        self.o_proj = Linear(query, hidden, bias=config.attention_output_bias)
-        self.qk_norm, self.clip_qkv = config.qk_norm, config.clip_qkv
-        if config.qk_norm:
-            whole = config.qk_norm == "full"
-            self.q_norm = RMSNorm(query if whole else config.head_dim, config.rms_norm_eps)
-            self.k_norm = RMSNorm(key if whole else config.head_dim, config.rms_norm_eps)
-
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, past: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Map [B, S, H] to [B, S, H]; also return the keys and values of all positions so far."""
-        q, k, v = self._project(x)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if past is not None:
-            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        mixed = F.scaled_dot_product_attention(q, k, v, **_causal(q, k), enable_gqa=q.shape[1] != k.shape[1])
-        return self.o_proj(mixed.transpose(1, 2).flatten(2)), (k, v)
-
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values as [B, heads, S, D]."""
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        if self.qk_norm == "full":
-            q, k = self.q_norm(q), self.k_norm(k)
-        if self.clip_qkv is not None:
-            q, k, v = (tensor.clamp(-self.clip_qkv, self.clip_qkv) for tensor in (q, k, v))
-        q, k, v = (tensor.unflatten(-1, (-1, self.head_dim)) for tensor in (q, k, v))
-        if self.qk_norm == "head":
-            q, k = self.q_norm(q), self.k_norm(k)
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-
-
-def _causal(q: Tensor, k: Tensor) -> dict:
-    """Arguments that let position i of the queries, which come last, see all keys up to its own."""
-    new, seen = q.shape[2], k.shape[2]
-    if new == seen:
-        return {"is_causal": True}
-    if new == 1:
-        return {}
-    visible = torch.ones(new, seen, dtype=torch.bool, device=q.device)
-    return {"attn_mask": visible.tril(seen - new)}
-
-
-class MLP(nn.Module):
-    """down(silu(gate(x)) * up(x)): SwiGLU (Shazeer 2020, arXiv 2002.05202)."""
-
-    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
-        super().__init__()
-        self.gate_proj = Linear(hidden_size, intermediate_size, bias=False)
-        self.up_proj = Linear(hidden_size, intermediate_size, bias=False)
-        self.down_proj = Linear(intermediate_size, hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class Router(nn.Module):
-    """The learned part of a router, and the choice of the function that uses it.
-
-    `weight` [E, H] gives the logits. By configuration also: `noise_weight` [E, H], `router_scale` [E], and the buffer
-    `e_score_correction_bias` [E], which no gradient reaches (`balance.update_bias` moves it).
-    """
-
-    def __init__(self, config: MoEConfig) -> None:
-        super().__init__()
-        self.config = config
-        shape = (config.num_experts, config.hidden_size)
-        if config.router != "hash":
-            self.weight = nn.Parameter(torch.empty(shape))
-        if config.router == "noisy_topk":
-            self.noise_weight = nn.Parameter(torch.empty(shape))
-        self.router_scale = nn.Parameter(torch.ones(config.num_experts)) if config.router_scale else None
-        correction = torch.zeros(config.num_experts) if config.e_score_correction_bias else None
-        self.register_buffer("e_score_correction_bias", correction)
-
-    def forward(self, x: Tensor, input_ids: Tensor | None) -> RouterOutput:
-        """Route x [T, H] of the tokens input_ids [T], which only the hash router looks at."""
-        config, k = self.config, self.config.num_experts_per_tok
-        if config.router == "hash":
-            if input_ids is None:
-                raise ValueError("input_ids=None: wanted the token ids, which router='hash' needs")
-            return routing.route_hash(input_ids, config.num_experts, k)
-        x = _at_least_float32(x)
-        logits = F.linear(x, self.weight.to(x.dtype))
-        if config.router == "topk":
-            return routing.route_topk(
-                logits,
-                k,
-                score_func=config.score_func,
-                norm_topk_prob=config.norm_topk_prob,
-                bias=self.e_score_correction_bias,
-                n_group=config.n_group,
-                topk_group=config.topk_group,
-                routed_scaling_factor=config.routed_scaling_factor,
-            )
-        if config.router == "topk_softmax":
-            return routing.route_topk_softmax(logits, k)
-        if config.router == "noisy_topk":
-            noise_logits = F.linear(x, self.noise_weight.to(x.dtype))
-            return routing.route_noisy_topk(logits, noise_logits, k, training=self.training)
-        if config.router == "switch":
-            return routing.route_switch(logits)
-        if config.router == "expert_choice":
-            return routing.route_expert_choice(logits, _capacity(config, len(x)))
-        if config.router == "grouped":
-            return routing.route_grouped(logits, k, config.n_group, router_scale=self.router_scale)
-        raise NotImplementedError(f"router={config.router!r} is in config.ROUTERS and has no branch here")
-
-
-def _capacity(config: MoEConfig, num_tokens: int) -> int:
-    return expert_capacity(num_tokens, config.num_experts, config.num_experts_per_tok, config.capacity_factor)
-
-
-class MoELayer(nn.Module):
-    """Router, dispatch, experts, combine; plus the shared expert that every token meets.
-
-    Args:
-        config: of the model it belongs to.
-        seed: of the initial weights; None leaves them to the caller.
-    """
-
-    def __init__(self, config: MoEConfig, *, seed: int | None = 0) -> None:
-        super().__init__()
-        self.config = config
-        self.gate = Router(config)
-        self.experts = Experts(config, seed=None)
-        shared = config.shared_expert_intermediate_size
-        self.shared_expert = MLP(config.hidden_size, shared) if shared else None
-        self.shared_expert_gate = Linear(config.hidden_size, 1, bias=False) if config.shared_expert_gate else None
-        if seed is not None:
-            initialise(self, config.initializer_range, seed)
-
-    def forward(self, hidden_states: Tensor, input_ids: Tensor | None = None) -> tuple[Tensor, RouterOutput]:
-        """Map [B, S, H] to [B, S, H]; also return what the router chose for the T = B * S tokens.
-
-        Args:
-            hidden_states: [B, S, H].
-            input_ids: [B, S], which only the hash router looks at.
-        """
-        x = hidden_states.flatten(0, 1)
-        chosen = self.gate(x, None if input_ids is None else input_ids.flatten())
-        dispatched = self._dispatch(chosen)
-        output = self.experts(x, dispatched.indices, dispatched.weights)
-        if self.shared_expert is not None:
-            gate_logits = None if self.shared_expert_gate is None else self.shared_expert_gate(x)
-            output = add_shared_expert(output, self.shared_expert(x), gate_logits)
-        return output.view_as(hidden_states), chosen
-
-    def _dispatch(self, chosen: RouterOutput) -> RouterOutput:
-        """Drop what exceeds the experts' capacity; expert choice never exceeds it."""
-        if self.config.capacity_factor is None or self.config.router == "expert_choice":
-            return chosen
-        return apply_capacity(chosen, _capacity(self.config, len(chosen.indices)))
 
 
 class Block(nn.Module):
@@ -268,45 +51,108 @@ class Block(nn.Module):
         self.mlp = MoELayer(config, seed=None) if self.is_sparse else MLP(config.hidden_size, config.intermediate_size)
 
     def forward(
-        self, x: Tensor, input_ids: Tensor, cos: Tensor, sin: Tensor, past: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, RouterOutput | None, tuple[Tensor, Tensor]]:
-        attended, present = self.self_attn(self.input_layernorm(x), cos, sin, past)
+        self,
+        x: Tensor,
+        input_ids: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        real: Tensor | None = None,
+        visible: Tensor | None = None,
+        past: KeysValues | None = None,
+    ) -> tuple[Tensor, RouterOutput | None, KeysValues]:
+        """Map [B, S, H] to [B, S, H]; also return what the router chose, and all keys and values so far.
+
+        Args:
+            x: [B, S, H].
+            input_ids: [B, S].
+            cos: of the angles of each position, as `attention.rotate` takes them.
+            sin: the same.
+            real: [B, S] bool, False for padding; None: there is none.
+            visible: what `attention.visible_keys` returned.
+            past: keys and values of the positions before these.
+        """
+        attended, present = self.self_attn(self.input_layernorm(x), cos, sin, visible, past)
         x = x + attended
         normed = self.post_attention_layernorm(x)
-        mixed, chosen = self.mlp(normed, input_ids) if self.is_sparse else (self.mlp(normed), None)
+        mixed, chosen = self.mlp(normed, input_ids, real) if self.is_sparse else (self.mlp(normed), None)
         return x + mixed, chosen, present
 
 
 class Decoder(nn.Module):
-    """Embedding, blocks and final norm: what Hugging Face calls `model`."""
+    """Embedding, blocks and final norm: what Hugging Face calls `model`.
+
+    Where `gradient_checkpointing` is true, training keeps only what enters each block, and computes the inside anew in
+    the backward pass (Chen et al. 2016, arXiv 1604.06174).
+    """
 
     def __init__(self, config: MoEConfig) -> None:
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = False
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, input_ids: Tensor, cache: Cache | None) -> tuple[Tensor, tuple[RouterOutput, ...], Cache]:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: Cache | None = None
+    ) -> tuple[Tensor, tuple[RouterOutput, ...], Cache]:
+        """Final hidden states [B, S, H], what each router chose, and the cache of all positions so far.
+
+        Args:
+            input_ids: [B, S] int64.
+            attention_mask: [B, P + S], 0 for padding.
+            cache: of the P positions before these.
+        """
         x = self.embed_tokens(input_ids)
-        cos, sin = self._angles(input_ids.shape[1], cache, x)
+        length, past = input_ids.shape[1], cache[0][0].shape[2] if cache else 0
+        seen = None if attention_mask is None else attention_mask.bool()
+        real = None if seen is None else seen[:, past:]
+        visible = visible_keys(length, past, seen, x.device)
+        cos, sin = self._angles(self._positions(length, past, seen, x.device), x)
         chosen, present = [], []
         for layer, block in enumerate(self.layers):
-            x, choice, keys_values = block(x, input_ids, cos, sin, cache[layer] if cache else None)
+            arguments = x, input_ids, cos, sin, real, visible, cache[layer] if cache else None
+            if self.gradient_checkpointing and self.training:
+                x, choice, keys_values = checkpoint(block, *arguments, use_reentrant=False)
+            else:
+                x, choice, keys_values = block(*arguments)
             present.append(keys_values)
             if choice is not None:
                 chosen.append(choice)
         return self.norm(x), tuple(chosen), present
 
-    def _angles(self, length: int, cache: Cache | None, like: Tensor) -> tuple[Tensor, Tensor]:
-        start = cache[0][0].shape[2] if cache else 0
-        positions = torch.arange(start, start + length, device=like.device)
-        angles = positions[:, None].float() * rope_frequencies(self.config, like.device)
+    @staticmethod
+    def _positions(length: int, past: int, seen: Tensor | None, device: torch.device) -> Tensor:
+        """The place of each token in its own text, [S]; or [B, S] with padding, which does not count."""
+        if seen is None:
+            return torch.arange(past, past + length, device=device)
+        return (seen.long().cumsum(-1) - 1).clamp(min=0)[:, past:]
+
+    def _angles(self, positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of the angles, [S, D / 2]; or [B, 1, S, D / 2], alike for all heads."""
+        angles = positions[..., None].float() * rope_frequencies(self.config, like.device)
+        angles = angles if positions.dim() == 1 else angles[:, None]
         return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
 
 
+class TiedHead(Linear):
+    """The output head of a model that predicts with its embedding: a module like any other head, with no weight of its
+    own. So hooks and adapters find it, no file holds the matrix twice, and nothing can untie the two."""
+
+    def __init__(self, embedding: Embedding) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = embedding.embedding_dim, embedding.num_embeddings
+        self.register_parameter("bias", None)
+        self._embedding = (embedding,)  # in a tuple, where torch does not look for submodules
+
+    @property
+    def weight(self) -> Tensor:
+        """[V, H], that of the embedding."""
+        return self._embedding[0].weight
+
+
 class MoEForCausalLM(nn.Module):
-    """A language model: `MoEForCausalLM(config)(input_ids, labels)`.
+    """A language model: `MoEForCausalLM(config)(input_ids, attention_mask, labels=labels)`.
 
     Args:
         config: `num_experts = 0` makes it dense.
@@ -317,48 +163,84 @@ class MoEForCausalLM(nn.Module):
         super().__init__()
         self.config = config
         self.model = Decoder(config)
-        tied = config.tie_word_embeddings
-        self.lm_head = None if tied else Linear(config.hidden_size, config.vocab_size, bias=False)
-        initialise(self, config.initializer_range, seed)
+        self.lm_head = (
+            TiedHead(self.model.embed_tokens)
+            if config.tie_word_embeddings
+            else Linear(config.hidden_size, config.vocab_size, bias=False)
+        )
+        self.init_weights(seed)
+
+    def init_weights(self, seed: int = 0) -> None:
+        """Draw all weights anew, in place: the same for a seed on every device.
+
+        For a model that was built on the meta device, after `model.to_empty(device=...)` gave it memory.
+        """
+        initialise(self, self.config.initializer_range, seed)
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Train in less memory and more time: keep the input of each block, compute the rest anew when needed."""
+        self.model.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep everything that the backward pass needs: the usual way."""
+        self.model.gradient_checkpointing = False
 
     def forward(
         self,
         input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
         labels: Tensor | None = None,
-        output_router_logits: bool = False,
         cache: Cache | None = None,
+        use_cache: bool = False,
+        output_router_logits: bool = False,
     ) -> CausalLMOutput:
         """Predict the next token at every position.
 
+        In training mode, router losses whose coefficient is above 0 are part of `loss`; in evaluation mode it is the
+        cross-entropy alone.
+
         Args:
             input_ids: [B, S] int64.
-            labels: [B, S] int64, usually `input_ids` itself: position i is scored on label i + 1. -100 is ignored.
-            output_router_logits: return the router outputs and the balance loss, and add the router losses, each
-                times its coefficient, to `loss`.
-            cache: of the tokens before these, as returned by an earlier call.
+            attention_mask: [B, P + S], 1 for tokens and 0 for padding, on either side. Padding is neither attended to
+                nor routed, and no loss counts it; its logits mean nothing. None: there is none.
+            labels: [B, S] int64, usually `input_ids` itself: position i is scored on label i + 1. -100 is ignored, and
+                so is what stands at padding.
+            cache: of the P tokens before these, as returned by an earlier call.
+            use_cache: return the cache of all P + S tokens.
+            output_router_logits: return what the routers chose, and the balance loss.
 
         Raises:
-            ValueError: a token id is outside the vocabulary, or the shape is not [B, S].
+            ValueError: a token id is outside the vocabulary, a shape does not fit, or the mask holds something else
+                than 0 and 1.
         """
+        past = cache[0][0].shape[2] if cache else 0
         self._check_ids(input_ids)
-        hidden, chosen, present = self.model(input_ids, cache)
-        head = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        logits = F.linear(hidden, head)
-        cross_entropy = None if labels is None else _next_token_loss(logits, labels)
-        loss, aux_loss = cross_entropy, None
-        if output_router_logits and chosen:
-            aux_loss = load_balancing_loss(chosen, sequences=len(input_ids) if self.config.seq_aux else 1)
-            if loss is not None:
-                loss = loss + self.config.router_aux_loss_coef * aux_loss
-                loss = loss + self.config.router_z_loss_coef * router_z_loss(chosen)
-        return CausalLMOutput(logits, loss, cross_entropy, aux_loss, chosen if output_router_logits else None, present)
+        _check_mask(attention_mask, input_ids, past)
+        hidden, chosen, present = self.model(input_ids, attention_mask, cache)
+        logits = self.lm_head(hidden)
+        real = None if attention_mask is None else attention_mask[:, past:]
+        cross_entropy = None if labels is None else next_token_loss(logits, labels, real)
+        loss, aux_loss, config = cross_entropy, None, self.config
+        trained = labels is not None and self.training and len(chosen) > 0
+        if chosen and (output_router_logits or (trained and config.router_aux_loss_coef)):
+            sequences = len(input_ids) if config.seq_aux else 1
+            aux_loss = load_balancing_loss(chosen, sequences=sequences, attention_mask=real)
+        if trained and config.router_aux_loss_coef:
+            loss = loss + config.router_aux_loss_coef * aux_loss
+        if trained and config.router_z_loss_coef:
+            loss = loss + config.router_z_loss_coef * router_z_loss(chosen, attention_mask=real)
+        router_outputs = chosen if output_router_logits else None
+        return CausalLMOutput(logits, loss, cross_entropy, aux_loss, router_outputs, present if use_cache else None)
 
     def _check_ids(self, input_ids: Tensor) -> None:
         if input_ids.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"input_ids has dtype {input_ids.dtype}: wanted torch.int64")
         if input_ids.dim() != 2 or input_ids.numel() == 0:
             raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}: wanted [batch >= 1, sequence >= 1]")
-        low, high = int(input_ids.min()), int(input_ids.max())
+        if not has_values(input_ids):
+            return
+        low, high = map(int, input_ids.aminmax())
         if low < 0 or high >= self.config.vocab_size:
             wrong = low if low < 0 else high
             raise ValueError(
@@ -371,6 +253,7 @@ class MoEForCausalLM(nn.Module):
         input_ids: Tensor,
         max_new_tokens: int,
         *,
+        attention_mask: Tensor | None = None,
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -383,6 +266,8 @@ class MoEForCausalLM(nn.Module):
         Args:
             input_ids: [B, S] int64.
             max_new_tokens: at least 1; stops earlier once every sequence has produced `eos_token_id`.
+            attention_mask: [B, S], 0 for the padding of prompts of unequal length, on either side. Each then goes on
+                as it would alone (greedily: when sampling, all sequences draw from one generator).
             temperature: 0 takes the likeliest token (greedy); above 0 it samples.
             top_k: sample among the k likeliest tokens only.
             top_p: sample among the fewest tokens whose probability reaches p (Holtzman et al. 2019, arXiv 1904.09751).
@@ -396,21 +281,26 @@ class MoEForCausalLM(nn.Module):
         """
         _check_sampling(max_new_tokens, temperature, top_k, top_p, self.config.vocab_size)
         self._check_ids(input_ids)
+        _check_prompts(attention_mask, input_ids)
         generator = torch.Generator(input_ids.device).manual_seed(seed)
         finished = torch.zeros(len(input_ids), 1, dtype=torch.bool, device=input_ids.device)
-        ids, cache = input_ids, None
+        ids, mask, cache = input_ids, attention_mask, None
+        if mask is None and eos_token_id is not None and len(ids) > 1:
+            mask = torch.ones_like(ids)  # some may end before others: what fills them up is padding
         was_training = self.training
         self.eval()
         try:
             for _ in range(max_new_tokens):
-                output = self(ids if cache is None else ids[:, -1:], cache=cache)
-                cache = output.cache if use_cache else None
-                token = _pick(output.logits[:, -1], temperature, top_k, top_p, generator)
+                output = self(ids if cache is None else ids[:, -1:], mask, cache=cache, use_cache=use_cache)
+                cache = output.cache
+                token = _pick(_last(output.logits, mask), temperature, top_k, top_p, generator)
+                if mask is not None:
+                    mask = torch.cat([mask, (~finished).to(mask.dtype)], dim=1)
                 if eos_token_id is not None:
                     token = token.where(~finished, eos_token_id)
                     finished = finished | (token == eos_token_id)
                 ids = torch.cat([ids, token], dim=1)
-                if finished.all():
+                if eos_token_id is not None and finished.all():
                     break
         finally:
             self.train(was_training)
@@ -446,21 +336,76 @@ class MoEForCausalLM(nn.Module):
         save_model(self, path, model_type=model_type)
 
 
-def _next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def next_token_loss(
+    logits: Tensor, labels: Tensor, attention_mask: Tensor | None = None, *, reduction: str = "mean"
+) -> Tensor:
+    """Cross-entropy of each token given those before it, in nats.
+
+    Args:
+        logits: [B, S, V].
+        labels: [B, S] int64: position i is scored on label i + 1. -100 is ignored.
+        attention_mask: [B, S], 0 for padding: neither is it predicted, nor does it predict. None: there is none.
+        reduction: "mean" over the tokens that are scored, or their "sum".
+
+    Raises:
+        ValueError: the shapes differ, nothing is left to score, or a label is outside the vocabulary.
+    """
     if labels.shape != logits.shape[:2]:
         raise ValueError(f"labels has shape {tuple(labels.shape)}: wanted {tuple(logits.shape[:2])}, that of input_ids")
     if labels.shape[1] < 2:
         raise ValueError(
             f"labels has shape {tuple(labels.shape)}: wanted at least 2 positions, to score one on the next"
         )
-    targets = labels[:, 1:].long().flatten()
+    targets = next_token_targets(labels, attention_mask).flatten()
+    if has_values(targets):
+        _check_targets(targets, logits.shape[-1])
+    return F.cross_entropy(at_least_float32(logits[:, :-1]).flatten(0, 1), targets, reduction=reduction)
+
+
+def next_token_targets(labels: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """What each position but the last is scored on, [B, S - 1] int64: the label after it, or -100 for nothing."""
+    targets = labels[:, 1:].long()
+    if attention_mask is None:
+        return targets
+    real = attention_mask.bool()
+    return targets.masked_fill(~(real[:, :-1] & real[:, 1:]), -100)
+
+
+def _check_targets(targets: Tensor, vocab_size: int) -> None:
     scored = targets[targets != -100]
     if not len(scored):
-        raise ValueError("labels are -100 everywhere after the first position: wanted at least one to score")
-    if scored.min() < 0 or scored.max() >= logits.shape[-1]:
+        raise ValueError("labels are -100 or padding everywhere after the first position: wanted at least one to score")
+    if scored.min() < 0 or scored.max() >= vocab_size:
         wrong = int(scored.min() if scored.min() < 0 else scored.max())
-        raise ValueError(f"labels holds {wrong}: wanted -100 or 0 to {logits.shape[-1] - 1} (vocab_size - 1)")
-    return F.cross_entropy(_at_least_float32(logits[:, :-1]).flatten(0, 1), targets)
+        raise ValueError(f"labels holds {wrong}: wanted -100 or 0 to {vocab_size - 1} (vocab_size - 1)")
+
+
+def _check_mask(mask: Tensor | None, input_ids: Tensor, past: int) -> None:
+    if mask is None:
+        return
+    wanted = (len(input_ids), past + input_ids.shape[1])
+    if tuple(mask.shape) != wanted:
+        after = f", {past} of them for what the cache holds" if past else ""
+        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}: wanted {wanted}, a number per token{after}")
+    if has_values(mask) and not ((mask == 0) | (mask == 1)).all():
+        wrong = mask[(mask != 0) & (mask != 1)][0].item()
+        raise ValueError(f"attention_mask holds {wrong}: wanted 1 for tokens and 0 for padding")
+
+
+def _check_prompts(mask: Tensor | None, input_ids: Tensor) -> None:
+    _check_mask(mask, input_ids, past=0)
+    if mask is not None and not (mask != 0).any(1).all():
+        row = int((mask == 0).all(1).nonzero()[0])
+        raise ValueError(f"attention_mask: row {row} is padding throughout, wanted at least one token to continue")
+
+
+def _last(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """The logits [B, V] at the last token of each row, from those of the last S positions, [B, S, V]."""
+    if mask is None or logits.shape[1] == 1:
+        return logits[:, -1]
+    recent = mask[:, -logits.shape[1] :] != 0
+    last = (recent * torch.arange(1, 1 + recent.shape[1], device=mask.device)).argmax(1)
+    return logits[torch.arange(len(logits), device=mask.device), last]
 
 
 def _pick(
@@ -469,7 +414,7 @@ def _pick(
     """The next token of each sequence, [B, 1], from its logits [B, V]."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
-    values, tokens = _at_least_float32(logits).sort(dim=-1, descending=True, stable=True)
+    values, tokens = at_least_float32(logits).sort(dim=-1, descending=True, stable=True)
     values = (values - values[:, :1]) / temperature  # the best at 0, so that no temperature makes it infinite
     if top_k is not None:
         values[:, top_k:] = -torch.inf
@@ -492,7 +437,3 @@ def _check_sampling(
         raise ValueError(f"top_k={top_k}: wanted None or 1 to vocab_size={vocab}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p={top_p}: wanted None or a number above 0 and at most 1")
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

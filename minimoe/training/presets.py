@@ -18,7 +18,8 @@ def small_config(
     Args:
         vocab_size: of the corpus.
         experts: per layer; 0 is a dense model as wide as `experts_per_token` experts.
-        experts_per_token: K.
+        experts_per_token: K. With 1, the weight of an expert is its probability, as in Switch Transformer: were it
+            normalised, it would always be 1, and the router could not learn.
         balance: one of `BALANCES`; a dense model has nothing to balance.
 
     Raises:
@@ -35,9 +36,10 @@ def small_config(
         intermediate_size=WIDTH,
         num_experts=experts,
         num_experts_per_tok=experts_per_token,
+        norm_topk_prob=experts_per_token > 1,
         score_func="sigmoid" if with_bias else "softmax",
         e_score_correction_bias=with_bias,
         router_aux_loss_coef=0.01 if with_loss else 0.0,
         seq_aux=balance == "sequence",
-        model_type="mixtral" if balance in ("loss", "none") else "minimoe",
+        model_type="mixtral" if balance in ("loss", "none") and experts_per_token > 1 else "minimoe",
     )

@@ -223,7 +223,7 @@ def test_generate_makes_one_document_a_row(make):
 
 def test_a_cache_of_text_that_was_not_recorded():
     model, ids = tiny(), some_ids()
-    cache = model(ids).cache
+    cache = model(ids, use_cache=True).cache
     with pytest.raises(ValueError, match="found 2 rows of 9 tokens, wanted 0 of 0"), record_routing(model):
         model(ids[:, :1], cache=cache)
     with pytest.raises(ValueError, match="found 2 rows of 9 tokens, wanted 2 of 4"), record_routing(model):

@@ -25,7 +25,7 @@ from minimoe.lineage.derive import (
     ties,
 )
 from minimoe.model import Experts, MoEConfig, MoEForCausalLM
-from minimoe.model.transformer import MLP
+from minimoe.model.layers import MLP
 
 IDS = torch.tensor([[3, 17, 0, 22, 3, 8, 11], [1, 1, 5, 20, 9, 2, 4]])
 DENSE = {"num_experts": 0, "tie_word_embeddings": False, "attention_bias": True, "attention_output_bias": True}
@@ -304,7 +304,7 @@ def run_layers(model: MoEForCausalLM, order: list[int]) -> torch.Tensor:
     cos, sin = model.model._angles(IDS.shape[1], None, x)
     for layer in order:
         x = model.model.layers[layer](x, IDS, cos, sin, None)[0]
-    head = model.lm_head or model.model.embed_tokens
+    head = model.lm_head
     return model.model.norm(x) @ head.weight.T
 
 

@@ -164,7 +164,7 @@ def test_norms_become_the_target_s_to_the_bit(kind):
     weights = norm_weights(framed)
     assert len(weights) == 13 and weights.keys() == norm_weights(target).keys()
     assert all(torch.equal(weights[name], tensor) for name, tensor in norm_weights(target).items())
-    assert framed.lm_head is not None
+    assert not framed.config.tie_word_embeddings
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 

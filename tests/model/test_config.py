@@ -58,6 +58,7 @@ def test_parameter_counts_with_any_number_of_experts(experts, data):
             configs(
                 num_experts=experts,
                 num_experts_per_tok=k,
+                norm_topk_prob=k > 1,
                 shared_expert_intermediate_size=shared,
                 shared_expert_gate=gate,
             )

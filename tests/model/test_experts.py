@@ -8,14 +8,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minimoe.model.config import EXPERTS_IMPLEMENTATIONS, MoEConfig
-from minimoe.model.experts import (
-    IMPLEMENTATIONS,
-    Experts,
-    eager_experts,
-    grouped_experts,
-    initialise,
-    sorted_experts,
-)
+from minimoe.model.experts import IMPLEMENTATIONS, eager_experts, grouped_experts, sorted_experts
+from minimoe.model.layers import initialise
+from minimoe.model.moe import Experts
 
 SEEDS = st.integers(0, 2**31)
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minimoe.model import MoEConfig, MoEForCausalLM, MoELayer, routing
+from minimoe.model.attention import Attention, rope_frequencies, rotate
 from minimoe.model.balance import expert_load, load_balancing_loss, router_z_loss
-from minimoe.model.transformer import MLP, Attention, RMSNorm, rope_frequencies, rotate
+from minimoe.model.layers import MLP, RMSNorm
 
 
 def small(**settings) -> MoEConfig:
@@ -346,7 +347,7 @@ def test_every_implementation_of_the_experts_makes_the_same_model(router_setting
     ids, gradients = random_ids(2, 6), []
     for name in ("eager", implementation):
         model = MoEForCausalLM(small(**router_settings, intermediate_size=12, experts_implementation=name)).eval()
-        model(ids, ids).loss.backward()
+        model(ids, labels=ids).loss.backward()
         gradients.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
     for found, wanted in zip(*gradients, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
@@ -402,10 +403,10 @@ def test_weights_come_from_the_seed_alone(router_settings):
 def test_prefill_in_chunks_and_steps_equals_one_forward(dtype, tolerance, settings):
     model = MoEForCausalLM(small(**settings)).to(dtype).eval()
     ids = random_ids(2, 11)
-    whole = model(ids)
+    whole = model(ids, use_cache=True)
     parts, cache = [], None
     for part in ids.split([4, 3, 1, 1, 2], dim=1):
-        output = model(part, cache=cache)
+        output = model(part, cache=cache, use_cache=True)
         parts.append(output.logits)
         cache = output.cache
     torch.testing.assert_close(torch.cat(parts, 1), whole.logits, rtol=tolerance, atol=tolerance)
@@ -416,7 +417,7 @@ def test_prefill_in_chunks_and_steps_equals_one_forward(dtype, tolerance, settin
 
 def test_a_cache_can_be_continued_twice():
     model = MoEForCausalLM(small()).eval()
-    start, cache = random_ids(1, 4), model(random_ids(1, 4)).cache
+    start, cache = random_ids(1, 4), model(random_ids(1, 4), use_cache=True).cache
     for seed in (1, 2):
         more = random_ids(1, 3, seed)
         whole = model(torch.cat([start, more], 1)).logits[:, 4:]
@@ -431,7 +432,7 @@ def test_loss_is_that_of_the_next_token():
     ids = random_ids(2, 5)
     labels = ids.clone()
     labels[0, 2] = labels[1, 4] = -100
-    output = model(ids, labels)
+    output = model(ids, labels=labels)
     losses = []
     for row, logits in zip(labels.tolist(), output.logits.tolist(), strict=True):
         for scores, label in zip(logits[:-1], row[1:], strict=True):
@@ -443,18 +444,21 @@ def test_loss_is_that_of_the_next_token():
     assert output.aux_loss is None and output.router_outputs is None
 
 
-def test_router_losses_are_added_with_their_coefficients():
+def test_in_training_router_losses_are_added_with_their_coefficients():
     model = MoEForCausalLM(
         small(num_hidden_layers=3, mlp_only_layers=[1], router_aux_loss_coef=0.5, router_z_loss_coef=0.25)
     )
     ids = random_ids(2, 5)
-    output = model(ids, ids, output_router_logits=True)
+    output = model(ids, labels=ids, output_router_logits=True)
     assert len(output.router_outputs) == 2
     aux, z = load_balancing_loss(output.router_outputs), router_z_loss(output.router_outputs)
     torch.testing.assert_close(output.aux_loss, aux)
     torch.testing.assert_close(output.loss, output.cross_entropy + 0.5 * aux + 0.25 * z)
-    torch.testing.assert_close(model(ids, ids).loss, output.cross_entropy)
+    plain = model(ids, labels=ids)
+    assert plain.loss.item() == output.loss.item() and plain.router_outputs is None
     assert model(ids, output_router_logits=True).loss is None
+    for evaluated in (model.eval()(ids, labels=ids), model(ids, labels=ids, output_router_logits=True)):
+        assert evaluated.loss.item() == evaluated.cross_entropy.item() == output.cross_entropy.item()
 
 
 def test_a_loss_in_each_sequence_is_the_mean_of_the_losses_of_sequences_alone():
@@ -478,7 +482,7 @@ def test_the_router_output_is_the_choice_before_any_capacity():
 
 def test_a_dense_model_has_no_router_losses():
     ids = random_ids(1, 4)
-    output = MoEForCausalLM(small(num_experts=0))(ids, ids, output_router_logits=True)
+    output = MoEForCausalLM(small(num_experts=0))(ids, labels=ids, output_router_logits=True)
     assert output.aux_loss is None and output.router_outputs == ()
     assert output.loss.item() == output.cross_entropy.item()
 
@@ -489,7 +493,7 @@ def test_every_parameter_learns(batch, length, seed):
     config = small(shared_expert_intermediate_size=4, shared_expert_gate=True, tie_word_embeddings=False)
     model = MoEForCausalLM(config)
     ids = random_ids(batch, length, seed)
-    model(ids, ids).loss.backward()
+    model(ids, labels=ids).loss.backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
@@ -514,7 +518,7 @@ def test_impossible_input_ids(ids, message):
 
 def test_labels_of_another_shape():
     with pytest.raises(ValueError, match=r"labels has shape \(1, 3\): wanted \(1, 4\), that of input_ids"):
-        MoEForCausalLM(small())(random_ids(1, 4), random_ids(1, 3))
+        MoEForCausalLM(small())(random_ids(1, 4), labels=random_ids(1, 3))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

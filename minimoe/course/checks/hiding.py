@@ -19,7 +19,8 @@ from minimoe.course.checks.answers import WrongAnswer
 from minimoe.fingerprints.weight_cosine import weight_cosine
 from minimoe.fingerprints.weights import open_weights
 from minimoe.model import MoEConfig, MoEForCausalLM
-from minimoe.model.transformer import MLP, Attention, rope_frequencies
+from minimoe.model.attention import Attention, rope_frequencies
+from minimoe.model.layers import MLP
 
 Gauge = Callable[[MoEForCausalLM, int], MoEForCausalLM]
 
