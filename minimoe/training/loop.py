@@ -31,9 +31,10 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from minimoe.atomic import write_atomically
-from minimoe.model.balance import expert_load, max_violation, update_bias
-from minimoe.model.transformer import CausalLMOutput, MoEForCausalLM
+from minimoe.model.balance import max_violation, update_bias
+from minimoe.model.transformer import MoEForCausalLM
 from minimoe.progress import progress_bar
+from minimoe.training.accumulate import BatchLosses, accumulate_gradients
 from minimoe.training.corpus import Corpus
 
 STATE_FILE = "training_state.safetensors"
@@ -54,16 +55,23 @@ class Settings:
     weight_decay: float = 0.1  # on matrices only
     max_grad_norm: float = 1.0
     bias_update_rate: float = 1e-3  # of e_score_correction_bias, where the model has one
+    gradient_accumulation_steps: int = 1  # micro-batches that a batch is cut into, to need less memory
     seed: int = 0
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value, whole = getattr(self, field.name), field.type == "int"
-            least = 1 if field.name in ("steps", "batch_size") else 2 if field.name == "seq_len" else 0
+            counted = ("steps", "batch_size", "gradient_accumulation_steps")
+            least = 1 if field.name in counted else 2 if field.name == "seq_len" else 0
             right_type = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
             if not (right_type and least <= value < math.inf):
                 wanted = "a whole number" if whole else "a finite number"
                 raise ValueError(f"{field.name}={value!r}: wanted {wanted} of at least {least}")
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps}: wanted a divisor of "
+                f"batch_size={self.batch_size}"
+            )
 
 
 def train(
@@ -96,8 +104,8 @@ def train(
         held_out (nats per token, by domain) where the step was evaluated.
 
     Raises:
-        ValueError: a setting is impossible, snapshots are wanted and `out` is None, the vocabularies differ, or
-            `out` holds another run, another model or a damaged state.
+        ValueError: a setting is impossible, the router could not learn (`MoEConfig.router_learns`), snapshots are wanted
+            and `out` is None, the vocabularies differ, or `out` holds another run, another model or a damaged state.
         FloatingPointError: the loss is no longer finite. The last saved state stays.
     """
     run = _Run(model, corpus, Settings(**settings), out and Path(out), save_every, evaluate_every, snapshots)
@@ -174,6 +182,11 @@ class _Run:
             raise ValueError(
                 f"vocab_size={model.config.vocab_size}: wanted at least {corpus.vocab_size}, that of the corpus"
             )
+        if not model.config.router_learns:
+            raise ValueError(
+                "num_experts_per_tok=1 with normalised weights: wanted 2 or more, or norm_topk_prob=False, since the "
+                "router gets no gradient of the loss where its only weight is always 1"
+            )
         for name, every in (("save_every", save_every), ("evaluate_every", evaluate_every)):
             if every is not None and every < 1:
                 raise ValueError(f"{name}={every}: wanted at least 1")
@@ -201,31 +214,30 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        output = self.model(ids, labels=ids, output_router_logits=True)
-        if not output.loss.isfinite():
-            raise FloatingPointError(f"loss={output.loss.item()} at step {self.step + 1}: wanted a finite number")
-        output.loss.backward()
+        micro_batches = ids.split(settings.batch_size // settings.gradient_accumulation_steps)
+        losses = accumulate_gradients(self.model, [{"input_ids": part, "labels": part} for part in micro_batches])
+        if not losses.loss.isfinite():
+            raise FloatingPointError(f"loss={losses.loss.item()} at step {self.step + 1}: wanted a finite number")
         grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
-        loads = _loads(output, self.model.config.num_experts)
-        _update_biases(self.model, loads, settings.bias_update_rate)
+        _update_biases(self.model, losses.load, settings.bias_update_rate)
         self.optimizer.step()
         self.step += 1
-        self._record(output, rate, grad_norm, loads)
+        self._record(losses, rate, grad_norm)
         self.take_snapshot()
         if self.out and (self.step % self.save_every == 0 or self.step == settings.steps):
             self.save()
         return self.log[-1]
 
-    def _record(self, output: CausalLMOutput, rate: float, grad_norm: Tensor, loads: list[Tensor]) -> None:
+    def _record(self, losses: BatchLosses, rate: float, grad_norm: Tensor) -> None:
         record = {
             "step": self.step,
-            "loss": output.loss.item(),
-            "cross_entropy": output.cross_entropy.item(),
-            "aux_loss": None if output.aux_loss is None else output.aux_loss.item(),
+            "loss": losses.loss.item(),
+            "cross_entropy": losses.cross_entropy.item(),
+            "aux_loss": None if losses.aux_loss is None else losses.aux_loss.item(),
             "learning_rate": rate,
             "grad_norm": grad_norm.item(),
-            "load": [load.tolist() for load in loads],
-            "max_violation": [max_violation(load) for load in loads],
+            "load": [load.tolist() for load in losses.load],
+            "max_violation": [max_violation(load) for load in losses.load],
             "seconds": self.seconds_before + time.perf_counter() - self.started,
         }
         if self.evaluate_every and self.step % self.evaluate_every == 0:
@@ -311,6 +323,7 @@ class _Run:
 
     def _check_identity(self, found: dict[str, Any]) -> None:
         wanted = self._identity()
+        found["settings"] = asdict(Settings()) | found["settings"]  # a setting that is younger than the run
         differences = [
             f"{name}={found[group].get(name)!r} there, {value!r} asked for"
             for group in ("settings", "config")
@@ -358,10 +371,6 @@ def _digest(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _loads(output: CausalLMOutput, num_experts: int) -> list[Tensor]:
-    return [expert_load(chosen.indices, num_experts) for chosen in output.router_outputs]
 
 
 def _update_biases(model: MoEForCausalLM, loads: list[Tensor], rate: float) -> None:

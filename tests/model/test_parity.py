@@ -148,6 +148,24 @@ def test_greedy_tokens_are_equal(case):
     assert torch.equal(case.ours.generate(prompt, 6, use_cache=False), expected)
 
 
+def gradients(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    """By our names: transformers fuses gate and up, which are two tensors here."""
+    model.zero_grad()
+    loss.backward()
+    found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    for name in [name for name in found if name.endswith("experts.gate_up_proj")]:
+        for half, ours_name in zip(found.pop(name).chunk(2, dim=1), ("gate_proj", "up_proj"), strict=True):
+            found[name.replace("gate_up_proj", ours_name)] = half
+    return found
+
+
+def assert_gradients_are_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        scale = max(float(expected.abs().max()), 1e-3)  # where the gradient is 0 but for rounding
+        assert float((ours[name] - expected).abs().max()) / scale < 1e-4, name
+
+
 def test_losses_and_gradients_are_equal(case):
     sparse = case.ours.config.num_experts > 0
     theirs = case.theirs(case.ids, labels=case.ids, **({"output_router_logits": True} if sparse else {}))
@@ -158,21 +176,35 @@ def test_losses_and_gradients_are_equal(case):
         assert distance(pooled, theirs.aux_loss) < 1e-5
         loss = loss + case.ours.config.router_aux_loss_coef * pooled
     assert distance(loss, theirs.loss) < 1e-5
-    case.ours.zero_grad()
-    case.theirs.zero_grad()
-    loss.backward()
-    theirs.loss.backward()
-    expected = {name: parameter.grad for name, parameter in case.theirs.named_parameters()}
-    for name in [name for name in expected if name.endswith("experts.gate_up_proj")]:  # fused there, two tensors here
-        halves = expected.pop(name).chunk(2, dim=1)
-        for half, ours_name in zip(halves, ("gate_proj", "up_proj"), strict=True):
-            expected[name.replace("gate_up_proj", ours_name)] = half
-    found = {name: parameter.grad for name, parameter in case.ours.named_parameters()}
-    assert found.keys() == expected.keys()
-    for name, theirs_gradient in expected.items():
-        ours_gradient = found[name]
-        scale = max(float(theirs_gradient.abs().max()), 1e-3)  # where the gradient is 0 but for rounding
-        assert float((ours_gradient - theirs_gradient).abs().max()) / scale < 1e-4, name
+    assert_gradients_are_equal(gradients(case.ours, loss), gradients(case.theirs, theirs.loss))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_batches_of_unequal_length(case, side):
+    """Logits and gradients at tokens, the balance loss, and for left padding the tokens that are generated."""
+    mask = torch.ones_like(case.ids)
+    mask[1, slice(0, 4) if side == "left" else slice(-4, None)] = 0
+    labels = case.ids.masked_fill(mask == 0, -100)
+    if side == "left":
+        labels[1, 4] = -100  # the first token of a text: there it would be predicted from padding
+    sparse = {"output_router_logits": True} if case.ours.config.num_experts else {}
+    ours = case.ours(case.ids, attention_mask=mask, labels=case.ids, **sparse)
+    theirs = case.theirs(case.ids, attention_mask=mask, labels=labels, **sparse)
+    real = mask == 1
+    assert distance(ours.logits[real], theirs.logits[real]) < 1e-5
+    cross_entropy = theirs.loss
+    if sparse:
+        pooled = load_balancing_loss(ours.router_outputs, across_layers="pooled", attention_mask=mask)
+        assert distance(pooled, theirs.aux_loss) < 1e-5
+        cross_entropy = theirs.loss - case.theirs.config.router_aux_loss_coef * theirs.aux_loss
+    assert distance(ours.cross_entropy, cross_entropy) < 1e-5
+    expected = gradients(case.theirs, cross_entropy)
+    assert_gradients_are_equal(gradients(case.ours, ours.cross_entropy), expected)
+    if side == "left":
+        options = {"max_new_tokens": 5, "attention_mask": mask}
+        continued = case.theirs.generate(case.ids, do_sample=False, **options)
+        for use_cache in (True, False):
+            assert torch.equal(case.ours.generate(case.ids, use_cache=use_cache, **options), continued)
 
 
 def test_what_we_save_transformers_reads_and_gives_back(case, tmp_path):

@@ -1,0 +1,117 @@
+"""Gradient accumulation: the gradient of a batch that is too large for memory, from pieces of it.
+
+Shapes: L sparse layers, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from minimoe.model.balance import chosen_experts, expert_load, load_balancing_loss, router_z_loss
+from minimoe.model.transformer import CausalLMOutput, MoEForCausalLM, next_token_loss, next_token_targets
+
+MicroBatch = Mapping[str, Tensor]  # arguments of `MoEForCausalLM.forward`
+
+
+class BatchLosses(NamedTuple):
+    """Of a whole batch, without gradients; named as in `CausalLMOutput`."""
+
+    loss: Tensor
+    cross_entropy: Tensor
+    aux_loss: Tensor | None  # None: the model is dense
+    load: list[Tensor]  # of each sparse layer: how many slots each expert received, [E] int64
+
+
+class _Size(NamedTuple):
+    """What the means of a loss are taken over; padding does not count."""
+
+    labels: int
+    tokens: int
+    sequences: int
+
+
+def accumulate_gradients(model: MoEForCausalLM, micro_batches: Sequence[MicroBatch]) -> BatchLosses:
+    """Add to every `.grad` what one backward pass of the whole batch would, with one micro-batch in memory at a time.
+
+        accumulate_gradients(model, [{"input_ids": ids, "labels": ids} for ids in batch.split(2)])
+        optimizer.step()
+
+    The loss of a batch is not the mean of those of its parts: these may hold different numbers of tokens, and the
+    balance loss is a product of two means over the batch (Fedus et al. 2021, arXiv 2101.03961, eq. 4-6). One of them,
+    the share f of the tokens that chose each expert, has no gradient. So it is counted first, in a forward pass without
+    gradients. With `seq_aux`, or without a balance loss, no such pass is needed.
+
+    Equal to one backward pass up to rounding, unless tokens compete: a capacity holds within a micro-batch, and the
+    noise of a router is drawn for each.
+
+    Args:
+        model: in training mode, for the router losses to count.
+        micro_batches: of each, "input_ids" and "labels" [B, S], and "attention_mask" where there is padding.
+
+    Raises:
+        ValueError: there is no micro-batch; or as `MoEForCausalLM.forward`.
+    """
+    if not micro_batches:
+        raise ValueError("micro_batches is empty: wanted at least one")
+    if len(micro_batches) == 1:
+        output = model(**micro_batches[0], output_router_logits=True)
+        output.loss.backward()
+        return _detached(output.loss, output.cross_entropy, output.aux_loss, output)
+    sizes = [_size(batch) for batch in micro_batches]
+    whole = _Size(*map(sum, zip(*sizes, strict=True)))
+    in_each_sequence = model.config.seq_aux or model.config.router_aux_loss_coef == 0
+    shares = None if in_each_sequence else _shares(model, micro_batches, whole.tokens)
+    parts = [_backward(model, batch, size, whole, shares) for batch, size in zip(micro_batches, sizes, strict=True)]
+    losses, cross_entropies, aux_losses, loads = zip(*parts, strict=True)
+    aux_loss = sum(aux_losses) if model.config.num_experts else None
+    load = [sum(of_layer) for of_layer in zip(*loads, strict=True)]
+    return BatchLosses(sum(losses), sum(cross_entropies), aux_loss, load)
+
+
+def _size(batch: MicroBatch) -> _Size:
+    ids, mask = batch["input_ids"], batch.get("attention_mask")
+    labels = int((next_token_targets(batch["labels"], mask) != -100).sum())
+    if mask is None:
+        return _Size(labels, ids.numel(), len(ids))
+    return _Size(labels, int((mask != 0).sum()), int((mask != 0).any(1).sum()))
+
+
+@torch.no_grad()
+def _shares(model: MoEForCausalLM, micro_batches: Sequence[MicroBatch], tokens: int) -> Tensor:
+    """The share of all tokens that chose each expert, [L, E]. Random states are left as they were found."""
+    counts = []
+    with torch.random.fork_rng():
+        for batch in micro_batches:
+            output = model(batch["input_ids"], batch.get("attention_mask"), output_router_logits=True)
+            counts.append(torch.stack([chosen_experts(chosen).sum(0) for chosen in output.router_outputs]))
+    return sum(counts) / tokens
+
+
+def _backward(
+    model: MoEForCausalLM, batch: MicroBatch, size: _Size, whole: _Size, shares: Tensor | None
+) -> BatchLosses:
+    """One micro-batch's part of the losses of the whole batch: the parts add up to it."""
+    config, mask = model.config, batch.get("attention_mask")
+    output = model(batch["input_ids"], mask, output_router_logits=True)
+    loss = cross_entropy = next_token_loss(output.logits, batch["labels"], mask, reduction="sum") / whole.labels
+    aux_loss = None
+    if output.router_outputs:
+        sequences = len(batch["input_ids"]) if config.seq_aux else 1
+        share = size.sequences / whole.sequences if config.seq_aux else size.tokens / whole.tokens
+        aux_loss = share * load_balancing_loss(
+            output.router_outputs, sequences=sequences, attention_mask=mask, shares=shares
+        )
+    if output.router_outputs and model.training:
+        z_loss = size.tokens / whole.tokens * router_z_loss(output.router_outputs, attention_mask=mask)
+        loss = loss + config.router_aux_loss_coef * aux_loss + config.router_z_loss_coef * z_loss
+    loss.backward()
+    return _detached(loss, cross_entropy, aux_loss, output)
+
+
+def _detached(loss: Tensor, cross_entropy: Tensor, aux_loss: Tensor | None, output: CausalLMOutput) -> BatchLosses:
+    load = [expert_load(chosen.indices, chosen.logits.shape[-1]) for chosen in output.router_outputs]
+    return BatchLosses(loss.detach(), cross_entropy.detach(), None if aux_loss is None else aux_loss.detach(), load)
