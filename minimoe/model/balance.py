@@ -107,7 +107,7 @@ def _mean(values: Tensor, sequences: int, real: Tensor | None) -> Tensor:
 
 
 def _split(values: Tensor, sequences: int) -> Tensor:
-    if sequences < 1 or len(values) % sequences:
+    if sequences < 1 or values.shape[0] % sequences:
         raise ValueError(f"sequences={sequences}: wanted a divisor of the {len(values)} tokens")
     return values.unflatten(0, (sequences, -1))
 

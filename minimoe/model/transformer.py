@@ -224,7 +224,7 @@ class MoEForCausalLM(nn.Module):
         loss, aux_loss, config = cross_entropy, None, self.config
         trained = labels is not None and self.training and len(chosen) > 0
         if chosen and (output_router_logits or (trained and config.router_aux_loss_coef)):
-            sequences = len(input_ids) if config.seq_aux else 1
+            sequences = input_ids.shape[0] if config.seq_aux else 1
             aux_loss = load_balancing_loss(chosen, sequences=sequences, attention_mask=real)
         if trained and config.router_aux_loss_coef:
             loss = loss + config.router_aux_loss_coef * aux_loss
@@ -348,7 +348,7 @@ def next_token_loss(
         reduction: "mean" over the tokens that are scored, or their "sum".
 
     Raises:
-        ValueError: the shapes differ, nothing is left to score, or a label is outside the vocabulary.
+        ValueError: the shapes differ, no token is left to take a mean of, or a label is outside the vocabulary.
     """
     if labels.shape != logits.shape[:2]:
         raise ValueError(f"labels has shape {tuple(labels.shape)}: wanted {tuple(logits.shape[:2])}, that of input_ids")
@@ -358,7 +358,7 @@ def next_token_loss(
         )
     targets = next_token_targets(labels, attention_mask).flatten()
     if has_values(targets):
-        _check_targets(targets, logits.shape[-1])
+        _check_targets(targets, logits.shape[-1], needed=reduction == "mean")
     return F.cross_entropy(at_least_float32(logits[:, :-1]).flatten(0, 1), targets, reduction=reduction)
 
 
@@ -371,9 +371,11 @@ def next_token_targets(labels: Tensor, attention_mask: Tensor | None = None) -> 
     return targets.masked_fill(~(real[:, :-1] & real[:, 1:]), -100)
 
 
-def _check_targets(targets: Tensor, vocab_size: int) -> None:
+def _check_targets(targets: Tensor, vocab_size: int, *, needed: bool) -> None:
     scored = targets[targets != -100]
     if not len(scored):
+        if not needed:
+            return
         raise ValueError("labels are -100 or padding everywhere after the first position: wanted at least one to score")
     if scored.min() < 0 or scored.max() >= vocab_size:
         wrong = int(scored.min() if scored.min() < 0 else scored.max())
@@ -383,7 +385,7 @@ def _check_targets(targets: Tensor, vocab_size: int) -> None:
 def _check_mask(mask: Tensor | None, input_ids: Tensor, past: int) -> None:
     if mask is None:
         return
-    wanted = (len(input_ids), past + input_ids.shape[1])
+    wanted = (input_ids.shape[0], past + input_ids.shape[1])
     if tuple(mask.shape) != wanted:
         after = f", {past} of them for what the cache holds" if past else ""
         raise ValueError(f"attention_mask has shape {tuple(mask.shape)}: wanted {wanted}, a number per token{after}")

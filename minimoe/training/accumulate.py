@@ -22,7 +22,7 @@ class BatchLosses(NamedTuple):
 
     loss: Tensor
     cross_entropy: Tensor
-    aux_loss: Tensor | None  # None: the model is dense
+    aux_loss: Tensor | None  # None: the model is dense, or several micro-batches and no coefficient that asks for it
     load: list[Tensor]  # of each sparse layer: how many slots each expert received, [E] int64
 
 
@@ -63,13 +63,15 @@ def accumulate_gradients(model: MoEForCausalLM, micro_batches: Sequence[MicroBat
         return _detached(output.loss, output.cross_entropy, output.aux_loss, output)
     sizes = [_size(batch) for batch in micro_batches]
     whole = _Size(*map(sum, zip(*sizes, strict=True)))
-    in_each_sequence = model.config.seq_aux or model.config.router_aux_loss_coef == 0
-    shares = None if in_each_sequence else _shares(model, micro_batches, whole.tokens)
+    if not whole.labels:
+        raise ValueError("labels are -100 or padding everywhere: wanted at least one to score in some micro-batch")
+    config = model.config
+    balanced = config.num_experts > 0 and config.router_aux_loss_coef > 0
+    shares = _shares(model, micro_batches, whole.tokens) if balanced and not config.seq_aux else None
     parts = [_backward(model, batch, size, whole, shares) for batch, size in zip(micro_batches, sizes, strict=True)]
     losses, cross_entropies, aux_losses, loads = zip(*parts, strict=True)
-    aux_loss = sum(aux_losses) if model.config.num_experts else None
     load = [sum(of_layer) for of_layer in zip(*loads, strict=True)]
-    return BatchLosses(sum(losses), sum(cross_entropies), aux_loss, load)
+    return BatchLosses(sum(losses), sum(cross_entropies), sum(aux_losses) if balanced else None, load)
 
 
 def _size(batch: MicroBatch) -> _Size:
@@ -98,16 +100,15 @@ def _backward(
     config, mask = model.config, batch.get("attention_mask")
     output = model(batch["input_ids"], mask, output_router_logits=True)
     loss = cross_entropy = next_token_loss(output.logits, batch["labels"], mask, reduction="sum") / whole.labels
-    aux_loss = None
-    if output.router_outputs:
-        sequences = len(batch["input_ids"]) if config.seq_aux else 1
-        share = size.sequences / whole.sequences if config.seq_aux else size.tokens / whole.tokens
-        aux_loss = share * load_balancing_loss(
-            output.router_outputs, sequences=sequences, attention_mask=mask, shares=shares
-        )
-    if output.router_outputs and model.training:
-        z_loss = size.tokens / whole.tokens * router_z_loss(output.router_outputs, attention_mask=mask)
-        loss = loss + config.router_aux_loss_coef * aux_loss + config.router_z_loss_coef * z_loss
+    chosen, aux_loss, tokens = output.router_outputs, None, size.tokens / whole.tokens
+    if chosen and config.router_aux_loss_coef:
+        sequences, share = 1, tokens
+        if config.seq_aux:
+            sequences, share = len(batch["input_ids"]), size.sequences / whole.sequences
+        aux_loss = share * load_balancing_loss(chosen, sequences=sequences, attention_mask=mask, shares=shares)
+        loss = loss + config.router_aux_loss_coef * aux_loss if model.training else loss
+    if chosen and config.router_z_loss_coef and model.training:
+        loss = loss + config.router_z_loss_coef * tokens * router_z_loss(chosen, attention_mask=mask)
     loss.backward()
     return _detached(loss, cross_entropy, aux_loss, output)
 

@@ -104,8 +104,9 @@ def train(
         held_out (nats per token, by domain) where the step was evaluated.
 
     Raises:
-        ValueError: a setting is impossible, the router could not learn (`MoEConfig.router_learns`), snapshots are wanted
-            and `out` is None, the vocabularies differ, or `out` holds another run, another model or a damaged state.
+        ValueError: a setting is impossible, the router could not learn (`MoEConfig.router_learns`), the vocabularies
+            differ, snapshots are wanted and `out` is None, or `out` holds another run, another model or a damaged
+            state.
         FloatingPointError: the loss is no longer finite. The last saved state stays.
     """
     run = _Run(model, corpus, Settings(**settings), out and Path(out), save_every, evaluate_every, snapshots)

@@ -1,6 +1,7 @@
 """The transformer's parts against slow versions, and what must hold for a model with any router."""
 
 import cmath
+import copy
 import math
 
 import numpy
@@ -455,10 +456,12 @@ def test_in_training_router_losses_are_added_with_their_coefficients():
     torch.testing.assert_close(output.aux_loss, aux)
     torch.testing.assert_close(output.loss, output.cross_entropy + 0.5 * aux + 0.25 * z)
     plain = model(ids, labels=ids)
-    assert plain.loss.item() == output.loss.item() and plain.router_outputs is None
+    torch.testing.assert_close(plain.loss, output.loss)
+    assert plain.router_outputs is None
     assert model(ids, output_router_logits=True).loss is None
     for evaluated in (model.eval()(ids, labels=ids), model(ids, labels=ids, output_router_logits=True)):
-        assert evaluated.loss.item() == evaluated.cross_entropy.item() == output.cross_entropy.item()
+        assert evaluated.loss.item() == evaluated.cross_entropy.item()
+        torch.testing.assert_close(evaluated.cross_entropy, output.cross_entropy)
 
 
 def test_a_loss_in_each_sequence_is_the_mean_of_the_losses_of_sequences_alone():
@@ -531,3 +534,73 @@ def test_a_router_weight_that_is_no_number(router_settings, bad):
     gate.weight.data[2, 3] = bad
     with pytest.raises(ValueError, match=r"router logits of token 0 are \[.*(nan|inf).*\]: wanted finite numbers"):
         model(random_ids(1, 4))
+
+
+# What others build upon.
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_head_is_a_module_that_hooks_and_adapters_see(tied):
+    model, ids = MoEForCausalLM(small(tie_word_embeddings=tied)), random_ids(2, 5)
+    plain, seen = model(ids).logits, []
+    model.lm_head.register_forward_hook(lambda head, inputs, output: seen.append(output))
+    hooked = model(ids).logits
+    torch.testing.assert_close(hooked, plain)
+    assert seen[0] is hooked
+
+    class LowRank(torch.nn.Module):
+        """An adapter as libraries make them: it stands in the place of a Linear and calls it."""
+
+        def __init__(self, base: torch.nn.Linear) -> None:
+            super().__init__()
+            self.base, self.a = base, torch.nn.Parameter(torch.randn(base.out_features, base.in_features))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.base(x) + x @ self.a.T
+
+    assert isinstance(model.lm_head, torch.nn.Linear)
+    model.lm_head = LowRank(model.lm_head)
+    adapted = model(ids, labels=ids)
+    assert not torch.allclose(adapted.logits, plain)
+    adapted.loss.backward()
+    assert model.lm_head.a.grad.any()
+
+
+def test_a_tied_head_holds_no_weight_and_cannot_come_apart():
+    model = MoEForCausalLM(small())
+    assert not list(model.lm_head.parameters()) and "lm_head.weight" not in model.state_dict()
+    twin = copy.deepcopy(model)
+    for changed in (twin, twin.double(), twin.to("meta").to_empty(device="cpu")):
+        assert changed.lm_head.weight is changed.model.embed_tokens.weight
+        assert changed.lm_head.weight is not model.model.embed_tokens.weight
+    with torch.no_grad():
+        model.model.embed_tokens.weight[7] = 0
+    assert (model(random_ids(1, 3)).logits[..., 7] == 0).all()
+
+
+def test_the_cache_is_kept_only_when_asked_for():
+    model, ids = MoEForCausalLM(small()), random_ids(1, 4)
+    assert model(ids).cache is None
+    cache = model(ids, use_cache=True).cache
+    assert model(ids[:, :1], cache=cache).cache is None
+    assert model(ids[:, :1], cache=cache, use_cache=True).cache[0][0].shape[2] == 5
+
+
+def test_gradient_checkpointing_changes_memory_and_nothing_else(router_settings):
+    settings = router_settings | {"router_z_loss_coef": 0.1}
+    plain, thrifty = (MoEForCausalLM(small(**settings)).double() for _ in range(2))
+    thrifty.gradient_checkpointing_enable()
+    kept, losses, ids = [], [], random_ids(2, 40)
+    for model in (plain, thrifty):
+        torch.manual_seed(0)  # of a noisy router
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t):
+            loss = model(ids, labels=ids).loss
+        loss.backward()
+        kept.append(sum(saved))
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1]) and kept[1] < 0.7 * kept[0]
+    for (name, parameter), other in zip(plain.named_parameters(), thrifty.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, parameter.grad, msg=lambda text, name=name: f"{name}: {text}")
+    thrifty.gradient_checkpointing_disable()
+    assert not thrifty.model.gradient_checkpointing

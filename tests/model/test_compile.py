@@ -1,0 +1,76 @@
+"""torch.compile without graph breaks, and torch.export: the whole model, forwards and backwards, equal to eager."""
+
+import copy
+
+import pytest
+import torch
+
+from minimoe.model import MoEConfig, MoEForCausalLM
+
+IDS = torch.randint(20, (2, 9), generator=torch.Generator().manual_seed(0))
+MASK = torch.ones_like(IDS).index_put((torch.tensor([1, 1, 1]), torch.arange(3)), torch.tensor(0))
+DEEPSEEK = {
+    "score_func": "sigmoid",
+    "e_score_correction_bias": True,
+    "n_group": 2,
+    "shared_expert_intermediate_size": 8,
+}
+
+
+def build(**settings) -> MoEForCausalLM:
+    sizes = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_experts": 4}
+    sizes |= {"intermediate_size": 16, "router_aux_loss_coef": 0.1, "router_z_loss_coef": 0.1, "initializer_range": 0.3}
+    return MoEForCausalLM(MoEConfig(**sizes | settings), seed=3)
+
+
+def gradients(model: MoEForCausalLM, run, **arguments) -> tuple[float, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    loss = run(**arguments).loss
+    loss.backward()
+    return loss.item(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("settings", [{}, DEEPSEEK, {"router": "grouped", "n_group": 2}, {"num_experts": 0}])
+@pytest.mark.parametrize("implementation", ["eager", "grouped"])
+def test_compiled_without_a_graph_break(implementation, settings, padded):
+    torch._dynamo.reset()
+    model = build(experts_implementation=implementation, **settings)
+    arguments = {"input_ids": IDS, "labels": IDS} | ({"attention_mask": MASK} if padded else {})
+    wanted = gradients(model, model, **arguments)
+    found = gradients(model, torch.compile(model, fullgraph=True, backend="aot_eager"), **arguments)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_compiled_by_inductor():
+    """The default backend, which writes and builds code: once, as it takes a while."""
+    torch._dynamo.reset()
+    model = build(num_hidden_layers=1, experts_implementation="grouped")
+    wanted = gradients(model, model, input_ids=IDS, labels=IDS)
+    found = gradients(model, torch.compile(model, fullgraph=True), input_ids=IDS, labels=IDS)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "grouped"])
+def test_exported_for_any_batch_and_length(implementation):
+    model = build(experts_implementation=implementation).eval()
+    batch, length = torch.export.Dim("batch", min=2, max=64), torch.export.Dim("length", min=2, max=512)
+    sizes = {0: batch, 1: length}
+    exported = torch.export.export(model, (IDS, MASK), dynamic_shapes=(sizes, sizes)).module()
+    for rows, columns in ((2, 9), (5, 30)):
+        ids = torch.randint(20, (rows, columns))
+        mask = torch.ones_like(ids)
+        mask[0, :2] = 0
+        torch.testing.assert_close(exported(ids, mask).logits, model(ids, mask).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_values_are_checked_where_nothing_is_traced():
+    """The checks that are left out of a graph: an id outside of the vocabulary, and a router that is not finite."""
+    model = build(experts_implementation="eager")
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
+    compiled(IDS)
+    model.model.layers[0].mlp.gate.weight.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="router logits of token 0"):
+        model(IDS)
+    with pytest.raises(ValueError, match="token id 20"):
+        model(IDS.clamp(max=18) + (20 - int(IDS.clamp(max=18).max())))
