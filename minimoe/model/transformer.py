@@ -9,7 +9,6 @@ Mixtral, OLMoE and Pangu Pro MoE have in common.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ from minimoe.model.balance import apply_capacity, expert_capacity, load_balancin
 from minimoe.model.checkpoint import Checkpoint, load_weights, save_model
 from minimoe.model.config import MoEConfig
 from minimoe.model.experts import Experts, add_shared_expert, initialise
+from minimoe.model.rope import rope_frequencies
 from minimoe.model.routing import RouterOutput
 
 Cache = list[tuple[Tensor, Tensor]]  # per layer: keys and values, [B, kv heads, positions so far, D]
@@ -64,25 +64,6 @@ class RMSNorm(nn.Module):
         wide = _at_least_float32(x)
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * normed.to(x.dtype)
-
-
-def rope_frequencies(config: MoEConfig, device: torch.device | None = None) -> Tensor:
-    """Angle per position of each pair of a head's dimensions, [D / 2] float32 (Su et al. 2021, arXiv 2104.09864).
-
-    `rope_scaling` stretches them: "linear" divides all by `factor` (Chen et al. 2023, arXiv 2306.15595); "llama3", of
-    Llama 3.1, only those whose wavelength is long against the original context, with a ramp between.
-    """
-    pairs = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device=device).float()
-    frequencies = 1.0 / config.rope_theta ** (pairs / config.head_dim)
-    scaling = config.rope_scaling or {"rope_type": "default"}
-    if scaling["rope_type"] == "linear":
-        return frequencies / scaling["factor"]
-    if scaling["rope_type"] == "llama3":
-        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-        keep = ((turns - low) / (high - low)).clamp(0, 1)
-        return keep * frequencies + (1 - keep) * frequencies / scaling["factor"]
-    return frequencies
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

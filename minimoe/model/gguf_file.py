@@ -28,7 +28,7 @@ from torch import Tensor
 from minimoe.model.checkpoint import Checkpoint, CheckpointError
 from minimoe.model.config import MoEConfig
 from minimoe.model.families import find_family, read_config
-from minimoe.model.transformer import rope_frequencies
+from minimoe.model.rope import rope_frequencies
 
 _ARCHITECTURES = {  # llama.cpp's name -> model_type; "llama" with experts is Mixtral
     "llama": "llama",
