@@ -77,19 +77,28 @@ def test_no_import_cycles():
 
 
 def test_the_model_needs_only_torch_numpy_and_safetensors():
+    """Besides what two files take for a source that nobody else opens; `opening` imports them where there is one."""
+    optional = {"minimoe.model.remote": {"httpx", "huggingface_hub"}, "minimoe.model.gguf_file": {"gguf"}}
+    needed = set(sys.stdlib_module_names) | {"torch", "numpy", "safetensors"}
     for module in MODULES:
         if room(module) == "minimoe.model":
-            extra = imports(module)[1] - set(sys.stdlib_module_names) - {"torch", "numpy", "safetensors"}
+            extra = imports(module)[1] - needed - optional.get(module, set())
             assert not extra, f"{module} imports {extra}"
+    loaded = loaded_by("import minimoe.model.opening")
+    assert not loaded & set.union(*optional.values()) and not loaded & optional.keys()
 
 
 def test_import_is_light():
     """Neither the package nor the model, its training and inspection bring in what only figures and widgets use."""
-    heavy = "matplotlib", "ipywidgets", "scipy", "sklearn", "transformers", "IPython"
-    rooms = "minimoe, minimoe.model, minimoe.training, minimoe.inspection"
-    program = f"import {rooms}, sys; print([m for m in {heavy} if m in sys.modules])"
+    heavy = {"matplotlib", "ipywidgets", "scipy", "sklearn", "transformers", "IPython"}
+    assert not loaded_by("import minimoe, minimoe.model, minimoe.training, minimoe.inspection") & heavy
+
+
+def loaded_by(program):
+    """The modules in memory after a program of its own process."""
+    program = f"{program}\nimport sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.strip() == "[]"
+    return set(done.stdout.split())
 
 
 def test_every_file_is_on_the_map():

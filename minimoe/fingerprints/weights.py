@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -27,16 +26,21 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from minimoe.fingerprints.int8_folder import Int8Folder
 from minimoe.fingerprints.result import Refusal
-from minimoe.model.checkpoint import CONFIG, Checkpoint, CheckpointError, load_weights, tensors_on_disk
+from minimoe.model.checkpoint import (
+    CONFIG,
+    Checkpoint,
+    CheckpointError,
+    HashUnknownError,
+    load_weights,
+    tensors_on_disk,
+)
 from minimoe.model.config import MoEConfig
 from minimoe.model.families import BERT, MINIMOE, find_family, name_in_bert
+from minimoe.model.opening import open_checkpoint
 from minimoe.model.transformer import Block, MoEForCausalLM
 
 PIECE = 2**18  # numbers read at once: small enough to stay in the processor's cache
-_FILES = (".safetensors", ".gguf")
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # "owner/name" of the Hugging Face hub, at a revision or not
 
 # What each role is called in our models, with one tensor per expert.
 _OF_THE_MODEL = {"embedding": "model.embed_tokens.weight", "head": "lm_head.weight", "norm_final": "model.norm.weight"}
@@ -80,12 +84,8 @@ def open_weights(source: str | Path | MoEForCausalLM, *, tokenizer: Any = None) 
     """The weights of a model, by role.
 
     Args:
-        source: a folder in the Hugging Face layout, of any family in `minimoe.model.families` or a BERT encoder, its
-            matrices in floating point or in the 8-bit integers of bitsandbytes; a safetensors file with its config.json
-            beside it; a GGUF file, with the package `gguf`; or a model in memory. The folder may be the https address
-            of one, or of a safetensors file; or a repository of the Hugging Face hub, "owner/name" or
-            "owner/name@revision", unless there is something here of that name. They are read by byte ranges, and kept
-            in a cache.
+        source: a model in memory, or what `open_checkpoint` takes: a folder, a file, "owner/name" of the Hugging Face
+            hub or an address; of any family in `minimoe.model.families`, or a BERT encoder.
         tokenizer: whatever has a `get_vocab()`; None: the one beside the files.
 
     Raises:
@@ -94,9 +94,7 @@ def open_weights(source: str | Path | MoEForCausalLM, *, tokenizer: Any = None) 
     """
     if isinstance(source, MoEForCausalLM):
         return Weights("model in memory", source, _Memory(tensors_on_disk(source, MINIMOE)), source.config, tokenizer)
-    checkpoint = _open_remote(source) if _is_remote(source) else _open_local(source)
-    if Int8Folder.fits(checkpoint):
-        checkpoint = Int8Folder(checkpoint)
+    checkpoint = open_checkpoint(source)
     config = None if checkpoint.hf_config.get("model_type") == BERT else checkpoint.model_config
     if tokenizer is None and hasattr(checkpoint, "get_vocab"):  # a GGUF file holds its own
         tokenizer = checkpoint
@@ -280,7 +278,10 @@ class Weights:
             Refusal: the files lie elsewhere, and no sha256 of them is published.
         """
         if isinstance(self._source, Checkpoint):
-            hashes = self._source.hashes()
+            try:
+                hashes = self._source.hashes()
+            except HashUnknownError as error:
+                raise Refusal(str(error)) from error
             return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
         digest = hashlib.sha256()
         for name, tensor in self._tensors.items():
@@ -333,33 +334,6 @@ class _Memory(dict[str, Tensor]):
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self[name].shape)
-
-
-def _open_local(source: str | Path) -> Checkpoint:
-    if Path(source).suffix != ".gguf":
-        return Checkpoint(source)
-    try:
-        from minimoe.fingerprints.gguf_file import GGUF
-    except ImportError as error:
-        raise CheckpointError(f"{source}: to read it takes {error.name}: pip install 'minimoe[gguf]'") from error
-    return GGUF(source)
-
-
-def _is_remote(source: str | Path) -> bool:
-    if not isinstance(source, str):
-        return False
-    is_name = _REPOSITORY.fullmatch(source) and not source.endswith(_FILES)
-    return "://" in source or (bool(is_name) and not Path(source).exists())
-
-
-def _open_remote(source: str) -> Checkpoint:
-    try:
-        from minimoe.fingerprints.remote import RemoteCheckpoint
-    except ImportError as error:
-        raise CheckpointError(
-            f"{source}: not found here; to read it from elsewhere takes {error.name}: pip install 'minimoe[remote]'"
-        ) from error
-    return RemoteCheckpoint(source)
 
 
 def _names_on_disk(source: Checkpoint | MoEForCausalLM, config: MoEConfig | None) -> Callable[[str], str]:

@@ -3,7 +3,7 @@
 from minimoe.lineage.derive import Derivation
 from minimoe.lineage.frame import frame_neuron_order, frame_norms, frame_std_profile
 from minimoe.lineage.gauge import GAUGES, all_gauges
-from minimoe.lineage.upcycle import branch_train_mix, transplant_expert, upcycle
+from minimoe.lineage.upcycling import branch_train_mix, transplant_expert, upcycle
 
 __all__ = [
     "GAUGES",

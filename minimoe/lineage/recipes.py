@@ -30,7 +30,7 @@ from minimoe.lineage.derive import (
 )
 from minimoe.lineage.frame import frame_neuron_order, frame_norms, frame_std_profile
 from minimoe.lineage.gauge import GAUGES, all_gauges, fold_norms
-from minimoe.lineage.upcycle import branch_train_mix, transplant_expert, upcycle
+from minimoe.lineage.upcycling import branch_train_mix, transplant_expert, upcycle
 from minimoe.model import MoEForCausalLM
 from minimoe.model.transformer import CausalLMOutput
 from minimoe.training import Corpus, train

@@ -37,6 +37,10 @@ class CheckpointError(ValueError):
     """A checkpoint folder is not what it should be; the message names the file or tensor."""
 
 
+class HashUnknownError(CheckpointError):
+    """The weights lie elsewhere, and nobody publishes their sha256."""
+
+
 class _Stored(NamedTuple):
     """Where a tensor lies."""
 

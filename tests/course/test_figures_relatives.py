@@ -11,7 +11,7 @@ from minimoe.lineage.derive import prune_layers, prune_neurons
 from minimoe.lineage.gauge import permute_neurons, rotate_residual
 from minimoe.lineage.recipes import INSTANT
 from minimoe.lineage.tree import MEMBERS
-from minimoe.lineage.upcycle import upcycle
+from minimoe.lineage.upcycling import upcycle
 from minimoe.lineage.zoo import Zoo, ancestors, relation
 from minimoe.model import MoEConfig, MoEForCausalLM
 

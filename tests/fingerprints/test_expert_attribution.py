@@ -12,7 +12,7 @@ from minimoe.fingerprints.expert_attribution import (
 )
 from minimoe.lineage.derive import prune_layers
 from minimoe.lineage.gauge import all_gauges
-from minimoe.lineage.upcycle import transplant_expert, upcycle
+from minimoe.lineage.upcycling import transplant_expert, upcycle
 from tests.fingerprints.toys import KINDS, disturbed, gauged, random_model, weights
 
 PLAIN = {"attention_bias": False, "attention_output_bias": False, "intermediate_size": 128, "num_hidden_layers": 2}

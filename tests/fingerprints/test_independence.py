@@ -9,7 +9,7 @@ from scipy import stats
 from minimoe.fingerprints.independence import csu, fisher, match, permutation_test, spearman
 from minimoe.fingerprints.matching import assign
 from minimoe.lineage.derive import prune_layers, prune_neurons
-from minimoe.lineage.upcycle import upcycle
+from minimoe.lineage.upcycling import upcycle
 from tests.fingerprints.toys import KINDS, disturbed, gauged, random_model, weights
 
 TINY = {"hidden_size": 12, "head_dim": 4, "num_hidden_layers": 2, "intermediate_size": 24}

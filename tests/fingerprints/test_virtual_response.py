@@ -9,7 +9,7 @@ from minimoe.fingerprints.virtual_response import directions, read_responses, vi
 from minimoe.fingerprints.weights import open_weights
 from minimoe.lineage.derive import prune_layers
 from minimoe.lineage.gauge import all_gauges
-from minimoe.lineage.upcycle import upcycle
+from minimoe.lineage.upcycling import upcycle
 from tests.fingerprints.toys import KINDS, Vocabulary, gauged, random_model, weights
 
 

@@ -10,7 +10,7 @@ from minimoe.fingerprints.weight_cosine import weight_cosine
 from minimoe.fingerprints.weights import open_weights
 from minimoe.lineage.derive import depth_upscale, prune_layers, quantise
 from minimoe.lineage.gauge import fold_norms
-from minimoe.lineage.upcycle import upcycle
+from minimoe.lineage.upcycling import upcycle
 from tests.fingerprints.toys import KINDS, disturbed, gauged, random_model, weights
 
 READ = {"q", "k", "v", "gate", "up", "router", "shared_gate", "shared_up"}  # from the residual stream

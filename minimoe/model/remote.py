@@ -29,8 +29,7 @@ from huggingface_hub import HfApi, ModelInfo, constants, get_token, hf_hub_url
 
 from minimoe.atomic import write_atomically
 from minimoe.data_files import cache_folder
-from minimoe.fingerprints.result import Refusal
-from minimoe.model.checkpoint import Checkpoint, CheckpointError
+from minimoe.model.checkpoint import Checkpoint, CheckpointError, HashUnknownError
 
 WAITS = (0.5, 1, 2, 4, 8)  # seconds before each new attempt; an attempt that moved something starts them again
 LONGEST_WAIT = 60  # seconds that a server may ask for
@@ -78,13 +77,13 @@ class RemoteCheckpoint(Checkpoint):
         """The sha256 of each file that it reads, as published.
 
         Raises:
-            Refusal: there are none.
+            HashUnknownError: of one there is none.
         """
         files = [self._files[path] for path in self.files]
         hashes = [file.sha256 for file in files if file.sha256 is not None]
         if len(hashes) < len(files):
             size = sum(file.size for file in files)
-            raise Refusal(
+            raise HashUnknownError(
                 f"{self.path}: publishes no sha256, and computing it would move all {size} bytes; to compare the "
                 "files, download them and open their folder"
             )

@@ -22,10 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
-from minimoe.fingerprints import remote
 from minimoe.fingerprints.result import Refusal
 from minimoe.fingerprints.weights import ROLES, Weights, open_weights
-from minimoe.model import MoEConfig, MoEForCausalLM
+from minimoe.model import MoEConfig, MoEForCausalLM, remote
 from minimoe.model.checkpoint import CheckpointError, save_model
 
 ATTENTION = ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "norm1", "norm2")
@@ -454,7 +453,7 @@ def test_secrets_in_an_address_are_neither_shown_nor_kept(folders, server, tmp_p
 
 
 KILLED = """
-from minimoe.fingerprints import remote
+from minimoe.model import remote
 from minimoe.fingerprints.weights import open_weights
 remote.STEP = 2**18
 weights = open_weights("someone/dense")
@@ -601,7 +600,7 @@ def test_what_is_here_comes_first(folders, server, tmp_path, monkeypatch):
 
 
 def test_the_extra_is_named_where_it_is_missing(monkeypatch):
-    monkeypatch.delitem(sys.modules, "minimoe.fingerprints.remote")
+    monkeypatch.delitem(sys.modules, "minimoe.model.remote")
     monkeypatch.setitem(sys.modules, "httpx", None)
     with pytest.raises(CheckpointError, match=r"not found here; .*httpx: pip install 'minimoe\[remote\]'"):
         open_weights("someone/dense")

@@ -11,13 +11,13 @@ from torch.testing import assert_close
 
 from minimoe.inspection.trace import record_routing
 from minimoe.lineage.derive import average, lerp
-from minimoe.lineage.upcycle import METHODS, branch_train_mix, transplant_expert, upcycle
+from minimoe.lineage.upcycling import METHODS, branch_train_mix, transplant_expert, upcycle
 from minimoe.model import MoEConfig, MoEForCausalLM
 
 IDS = torch.tensor([[3, 17, 0, 22, 3, 8, 11], [1, 1, 5, 20, 9, 2, 4]])
 TARGETS = ("mixtral", "qwen2_moe", "pangu_pro_moe")
 SIZES = {"num_experts": 8, "num_experts_per_tok": 4}
-# How each method is asked for here, and what makes it exact in each family: see the head of upcycle.py.
+# How each method is asked for here, and what makes it exact in each family: see the head of upcycling.py.
 ARGUMENTS = {"copy": {}, "split": {"granularity": 2}, "virtual_groups": {"granularity": 2}, "drop": {}}
 EXACT = [("copy", "mixtral", None), ("copy", "mixtral", 0.0), ("copy", "qwen2_moe", None)]
 EXACT += [("virtual_groups", "mixtral", None), ("virtual_groups", "qwen2_moe", None)]
