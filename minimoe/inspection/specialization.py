@@ -796,7 +796,7 @@ def _sequence_losses(model: MoEForCausalLM, batches: Sequence[tuple[Tensor, Tens
         losses = [_losses(model(ids).logits, ids) for ids, _ in batches]
     finally:
         model.train(was_training)
-    return torch.cat(losses).double().cpu().numpy()
+    return torch.cat(losses).cpu().double().numpy()
 
 
 def _losses(logits: Tensor, ids: Tensor) -> Tensor:

@@ -48,6 +48,11 @@ def build(config: MoEConfig, tensors: Mapping[str, Tensor]) -> MoEForCausalLM:
     return model.eval()
 
 
+def wide(tensor: Tensor) -> Tensor:
+    """`tensor` in float64 on the CPU: some devices have no float64."""
+    return tensor.detach().to("cpu", torch.float64)
+
+
 # --- merging ----------------------------------------------------------------------------------------------
 
 # What models to be merged need not have in common: it changes no output.
@@ -138,14 +143,14 @@ def _trim(vector: Tensor, density: float) -> Tensor:
 
 
 def _flatten(model: MoEForCausalLM) -> Tensor:
-    return torch.cat([tensor.double().flatten() for tensor in model.state_dict().values()])
+    return torch.cat([wide(tensor).flatten() for tensor in model.state_dict().values()])
 
 
 def _unflatten(vector: Tensor, like: MoEForCausalLM) -> MoEForCausalLM:
     shapes = like.state_dict()
     pieces = vector.split([tensor.numel() for tensor in shapes.values()])
     named = zip(shapes.items(), pieces, strict=True)
-    return build(like.config, {name: piece.view_as(tensor).to(tensor.dtype) for (name, tensor), piece in named})
+    return build(like.config, {name: piece.view_as(tensor).to(tensor) for (name, tensor), piece in named})
 
 
 def _merge(models: Sequence[MoEForCausalLM], rule: Callable[..., Tensor]) -> MoEForCausalLM:
@@ -153,9 +158,7 @@ def _merge(models: Sequence[MoEForCausalLM], rule: Callable[..., Tensor]) -> MoE
     for model in models[1:]:
         _require_alike(models[0], model)
     states = [model.state_dict() for model in models]
-    merged = {
-        name: rule(*(state[name].double() for state in states)).to(tensor.dtype) for name, tensor in states[0].items()
-    }
+    merged = {name: rule(*(wide(state[name]) for state in states)).to(tensor) for name, tensor in states[0].items()}
     return build(models[0].config, merged)
 
 
@@ -192,7 +195,7 @@ def prune_neurons(model: MoEForCausalLM, keep: float) -> MoEForCausalLM:
     for module in pruned.modules():
         if isinstance(module, MLP | Experts):
             rows = neurons(module)
-            strength = torch.linalg.vector_norm(rows.double(), dim=-1).prod(-1)
+            strength = torch.linalg.vector_norm(wide(rows), dim=-1).prod(-1)
             set_neurons(module, _strongest(rows, strength, shorter(strength.shape[-1])))
     names = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
     widths = {name: shorter(getattr(model.config, name)) for name in names}
@@ -201,7 +204,7 @@ def prune_neurons(model: MoEForCausalLM, keep: float) -> MoEForCausalLM:
 
 def _strongest(rows: Tensor, strength: Tensor, kept: int) -> Tensor:
     """Of rows [..., I, 3, H] those with the largest strength [..., I], in order: [..., kept, 3, H]."""
-    chosen = strength.topk(kept, dim=-1).indices.sort(dim=-1).values
+    chosen = strength.topk(kept, dim=-1).indices.sort(dim=-1).values.to(rows.device)
     return rows.gather(-3, chosen[..., None, None].expand(*chosen.shape, *rows.shape[-2:]))
 
 
@@ -251,8 +254,8 @@ def prune_heads(model: MoEForCausalLM, num_key_value_heads: int) -> MoEForCausal
 
 
 def _prune_attention(attention: Attention, groups: int, kept: int) -> None:
-    values = attention.v_proj.weight.unflatten(0, (groups, -1)).double()
-    outputs = attention.o_proj.weight.unflatten(1, (groups, -1)).double()
+    values = wide(attention.v_proj.weight).unflatten(0, (groups, -1))
+    outputs = wide(attention.o_proj.weight).unflatten(1, (groups, -1))
     strength = values.norm(dim=(1, 2)) * outputs.norm(dim=(0, 2))
     chosen = strength.topk(kept).indices.sort().values
     for name, parameter in attention.named_parameters():
@@ -334,15 +337,15 @@ def extend_vocabulary(model: MoEForCausalLM, new_tokens: int, *, seed: int = 0) 
     """
     if new_tokens < 1:
         raise ValueError(f"new_tokens={new_tokens}: wanted at least 1")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     tensors = model.state_dict()
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         if name not in tensors:  # a tied head is the embedding
             continue
-        old = tensors[name].double()
-        noise = torch.randn(new_tokens, old.shape[1], generator=generator).double()
+        old = wide(tensors[name])
+        noise = torch.randn(new_tokens, old.shape[1], generator=generator, device="cpu").double()
         new = old.mean(0) + old.std(0) * noise
-        tensors[name] = torch.cat([tensors[name], new.to(tensors[name].dtype)])
+        tensors[name] = torch.cat([tensors[name], new.to(tensors[name])])
     return build(replace(model.config, vocab_size=model.config.vocab_size + new_tokens), tensors)
 
 
@@ -375,10 +378,10 @@ def _is_quantised(name: str, tensor: Tensor) -> bool:
 
 
 def _round_rows(weight: Tensor, bits: int) -> Tensor:
-    wide = weight.double()
-    step = wide.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
-    integers = (wide / step.where(step > 0, 1)).round()
-    return (integers * step).to(weight.dtype)
+    rows = wide(weight)
+    step = rows.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
+    integers = (rows / step.where(step > 0, 1)).round()
+    return (integers * step).to(weight)
 
 
 def merge_lora(model: MoEForCausalLM, adapters: Mapping[str, tuple[Tensor, Tensor]], *, alpha: float) -> MoEForCausalLM:
@@ -407,6 +410,6 @@ def merge_lora(model: MoEForCausalLM, adapters: Mapping[str, tuple[Tensor, Tenso
                 f"adapters[{name!r}]: A {list(a.shape)} and B {list(b.shape)}, wanted {[*experts, 'r', columns]} and "
                 f"{[*experts, rows, 'r']} for a weight {list(weight.shape)}"
             )
-        update = alpha / rank * (b.double() @ a.double())
-        tensors[name] = (weight.double() + update).to(weight.dtype)
+        update = alpha / rank * (wide(b) @ wide(a))
+        tensors[name] = (wide(weight) + update).to(weight)
     return build(model.config, tensors)

@@ -105,7 +105,7 @@ def _check_profile(profile: Mapping[str, Sequence[float]], layers: int) -> dict[
     for role in "qkvo":
         if role not in profile:
             raise ValueError(f"target has {sorted(profile)}: wanted 'q', 'k', 'v' and 'o'")
-        checked[role] = torch.as_tensor(profile[role], dtype=torch.float64)
+        checked[role] = torch.as_tensor(profile[role], dtype=torch.float64, device="cpu")
         if checked[role].shape != (layers,):
             raise ValueError(f"target[{role!r}] has shape {tuple(checked[role].shape)}: wanted ({layers},), the layers")
         if not (checked[role].isfinite() & (checked[role] > 0)).all():

@@ -23,7 +23,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from minimoe.lineage.derive import build, neurons, set_neurons
+from minimoe.lineage.derive import build, neurons, set_neurons, wide
 from minimoe.model.attention import Attention
 from minimoe.model.config import MoEConfig
 from minimoe.model.layers import MLP
@@ -43,7 +43,7 @@ def fold_norms(model: MoEForCausalLM, *, seed: int = 0) -> MoEForCausalLM:
         model: any.
         seed: not looked at; there is one way to fold.
     """
-    return replace_norms(model, {name: torch.ones(model.config.hidden_size) for name in _readers(model)})
+    return replace_norms(model, {name: torch.ones(model.config.hidden_size, device="cpu") for name in _readers(model)})
 
 
 @torch.no_grad()
@@ -63,16 +63,16 @@ def replace_norms(model: MoEForCausalLM, weights: Mapping[str, Tensor]) -> MoEFo
     readers = _readers(changed)
     for name, weight in weights.items():
         norm = changed.get_submodule(name).weight
-        old = _wide(norm).clone()
+        old = wide(norm).clone()
         norm.copy_(weight)
-        new = _wide(norm)  # as stored, so that rounding goes into the ratio
+        new = wide(norm)  # as stored, so that rounding goes into the ratio
         lost = (new == 0) & (old != 0)
         if lost.any():
             place = int(lost.nonzero()[0])
             raise ValueError(f"{name}.weight[{place}]=0: wanted another number, since it is {float(old[place])} now")
         ratio = torch.where(new == old, 1.0, old / new)
         for reader in readers[name]:
-            reader.copy_(_wide(reader) * ratio)
+            reader.copy_(wide(reader) * ratio)
     return changed
 
 
@@ -99,7 +99,7 @@ def rotate_residual(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) ->
                 "throughout, for rotate_residual; fold_norms does that"
             )
     rotation = _skew(model.config.hidden_size, amount, _generator(seed)).matrix_exp()
-    return _change_basis(model, lambda vectors: _wide(vectors) @ rotation.T)
+    return _change_basis(model, lambda vectors: wide(vectors) @ rotation.T)
 
 
 @torch.no_grad()
@@ -111,9 +111,9 @@ def permute_residual(model: MoEForCausalLM, *, seed: int) -> MoEForCausalLM:
         seed: of order and signs.
     """
     generator, hidden = _generator(seed), model.config.hidden_size
-    order = torch.randperm(hidden, generator=generator)
-    sign = 1.0 - 2.0 * torch.randint(2, (hidden,), generator=generator)
-    permuted = _change_basis(model, lambda vectors: _wide(vectors)[..., order] * sign)
+    order = torch.randperm(hidden, generator=generator, device="cpu")
+    sign = 1.0 - 2.0 * torch.randint(2, (hidden,), generator=generator, device="cpu")
+    permuted = _change_basis(model, lambda vectors: wide(vectors)[..., order] * sign)
     for name in _readers(permuted):
         norm = permuted.get_submodule(name).weight
         norm.copy_(norm[order])
@@ -246,9 +246,9 @@ def map_values(attention: Attention, maps: Tensor, inverses: Tensor) -> None:
     """Multiply each group's values by `maps`, [groups, D, D], in place, and undo it in the output projection."""
     groups, size, _ = maps.shape
     for rows in attention.v_proj.parameters():
-        rows.copy_((maps @ _wide(rows).reshape(groups, size, -1)).view_as(rows))
+        rows.copy_((maps @ wide(rows).reshape(groups, size, -1)).view_as(rows))
     columns = attention.o_proj.weight.mT
-    heads = _wide(columns).unflatten(0, (groups, -1, size))
+    heads = wide(columns).unflatten(0, (groups, -1, size))
     columns.copy_((inverses.mT[:, None] @ heads).flatten(0, 2))
 
 
@@ -290,7 +290,7 @@ def _pairs(rows: Tensor, choices: Tensor) -> Tensor:
     Pair i of a head is its dimensions i and i + D / 2.
     """
     groups, half = choices.shape
-    return _wide(rows).reshape(groups, -1, 2, half, rows[0].numel())
+    return wide(rows).reshape(groups, -1, 2, half, rows[0].numel())
 
 
 def _turn_pairs(rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -341,10 +341,10 @@ def scale_neurons(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) -> M
     for mlp in _mlps(changed):
         rows = neurons(mlp)
         factors = _factors(rows.shape[:-2], amount, generator)
-        negative = torch.rand(factors.shape, generator=generator) < amount / 2
+        negative = torch.rand(factors.shape, generator=generator, device="cpu") < amount / 2
         factors = torch.where(negative, -factors, factors)
         by = torch.stack([torch.ones_like(factors), factors, 1 / factors], dim=-1)
-        set_neurons(mlp, (_wide(rows) * by[..., None]).to(rows))
+        set_neurons(mlp, (wide(rows) * by[..., None]).to(rows))
     return changed
 
 
@@ -394,7 +394,7 @@ def shift_router(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) -> Mo
     _require_free("shift_router", model.config)
     changed, generator = _copy(model), _generator(seed)
     for mixture in _mixtures(changed):
-        rows = _wide(mixture.gate.weight)
+        rows = wide(mixture.gate.weight)
         shift = math.sqrt(3) * _uniform(rows.shape[-1:], amount, generator)  # of variance 1
         mixture.gate.weight.copy_(rows + rows.std(correction=0) * shift)
     return changed
@@ -417,8 +417,8 @@ def exchange_router_scale(model: MoEForCausalLM, *, seed: int, amount: float = 1
     for mixture in _mixtures(changed):
         scale, down = mixture.gate.router_scale, mixture.experts.down_proj
         factors = _factors(scale.shape, amount, generator)
-        scale.copy_(_wide(scale) * factors)
-        down.copy_(_wide(down) / factors[:, None, None])
+        scale.copy_(wide(scale) * factors)
+        down.copy_(wide(down) / factors[:, None, None])
     return changed
 
 
@@ -508,19 +508,15 @@ def _copy(model: MoEForCausalLM, *, untied: bool = False) -> MoEForCausalLM:
     return build(config, tensors)
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", torch.float64)
-
-
 def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator("cpu").manual_seed(seed)
 
 
 def _uniform(shape: tuple[int, ...], amount: float, generator: torch.Generator) -> Tensor:
     """Float64 numbers from -amount to amount."""
     if not 0 <= amount < math.inf:
         raise ValueError(f"amount={amount}: wanted a finite number of at least 0")
-    return amount * (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1)
+    return amount * (2 * torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu") - 1)
 
 
 def _factors(shape: tuple[int, ...], amount: float, generator: torch.Generator) -> Tensor:
@@ -538,6 +534,6 @@ def _skew(size: int, amount: float, generator: torch.Generator) -> Tensor:
 
 def _order_in_groups(groups: int, size: int, generator: torch.Generator) -> Tensor:
     """A permutation of groups * size things that keeps groups together."""
-    outer = torch.randperm(groups, generator=generator)
-    inner = torch.rand(groups, size, generator=generator).argsort(dim=-1)
+    outer = torch.randperm(groups, generator=generator, device="cpu")
+    inner = torch.rand(groups, size, generator=generator, device="cpu").argsort(dim=-1)
     return (outer[:, None] * size + inner).flatten()

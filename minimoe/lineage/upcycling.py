@@ -104,7 +104,7 @@ def upcycle(
     if method == "virtual_groups":
         _check_groups(config, granularity, std)
     different_rows = num_experts // granularity if method == "virtual_groups" else num_experts
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     model = _with_trunk(config, dense)
     for layer, source in _mixtures(model, dense):
         rows = std * _normal(layer.gate.weight[:different_rows], generator)
@@ -154,7 +154,7 @@ def branch_train_mix(
     mean = average(parents)
     config = _mixture_config(mean.config, model_type, len(parents), num_experts_per_tok, 1, settings)
     std = config.initializer_range if router_std is None else router_std
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     model = _with_trunk(config, mean)
     for layer, source, *own in _mixtures(model, mean, *parents):
         experts = torch.stack([_divide(mlp, config)[1] for mlp in own])
@@ -213,7 +213,7 @@ def _slices(mlp: Tensor, num_experts: int, granularity: int, shuffle: torch.Gene
     """E / G copies of `mlp` [R, 3, H], each cut into G: [E, R / G, 3, H], all copies of the first slice first."""
     copies = torch.stack([mlp] * (num_experts // granularity))
     if shuffle is not None:
-        copies = torch.stack([copy[torch.randperm(len(copy), generator=shuffle)] for copy in copies])
+        copies = torch.stack([copy[torch.randperm(len(copy), generator=shuffle, device="cpu")] for copy in copies])
     return copies.unflatten(1, (granularity, -1)).transpose(0, 1).flatten(0, 1)
 
 
@@ -221,7 +221,7 @@ def _drop(mlp: Tensor, num_experts: int, ratio: float, generator: torch.Generato
     """E copies of `mlp` [R, 3, H], in each of which round(ratio R) neurons are new: [E, R, 3, H]."""
     experts = mlp.repeat(num_experts, 1, 1, 1)
     for expert in experts:
-        dropped = torch.randperm(len(mlp), generator=generator)[: round(ratio * len(mlp))]
+        dropped = torch.randperm(len(mlp), generator=generator, device="cpu")[: round(ratio * len(mlp))]
         old = mlp[dropped]
         if len(dropped):
             expert[dropped] = old.mean((0, 2), keepdim=True) + _spread(old) * _normal(old, generator)
@@ -235,7 +235,7 @@ def _spread(rows: Tensor) -> Tensor:
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal numbers, the same in every dtype."""
-    return torch.randn(like.shape, generator=generator).to(like)
+    return torch.randn(like.shape, generator=generator, device="cpu").to(like)
 
 
 # --- where it goes ----------------------------------------------------------------------------------------
@@ -243,9 +243,11 @@ def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
 
 def _with_trunk(config: MoEConfig, dense: MoEForCausalLM) -> MoEForCausalLM:
     """A model with all of `dense` that it has a place for; biases that `dense` does not have are 0."""
-    model = MoEForCausalLM(config).to(dense.model.embed_tokens.weight.dtype)
+    like = dense.model.embed_tokens.weight
+    with torch.device("cpu"):
+        model = MoEForCausalLM(config).to(like.dtype)
     model.load_state_dict(dense.state_dict(), strict=False)
-    return model.eval()
+    return model.to(like.device).eval()
 
 
 def _mixtures(model: MoEForCausalLM, *dense: MoEForCausalLM) -> list[tuple[MoELayer | MLP, ...]]:

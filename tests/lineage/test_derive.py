@@ -301,7 +301,7 @@ def test_prune_refuses_what_is_not_there():
 def run_layers(model: MoEForCausalLM, order: list[int]) -> torch.Tensor:
     """The logits when these blocks run one after the other, by hand."""
     x = model.model.embed_tokens(IDS)
-    cos, sin = model.model._angles(IDS.shape[1], None, x)
+    cos, sin = model.model._angles(torch.arange(IDS.shape[1]), x)
     for layer in order:
         x = model.model.layers[layer](x, IDS, cos, sin, None)[0]
     head = model.lm_head
