@@ -63,6 +63,7 @@ def test_train_is_repeatable_and_a_finished_run_is_not_taken_again(trained, text
         (["--experts", "0"], "llama", "intermediate_size=256"),
         (["--balance", "bias"], "minimoe", "e_score_correction_bias=True"),
         (["--balance", "none"], "mixtral", "router_aux_loss_coef=0.0"),
+        (["--experts-per-token", "1"], "minimoe", "norm_topk_prob=False"),  # or the router would learn nothing
     ],
 )
 def test_train_variants(texts, tmp_path, arguments, model_type, has):

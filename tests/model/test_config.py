@@ -165,6 +165,19 @@ IMPOSSIBLE = [
     ({"capacity_factor": 0.0}, "capacity_factor=0.0: wanted None or a positive number"),
     ({"capacity_factor": float("nan")}, "capacity_factor=nan: wanted None or a positive number"),
     ({"router": "expert_choice"}, "capacity_factor=None: wanted a positive number for router='expert_choice'"),
+    (
+        {"num_experts_per_tok": 1},
+        "norm_topk_prob=True: wanted False for num_experts_per_tok=1: the single weight of a token would always be 1",
+    ),
+    (
+        {"num_experts_per_tok": 1, "score_func": "sigmoid"},
+        "norm_topk_prob=True: wanted False for num_experts_per_tok=1",
+    ),
+    (
+        {"num_experts_per_tok": 1, "router": "topk_softmax"},
+        "num_experts_per_tok=1: wanted 2 or more for router='topk_softmax': the single weight of a token",
+    ),
+    ({"num_experts_per_tok": 1, "router": "noisy_topk"}, "num_experts_per_tok=1: wanted 2 or more for router='noisy_"),
 ]
 
 
@@ -172,6 +185,27 @@ IMPOSSIBLE = [
 def test_impossible_settings(settings, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         MoEConfig(**settings)
+
+
+@pytest.mark.parametrize("router", ["topk", "topk_softmax", "noisy_topk", "switch", "grouped"])
+@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_router_learns_where_the_loss_has_a_gradient_for_it(router, normalised, k):
+    """As a published family, whose formula stands, each can be built, and asked."""
+    if router == "switch" and k == 2:
+        return
+    settings = {"vocab_size": 20, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "num_experts": 4}
+    settings |= {"router": router, "norm_topk_prob": normalised, "num_experts_per_tok": k, "initializer_range": 0.5}
+    config = MoEConfig(**settings, model_type="mixtral")
+    model, ids = MoEForCausalLM(config).double(), torch.arange(20)[None]
+    model(ids, labels=ids).loss.backward()
+    gradient = model.model.layers[0].mlp.gate.weight.grad.abs().max()
+    assert config.router_learns == (gradient > 1e-6)
+    assert config.router_learns or gradient < 1e-12
+
+
+def test_one_expert_alone_leaves_nothing_to_learn():
+    assert MoEConfig(num_experts=1, num_experts_per_tok=1).router_learns
 
 
 def test_what_is_left_out_is_derived():

@@ -15,6 +15,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 
 from minimoe.model import MoEConfig, MoEForCausalLM
@@ -263,6 +265,39 @@ def test_other_weights_to_start_from_are_another_run(tmp_path):
         train(MoEForCausalLM(TINY, seed=2), Cycles(), out=tmp_path, **FEW)
 
 
+def test_micro_batches_train_the_same_model(tmp_path):
+    config = replace(TINY, router_aux_loss_coef=0.1, score_func="sigmoid", e_score_correction_bias=True)
+    whole, cut = (MoEForCausalLM(config).double() for _ in range(2))
+    log = train(whole, Cycles(), **FEW)
+    found = train(cut, Cycles(), out=tmp_path, **FEW, gradient_accumulation_steps=2)
+    for record, wanted in zip(found, log, strict=True):
+        assert record["load"] == wanted["load"]
+        for name in ("loss", "cross_entropy", "aux_loss", "grad_norm"):
+            assert record[name] == pytest.approx(wanted[name], rel=1e-6)
+    for name, tensor in cut.state_dict().items():
+        torch.testing.assert_close(tensor, whole.state_dict()[name], rtol=1e-6, atol=1e-8)
+    assert json.loads((tmp_path / RECIPE_FILE).read_text())["settings"]["gradient_accumulation_steps"] == 2
+    with pytest.raises(ValueError, match="gradient_accumulation_steps=2 there, 4 asked for"):
+        train(MoEForCausalLM(config), Cycles(), out=tmp_path, **FEW, gradient_accumulation_steps=4)
+
+
+def test_a_run_from_before_a_setting_existed_can_be_continued(tmp_path):
+    interrupted_run(tmp_path, at=5)
+    with safe_open(tmp_path / STATE_FILE, framework="pt") as file:
+        about = json.loads(file.metadata()["minimoe"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    del about["settings"]["gradient_accumulation_steps"]
+    save_file(tensors, tmp_path / STATE_FILE, metadata={"minimoe": json.dumps(about)})
+    log = train(MoEForCausalLM(TINY), Cycles(), out=tmp_path, save_every=2, **FEW)
+    assert [record["step"] for record in log] == list(range(1, 9))
+
+
+def test_a_router_that_could_not_learn_is_not_trained():
+    model = MoEForCausalLM(replace(TINY, num_experts_per_tok=1, model_type="mixtral"))
+    with pytest.raises(ValueError, match="num_experts_per_tok=1 with normalised weights: wanted 2 or more, or"):
+        train(model, Cycles(), **FEW)
+
+
 class Interrupting(Cycles):
     """Stops the run as Ctrl-C does, before step `at`."""
 
@@ -359,6 +394,8 @@ def test_stops_at_a_loss_that_is_no_number():
         ({"steps": 0}, "steps=0: wanted a whole number of at least 1"),
         ({"seq_len": 1}, "seq_len=1: wanted a whole number of at least 2"),
         ({"steps": 10.5}, "steps=10.5: wanted a whole number"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps=0: wanted a whole number of at least 1"),
+        ({"gradient_accumulation_steps": 3}, "gradient_accumulation_steps=3: wanted a divisor of batch_size=4"),
         ({"steps": "5"}, "steps='5': wanted a whole number"),
         ({"seed": True}, "seed=True: wanted a whole number"),
         ({"learning_rate": -1.0}, "learning_rate=-1.0: wanted a finite number of at least 0"),

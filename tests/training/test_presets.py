@@ -1,7 +1,9 @@
 """The small models of the course: equal where they are compared as equals."""
 
 import pytest
+import torch
 
+from minimoe.model import Router, route_switch
 from minimoe.training.presets import BALANCES, small_config
 
 
@@ -20,6 +22,20 @@ def test_balances_differ_in_nothing_else():
 
 def balanced(balance):
     return small_config(balance=balance)
+
+
+@pytest.mark.parametrize("balance", BALANCES)
+def test_one_expert_per_token_is_weighted_as_in_switch_transformer(balance):
+    """By its probability: the router learns, whatever balances it."""
+    config = small_config(experts_per_token=1, balance=balance)
+    assert config.router_learns and not config.norm_topk_prob
+    router, x = Router(config), torch.randn(5, config.hidden_size)
+    torch.nn.init.normal_(router.weight)
+    chosen = router(x)
+    if balance != "bias":
+        wanted = route_switch(torch.nn.functional.linear(x, router.weight))
+        assert torch.equal(chosen.indices, wanted.indices)
+        torch.testing.assert_close(chosen.weights, wanted.weights)
 
 
 def test_an_unknown_balance_is_refused():
