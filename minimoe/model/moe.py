@@ -136,8 +136,8 @@ class Router(nn.Module):
     def _logits(self, x: Tensor, weight: Tensor) -> Tensor:
         """x W^T, [T, E], in float32 at least, whatever the model's dtype, and under autocast too."""
         device = x.device.type
-        known = torch.amp.is_autocast_available(device)  # not to the meta device
-        with torch.autocast(device, enabled=False) if known else nullcontext():
+        casts = not x.is_meta and torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=False) if casts else nullcontext():
             x = at_least_float32(x)
             return F.linear(x, weight.to(x.dtype))
 

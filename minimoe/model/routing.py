@@ -254,10 +254,8 @@ def _check_logits(logits: Tensor, k: int) -> None:
         raise ValueError(f"router logits have shape {tuple(logits.shape)}: wanted [tokens, experts]")
     if not 1 <= k <= logits.shape[-1]:
         raise ValueError(f"k={k}: wanted 1 to {logits.shape[-1]}, the number of experts")
-    if not has_values(logits):
-        return
-    bad = ~logits.detach().isfinite().all(-1)
-    if bad.any():
+    if has_values(logits) and not logits.detach().isfinite().all():
+        bad = ~logits.detach().isfinite().all(-1)
         token = int(bad.nonzero()[0])
         raise ValueError(
             f"router logits of token {token} are {logits[token].tolist()}: wanted finite numbers "
