@@ -244,6 +244,7 @@ def _with_trunk(config: MoEConfig, dense: MoEForCausalLM) -> MoEForCausalLM:
     """A model with all of `dense` that it has a place for; biases that `dense` does not have are 0."""
     model = MoEForCausalLM(config).to(dense.model.embed_tokens.weight.dtype)
     model.load_state_dict(dense.state_dict(), strict=False)
+    model.tokenizer_json = dense.tokenizer_json
     return model.eval()
 
 
