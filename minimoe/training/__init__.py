@@ -1,6 +1,7 @@
 """Corpora in, checkpoints out."""
 
 from minimoe.training.corpus import Batch, Corpus
+from minimoe.training.generation import generate
 from minimoe.training.loop import Settings, evaluate, train
 
-__all__ = ["Batch", "Corpus", "Settings", "evaluate", "train"]
+__all__ = ["Batch", "Corpus", "Settings", "evaluate", "generate", "train"]
