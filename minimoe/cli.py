@@ -16,10 +16,8 @@ import typer
 app = typer.Typer(
     help="Learn how mixture-of-experts language models work.", no_args_is_help=True, pretty_exceptions_enable=False
 )
-Model = Annotated[
-    str,
-    typer.Argument(help="A folder in the Hugging Face layout, a GGUF file, a repository of the hub, a saved .npz."),
-]
+_PLACES = "A folder in the Hugging Face layout, a safetensors or GGUF file, a repository of the hub, an address"
+Model = Annotated[str, typer.Argument(help=f"{_PLACES}, or a saved .npz.")]
 zoo = typer.Typer(help="Models whose history is known.", no_args_is_help=True)
 app.add_typer(zoo, name="zoo")
 card = typer.Typer(help="What to publish with a model, so that nobody has to guess.", no_args_is_help=True)
@@ -48,9 +46,8 @@ def train(
     """Train a small mixture of experts and show what it has learnt."""
     import torch
 
-    from minimoe.model import MoEForCausalLM
-    from minimoe.training import evaluate
-    from minimoe.training import train as run
+    from minimoe import MoEForCausalLM, evaluate
+    from minimoe import train as run
     from minimoe.training.presets import small_config
 
     torch.set_num_threads(threads)
@@ -72,7 +69,7 @@ def train(
 
 @app.command()
 def sample(
-    model: Annotated[Path, typer.Argument(help="A model folder with a tokenizer.json.")],
+    model: Annotated[str, typer.Argument(help=f"{_PLACES}; with its tokenizer.json.")],
     prompt: Annotated[str, typer.Option()] = "def ",
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 120,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.8,
@@ -83,18 +80,13 @@ def sample(
     """Continue a prompt with a trained model."""
     import torch
 
-    from minimoe.model import MoEForCausalLM
+    from minimoe import MoEForCausalLM, generate
 
     torch.set_num_threads(1)
     with _plain_errors():
         network = MoEForCausalLM.from_pretrained(model)
-        tokenizer = _tokenizer(model / "tokenizer.json")
-        ids = tokenizer.encode(prompt).ids
-        if not ids:
-            raise ValueError("prompt='': wanted at least one character")
         options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-        continued = network.generate(torch.tensor([ids]), max_new_tokens, **options)
-        typer.echo(tokenizer.decode(continued[0].tolist(), skip_special_tokens=False))
+        typer.echo(generate(network, prompt, max_new_tokens, **options))
 
 
 @app.command()
@@ -125,7 +117,7 @@ def compare(
     """Say what evidence there is that two models share weights. Exit status 2 where they cannot be read."""
     import torch
 
-    from minimoe.fingerprints.compare import compare as run
+    from minimoe import compare as run
 
     torch.set_num_threads(1)
     with _plain_errors(status=2):
@@ -141,7 +133,7 @@ def fingerprint(
     """Save what `minimoe compare` needs of a model, so that it can be compared again without its weights."""
     import torch
 
-    from minimoe.fingerprints.fingerprint import fingerprint as read
+    from minimoe import fingerprint as read
 
     torch.set_num_threads(1)
     with _plain_errors(status=2):
@@ -308,7 +300,7 @@ def _check_writable(folder: Path) -> None:
 
 
 def _corpus(name: str):
-    from minimoe.training import Corpus
+    from minimoe import Corpus
 
     if name == "real":
         return Corpus.real()
@@ -317,26 +309,15 @@ def _corpus(name: str):
     return Corpus.from_folder(name)
 
 
-def _tokenizer(path: Path):
-    from tokenizers import Tokenizer
-
-    if not path.exists():
-        raise FileNotFoundError(f"{path.parent} has no tokenizer.json: wanted one beside the weights")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing more particular
-        raise ValueError(f"{path}: not a tokenizer ({error})") from error
-
-
 def _show_samples(model, corpus, seed: int) -> None:
     """Continue the beginning of one held-out stretch of each domain."""
-    import torch
+    from minimoe import generate
 
     for domain in corpus.domains:
-        prompt = corpus.tokens(domain, "held_out")[1:13].tolist()
-        continued = model.generate(torch.tensor([prompt]), 60, temperature=0.7, seed=seed)[0].tolist()
+        prompt = corpus.decode(corpus.tokens(domain, "held_out")[1:13].tolist()).rstrip("\ufffd")  # half a character
+        text = generate(model, prompt, 60, temperature=0.7, seed=seed)
         typer.secho(f"\n--- {domain}", bold=True)
-        typer.echo(corpus.decode(prompt) + typer.style(corpus.decode(continued[len(prompt) :]), fg="green"))
+        typer.echo(prompt + typer.style(text.removeprefix(prompt), fg="green"))
 
 
 @contextmanager

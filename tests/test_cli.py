@@ -170,7 +170,7 @@ def test_a_very_low_temperature_is_greedy(trained):
 def test_sample_needs_a_tokenizer_and_a_prompt(trained, tmp_path):
     MoEForCausalLM(MoEConfig(num_hidden_layers=1)).save_pretrained(tmp_path)
     result = runner.invoke(app, ["sample", str(tmp_path)])
-    assert result.exit_code == 1 and "has no tokenizer.json: wanted one" in result.stderr
+    assert result.exit_code == 1 and "the model has no tokenizer.json: wanted one" in result.stderr
     result = runner.invoke(app, ["sample", str(trained[0]), "--prompt", ""])
     assert result.exit_code == 1 and "wanted at least one character" in result.stderr
 

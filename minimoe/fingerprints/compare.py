@@ -163,6 +163,7 @@ def compare(
     *,
     methods: Collection[str] | None = None,
     background: Sequence[str | Path | MoEForCausalLM | Side] | None = None,
+    tokenizer: Any = None,
 ) -> Report:
     """Gather the evidence that two models share weights.
 
@@ -172,10 +173,12 @@ def compare(
         b: another.
         methods: names in `METHODS`; None: all. Without the four in `ENTERING`, the verdict is "cannot tell".
         background: models known to be strangers to both, at least three; None: strangers of the zoo.
+        tokenizer: of the models in memory that come without one: whatever has a `get_vocab()`.
 
     Raises:
         CheckpointError: a file is missing or damaged.
-        ValueError: there is no such method, there are too few strangers, or a fingerprint is damaged.
+        ValueError: there is no such method, there are too few strangers, a fingerprint is damaged, or a model is on the
+            meta device.
     """
     if background is not None and len(background) < FEWEST_MODELS:
         raise ValueError(f"background: {len(background)} models, wanted at least {FEWEST_MODELS}")
@@ -183,11 +186,11 @@ def compare(
     if unknown:
         raise ValueError(f"methods={unknown}: wanted some of {', '.join(METHODS)}")
     names = [name for name in METHODS if methods is None or name in methods]
-    a, b = _open(a), _open(b)
+    a, b = (_open(model, tokenizer) for model in (a, b))
     if background is None:
         known = background_of_the_zoo(a, b)
     else:
-        known = background_of([_open(model) for model in background], a, b, names)
+        known = background_of([_open(model, tokenizer) for model in background], a, b, names)
     evidence = {name: weigh(result, known, name) for name, result in run_methods(a, b, names).items()}
     verdict, reason, score = judge(
         evidence, equal_files=_equal_files(a, b), equal_depths=a.num_layers == b.num_layers, fits=known.fits
@@ -260,11 +263,12 @@ def _equal_files(a: Side, b: Side) -> bool:
     return first is not None and first == second
 
 
-def _open(source: str | Path | MoEForCausalLM | Side) -> Side:
+def _open(source: str | Path | MoEForCausalLM | Side, tokenizer: Any) -> Side:
     if isinstance(source, Side):
         return source
     if isinstance(source, str | Path) and Path(source).suffix == ".npz":
         return Fingerprint.load(source)
-    weights = open_weights(source)
+    lacks_one = isinstance(source, MoEForCausalLM) and source.tokenizer_json is None
+    weights = open_weights(source, tokenizer=tokenizer if lacks_one else None)
     weights.require_whole()
     return weights

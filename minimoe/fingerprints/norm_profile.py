@@ -93,10 +93,8 @@ def compare_norms(a: Features, b: Features) -> Result:
 
 def _norm(weights: Weights, role: str, layer: int | None) -> np.ndarray:
     norm = weights.get(role, layer).double()
-    where = f"{weights.name}: {role}" + ("" if layer is None else f" of layer {layer}")
-    if not norm.isfinite().all():
-        raise Refusal(f"{where} holds NaN or infinity")
     if (norm == norm[0]).all():
+        where = f"{weights.name}: {role}" + ("" if layer is None else f" of layer {layer}")
         raise Refusal(f"{where} is {float(norm[0]):.4g} throughout: folded or never trained")
     return norm.numpy()
 

@@ -86,13 +86,14 @@ def _cosines(a: Weights, b: Weights, layer_a: int, layer_b: int, pieces: int | N
 def _cosine(a: Weights, b: Weights, role: str, layer_a: int, layer_b: int, pieces: int | None) -> float:
     """Of one matrix. Sums within a piece are float32, those over pieces float64."""
     both = of_a = of_b = 0.0
-    for (_, x), (_, y) in islice(zip(a.pieces(role, layer_a), b.pieces(role, layer_b), strict=True), pieces):
+    for (of_x, x), (of_y, y) in islice(zip(a.pieces(role, layer_a), b.pieces(role, layer_b), strict=True), pieces):
         both += torch.dot(x, y).item()
         of_a += torch.dot(x, x).item()
         of_b += torch.dot(y, y).item()
+        for weights, name, squares in ((a, of_x, of_a), (b, of_y, of_b)):
+            if not math.isfinite(squares):
+                raise Refusal(f"{weights.name}: {name} holds NaN, infinity or numbers too large to square")
     for weights, layer, squares in ((a, layer_a, of_a), (b, layer_b, of_b)):
-        if not math.isfinite(squares):
-            raise Refusal(f"{weights.name}: {role} of layer {layer} holds NaN, infinity or numbers too large to square")
         if squares == 0:
             raise Refusal(f"{weights.name}: {role} of layer {layer} holds nothing but zeros")
     return both / math.sqrt(of_a * of_b)

@@ -32,7 +32,10 @@ from minimoe.model.checkpoint import (
     Checkpoint,
     CheckpointError,
     HashUnknownError,
+    NotFiniteError,
+    check_sizes,
     load_weights,
+    require_finite,
     tensors_on_disk,
 )
 from minimoe.model.config import MoEConfig
@@ -84,16 +87,18 @@ def open_weights(source: str | Path | MoEForCausalLM, *, tokenizer: Any = None) 
     """The weights of a model, by role.
 
     Args:
-        source: a model in memory, or what `open_checkpoint` takes: a folder, a file, "owner/name" of the Hugging Face
-            hub or an address; of any family in `minimoe.model.families`, or a BERT encoder.
-        tokenizer: whatever has a `get_vocab()`; None: the one beside the files.
+        source: a model in memory, on any device, in any dtype; or what `open_checkpoint` takes: a folder, a file,
+            "owner/name" of the Hugging Face hub or an address. Of any family in `minimoe.model.families`, or a BERT
+            encoder.
+        tokenizer: whatever has a `get_vocab()`; None: the one beside the files, or of the model.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or the family is unknown; it is named. Or a server fails, there
-            or later, where a tensor is read.
+        CheckpointError: a file is missing or damaged, the family is unknown, or the configuration has other sizes than
+            the tensors; it is named. Or a server fails, there or later, where a tensor is read.
+        ValueError: the model is on the meta device, where there are no numbers.
     """
     if isinstance(source, MoEForCausalLM):
-        return Weights("model in memory", source, _Memory(tensors_on_disk(source, MINIMOE)), source.config, tokenizer)
+        return Weights("model in memory", source, _read_memory(source), source.config, tokenizer)
     checkpoint = open_checkpoint(source)
     config = None if checkpoint.hf_config.get("model_type") == BERT else checkpoint.model_config
     if tokenizer is None and hasattr(checkpoint, "get_vocab"):  # a GGUF file holds its own
@@ -134,20 +139,24 @@ class Weights:
         Raises:
             KeyError: there is no such role or layer; the message says which there are.
             CheckpointError: a file is damaged, or stores integers.
+            Refusal: a number is NaN or infinite; the tensor is named.
         """
         names, tensor = self._find(role, layer), torch.empty(self.shape(role, layer))
         for part, name in zip(tensor.view(len(names), -1), names, strict=True):
             part.copy_(self._tensors[name].flatten())
+            self._require_finite(name, part)
         return tensor
 
     def rows(self, role: str, ids: list[int]) -> Tensor:
         """Some rows of embedding or head, [len(ids), H] in float32.
 
         Raises:
-            KeyError, CheckpointError: as for `get`.
+            KeyError, CheckpointError, Refusal: as for `get`.
         """
         (name,) = self._find(role, None)
-        return self._tensors[name][ids].float()
+        rows = self._tensors[name][ids].float()
+        self._require_finite(name, rows)
+        return rows
 
     def has(self, role: str, layer: int | None = None) -> bool:
         """Whether `get` would find it."""
@@ -225,6 +234,7 @@ class Weights:
         Raises:
             ValueError: as for `model`.
             CheckpointError: a tensor is missing or of the wrong shape.
+            Refusal: a number is NaN or infinite; the tensor is named.
         """
         with torch.device("meta"):
             mlp = Block(self._config_to_run(), layer).mlp
@@ -239,6 +249,7 @@ class Weights:
                 found, wanted = list(stored.shape), list(tensor.shape)
                 raise CheckpointError(f"{self.name}: {name} is {found}, wanted {wanted}")
             tensor.copy_(stored)
+            self._require_finite(name, tensor)
         return mlp.eval()
 
     def model(self) -> MoEForCausalLM:
@@ -247,14 +258,18 @@ class Weights:
         Raises:
             ValueError: it is a BERT encoder, which no model here computes.
             CheckpointError: tensors are missing, unexpected or of the wrong shape.
+            Refusal: a number is NaN or infinite; the tensor is named.
         """
         with torch.device("meta"):
             model = MoEForCausalLM(self._config_to_run())
         if isinstance(self._source, MoEForCausalLM):
-            tensors = {name: tensor.float() for name, tensor in self._source.state_dict().items()}
+            tensors = {name: tensor.to("cpu", torch.float32) for name, tensor in self._source.state_dict().items()}
             model.load_state_dict(tensors, assign=True)
+            for name, tensor in tensors_on_disk(model, MINIMOE).items():
+                self._require_finite(name, tensor)
         else:
-            load_weights(model, self._source, torch.float32)
+            with _refusing():
+                load_weights(model, self._source, torch.float32)
         return model.eval()
 
     @cached_property
@@ -266,8 +281,10 @@ class Weights:
         """
         if self._tokenizer is not None:
             vocabulary = self._tokenizer.get_vocab()
+        elif isinstance(self._source, Checkpoint):
+            vocabulary = _read_vocabulary(self._source)
         else:
-            vocabulary = _read_vocabulary(self._source) if isinstance(self._source, Checkpoint) else {}
+            vocabulary = _vocabulary_of(self._source.tokenizer_json)
         rows = self._tensors.shape(self._find("embedding", None)[0])[0]
         return {token: index for token, index in vocabulary.items() if index < rows}
 
@@ -286,8 +303,14 @@ class Weights:
         digest = hashlib.sha256()
         for name, tensor in self._tensors.items():
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+            digest.update(tensor.contiguous().view(torch.uint8).numpy())
         return digest.hexdigest()
+
+    def _require_finite(self, name: str, copied: Tensor) -> None:
+        """Refuse NaN and infinity in what was copied from a tensor; the place that is named is that in the tensor."""
+        if not copied.isfinite().all():
+            with _refusing():
+                require_finite(f"{self.name}: {name}", self._tensors[name].float())
 
     def _config_to_run(self) -> MoEConfig:
         if self.config is None:
@@ -336,16 +359,36 @@ class _Memory(dict[str, Tensor]):
         return tuple(self[name].shape)
 
 
+def _read_memory(model: MoEForCausalLM) -> _Memory:
+    """The tensors of a model, on the CPU: those that are there already are not copied."""
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
+        raise ValueError("device='meta': wanted a model that has numbers, on any other device")
+    return _Memory((name, tensor.cpu()) for name, tensor in tensors_on_disk(model, MINIMOE).items())
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """What a damaged tensor is to a method: a reason not to apply."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise Refusal(str(error)) from error
+
+
 def _names_on_disk(source: Checkpoint | MoEForCausalLM, config: MoEConfig | None) -> Callable[[str], str]:
     if isinstance(source, MoEForCausalLM):
         return MINIMOE.on_disk
     if config is not None:
         return find_family(config.model_type).on_disk
-    prefix = "bert." if any(name.startswith("bert.") for name in source) else ""  # where a head was trained on top
+    return _names_in_bert(source, source.hf_config["num_hidden_layers"])
+
+
+def _names_in_bert(checkpoint: Checkpoint, num_layers: int) -> Callable[[str], str]:
+    prefix = "bert." if any(name.startswith("bert.") for name in checkpoint) else ""  # where a head was trained on top
 
     def in_bert(name: str) -> str:
-        name = prefix + name_in_bert(name, source.hf_config["num_hidden_layers"])
-        return name if name in source else name.replace("LayerNorm.weight", "LayerNorm.gamma")  # before 2019
+        name = prefix + name_in_bert(name, num_layers)
+        return name if name in checkpoint else name.replace("LayerNorm.weight", "LayerNorm.gamma")  # before 2019
 
     return in_bert
 
@@ -354,7 +397,10 @@ def _shape_of_bert(checkpoint: Checkpoint) -> MoEConfig:
     keys = "hidden_size", "num_hidden_layers", "num_attention_heads"
     try:
         sizes = {key: checkpoint.hf_config.get(key) for key in keys}
-        return MoEConfig(**sizes, num_experts=0, tie_word_embeddings=False)
+        vocab_size = checkpoint.hf_config.get("vocab_size", 30522)  # as transformers takes it
+        shape = MoEConfig(vocab_size=vocab_size, **sizes, num_experts=0, tie_word_embeddings=False)
+        check_sizes(checkpoint, shape, _names_in_bert(checkpoint, sizes["num_hidden_layers"]), {})
+        return shape
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{checkpoint.path / CONFIG}: {error}") from error
 
@@ -383,6 +429,16 @@ def _read_vocabulary(checkpoint: Checkpoint) -> dict[str, int]:
             except Exception as error:  # tokenizers raises nothing more specific
                 raise CheckpointError(f"{file}: wanted a vocabulary, found something else ({error})") from error
     return {}
+
+
+def _vocabulary_of(tokenizer_json: str | None) -> dict[str, int]:
+    """Token -> id of a model in memory; empty if it has no tokenizer."""
+    if tokenizer_json is None:
+        return {}
+    try:
+        return Tokenizer.from_str(tokenizer_json).get_vocab()
+    except Exception as error:  # as above
+        raise CheckpointError(f"tokenizer_json: wanted a tokenizer, found something else ({error})") from error
 
 
 _VOCABULARIES: dict[str, Callable[[Path], dict[str, int]]] = {

@@ -7,8 +7,8 @@
     quantise                       round the weights to integers, store what these stand for
     merge_lora                     add low-rank updates to the weights
 
-Each returns a new model in evaluation mode and leaves its inputs as they are. Sums are done in float64 and stored in
-the dtype of the (first) input. A `Derivation` keeps where a model came from.
+Each returns a new model in evaluation mode, with the tokenizer of the old, and leaves its inputs as they are. Sums are
+done in float64 and stored in the dtype of the (first) input. A `Derivation` keeps where a model came from.
 
 Shapes: H hidden size, D head size, I width of an MLP or of an expert, E experts, L layers, V vocabulary.
 """
@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,11 +41,18 @@ class Derivation:
     function_unchanged: bool  # whether it computes what its one parent computes
 
 
-def build(config: MoEConfig, tensors: Mapping[str, Tensor]) -> MoEForCausalLM:
-    """A model of these tensors, in memory of its own."""
+def build(origin: MoEForCausalLM, tensors: Mapping[str, Tensor], **changes: Any) -> MoEForCausalLM:
+    """A model of these tensors, in memory of its own, with the tokenizer of `origin`.
+
+    Args:
+        origin: what it was made from.
+        tensors: as in its `state_dict()`.
+        **changes: fields in which its configuration differs from that of `origin`.
+    """
     with torch.device("meta"):
-        model = MoEForCausalLM(config)
+        model = MoEForCausalLM(replace(origin.config, **changes))
     model.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
+    model.tokenizer_json = origin.tokenizer_json
     return model.eval()
 
 
@@ -133,7 +141,7 @@ def ties(
     trimmed = torch.stack([_trim(_flatten(model) - start, density) for model in models])
     agreeing = (trimmed.sign() == trimmed.sum(0).sign()) & (trimmed != 0)
     merged = (trimmed * agreeing).sum(0) / agreeing.sum(0).clamp(min=1)
-    return _unflatten(start + weight * merged, base)
+    return _with_tokenizer_of_all(_unflatten(start + weight * merged, base), [base, *models])
 
 
 def _trim(vector: Tensor, density: float) -> Tensor:
@@ -150,7 +158,7 @@ def _unflatten(vector: Tensor, like: MoEForCausalLM) -> MoEForCausalLM:
     shapes = like.state_dict()
     pieces = vector.split([tensor.numel() for tensor in shapes.values()])
     named = zip(shapes.items(), pieces, strict=True)
-    return build(like.config, {name: piece.view_as(tensor).to(tensor) for (name, tensor), piece in named})
+    return build(like, {name: piece.view_as(tensor).to(tensor) for (name, tensor), piece in named})
 
 
 def _merge(models: Sequence[MoEForCausalLM], rule: Callable[..., Tensor]) -> MoEForCausalLM:
@@ -159,7 +167,14 @@ def _merge(models: Sequence[MoEForCausalLM], rule: Callable[..., Tensor]) -> MoE
         _require_alike(models[0], model)
     states = [model.state_dict() for model in models]
     merged = {name: rule(*(wide(state[name]) for state in states)).to(tensor) for name, tensor in states[0].items()}
-    return build(models[0].config, merged)
+    return _with_tokenizer_of_all(build(models[0], merged), models)
+
+
+def _with_tokenizer_of_all(merged: MoEForCausalLM, models: Sequence[MoEForCausalLM]) -> MoEForCausalLM:
+    """Where the models have other tokenizers, an id of the merged one stands for no text: it has none."""
+    if any(model.tokenizer_json != merged.tokenizer_json for model in models):
+        merged.tokenizer_json = None
+    return merged
 
 
 def _require_alike(first: MoEForCausalLM, other: MoEForCausalLM) -> None:
@@ -199,7 +214,7 @@ def prune_neurons(model: MoEForCausalLM, keep: float) -> MoEForCausalLM:
             set_neurons(module, _strongest(rows, strength, shorter(strength.shape[-1])))
     names = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
     widths = {name: shorter(getattr(model.config, name)) for name in names}
-    return build(replace(model.config, **widths), pruned.state_dict())
+    return build(model, pruned.state_dict(), **widths)
 
 
 def _strongest(rows: Tensor, strength: Tensor, kept: int) -> Tensor:
@@ -249,8 +264,7 @@ def prune_heads(model: MoEForCausalLM, num_key_value_heads: int) -> MoEForCausal
     for block in pruned.model.layers:
         _prune_attention(block.self_attn, found, num_key_value_heads)
     heads = config.num_attention_heads // found * num_key_value_heads
-    smaller = replace(config, num_attention_heads=heads, num_key_value_heads=num_key_value_heads)
-    return build(smaller, pruned.state_dict())
+    return build(model, pruned.state_dict(), num_attention_heads=heads, num_key_value_heads=num_key_value_heads)
 
 
 def _prune_attention(attention: Attention, groups: int, kept: int) -> None:
@@ -313,8 +327,7 @@ def _with_layers(model: MoEForCausalLM, order: Sequence[int]) -> MoEForCausalLM:
         layer = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         wanted |= {f"model.layers.{new}.{name}": tensor for name, tensor in layer.items()}
     dense = tuple(new for new, old in enumerate(order) if not config.is_sparse(old)) if config.num_experts else ()
-    config = replace(config, num_hidden_layers=len(order), mlp_only_layers=dense, decoder_sparse_step=1)
-    return build(config, wanted)
+    return build(model, wanted, num_hidden_layers=len(order), mlp_only_layers=dense, decoder_sparse_step=1)
 
 
 # --- vocabulary, precision, adapters ----------------------------------------------------------------------
@@ -325,7 +338,7 @@ def extend_vocabulary(model: MoEForCausalLM, new_tokens: int, *, seed: int = 0) 
 
     Each new number is drawn from a normal distribution with the mean and standard deviation of its column (Hewitt 2021,
     Initializing New Word Embeddings for Pretrained Language Models; without his covariances). The logits of the old
-    tokens stay what they were, their probabilities do not.
+    tokens stay what they were, their probabilities do not. The tokenizer stays as well: the new ids have no text yet.
 
     Args:
         model: of V tokens.
@@ -346,7 +359,7 @@ def extend_vocabulary(model: MoEForCausalLM, new_tokens: int, *, seed: int = 0) 
         noise = torch.randn(new_tokens, old.shape[1], generator=generator, device="cpu").double()
         new = old.mean(0) + old.std(0) * noise
         tensors[name] = torch.cat([tensors[name], new.to(tensors[name])])
-    return build(replace(model.config, vocab_size=model.config.vocab_size + new_tokens), tensors)
+    return build(model, tensors, vocab_size=model.config.vocab_size + new_tokens)
 
 
 def quantise(model: MoEForCausalLM, bits: int) -> MoEForCausalLM:
@@ -369,7 +382,7 @@ def quantise(model: MoEForCausalLM, bits: int) -> MoEForCausalLM:
         name: _round_rows(tensor, bits) if _is_quantised(name, tensor) else tensor
         for name, tensor in model.state_dict().items()
     }
-    return build(model.config, tensors)
+    return build(model, tensors)
 
 
 def _is_quantised(name: str, tensor: Tensor) -> bool:
@@ -412,4 +425,4 @@ def merge_lora(model: MoEForCausalLM, adapters: Mapping[str, tuple[Tensor, Tenso
             )
         update = alpha / rank * (wide(b) @ wide(a))
         tensors[name] = (wide(weight) + update).to(weight)
-    return build(model.config, tensors)
+    return build(model, tensors)

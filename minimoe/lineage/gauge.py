@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -501,11 +500,11 @@ def _require_free(gauge: str, config: MoEConfig) -> None:
 
 def _copy(model: MoEForCausalLM, *, untied: bool = False) -> MoEForCausalLM:
     """A model of the same weights, in memory of its own; `untied` gives it a head of its own."""
-    config, tensors = model.config, model.state_dict()
-    if untied and config.tie_word_embeddings:
-        config = replace(config, tie_word_embeddings=False)
+    tensors = model.state_dict()
+    if untied and model.config.tie_word_embeddings:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
-    return build(config, tensors)
+        return build(model, tensors, tie_word_embeddings=False)
+    return build(model, tensors)
 
 
 def _generator(seed: int) -> torch.Generator:

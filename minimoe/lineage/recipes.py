@@ -140,6 +140,7 @@ class _Student(MoEForCausalLM):
 
     def __init__(self, teacher: MoEForCausalLM, weights: int) -> None:
         super().__init__(teacher.config, seed=weights)
+        self.tokenizer_json = teacher.tokenizer_json
         self._teacher = (teacher.eval(),)  # in a tuple, so that its weights are not taken for the student's
 
     def forward(self, input_ids: Tensor, *arguments: Any, **options: Any) -> CausalLMOutput:

@@ -247,6 +247,7 @@ def _with_trunk(config: MoEConfig, dense: MoEForCausalLM) -> MoEForCausalLM:
     with torch.device("cpu"):
         model = MoEForCausalLM(config).to(like.dtype)
     model.load_state_dict(dense.state_dict(), strict=False)
+    model.tokenizer_json = dense.tokenizer_json
     return model.to(like.device).eval()
 
 

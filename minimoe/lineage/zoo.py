@@ -29,7 +29,6 @@ from minimoe.lineage.tree import MEMBERS, Member
 from minimoe.model import MoEForCausalLM
 from minimoe.progress import progress_bar
 from minimoe.training import Corpus, Settings, evaluate
-from minimoe.training.tokenizer import load_tokenizer
 
 HOME = Path("runs/zoo")
 LINEAGE = "lineage.json"
@@ -137,7 +136,6 @@ class Zoo:
         """Make one member whose parents are there, and leave it as a folder in `home`."""
         member, folder, training = _find(name), self.home / name, self.home / ".training" / name
         model = self._make(member, out=training)
-        write_atomically(folder / "tokenizer.json", load_tokenizer().to_str(pretty=True).encode())
         write_atomically(folder / LINEAGE, (json.dumps(_record(member), indent=2) + "\n").encode())
         if member.recipe in TRAINED:
             model.half()  # loses nothing: `_make` has rounded it

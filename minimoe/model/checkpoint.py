@@ -10,9 +10,10 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -26,15 +27,35 @@ from minimoe.model.config import MoEConfig
 from minimoe.model.families import Family, find_family, read_config, write_config
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+TOKENIZER = "tokenizer.json"
 MAX_SHARD_SIZE = 5 * 10**9
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _ROTARY_BUFFER = "rotary_emb.inv_freq"  # stored in files before 2023, and computed anyway
+_FLOAT32 = "e_score_correction_bias"  # in float32 at least, in models of any dtype (see moe.Router)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+# What a configuration says of one side of a matrix; of two fields, the product. `{}`: a layer, the first of its kind.
+_EMBEDDING, _ATTENTION, _MLP = "model.embed_tokens.weight", "model.layers.0.self_attn.{}.weight", "model.layers.{}.mlp"
+_SIDES: tuple[tuple[tuple[str, ...], str, int], ...] = (
+    (("vocab_size",), _EMBEDDING, 0),
+    (("hidden_size",), _EMBEDDING, 1),
+    (("num_attention_heads", "head_dim"), _ATTENTION.format("q_proj"), 0),
+    (("num_key_value_heads", "head_dim"), _ATTENTION.format("k_proj"), 0),
+)
+_SIDES_OF_DENSE = ((("intermediate_size",), f"{_MLP}.gate_proj.weight", 0),)
+_SIDES_OF_SPARSE = (
+    (("moe_intermediate_size",), f"{_MLP}.experts.0.gate_proj.weight", 0),
+    (("shared_expert_intermediate_size",), f"{_MLP}.shared_expert.gate_proj.weight", 0),
+)
 
 
 class CheckpointError(ValueError):
     """A checkpoint folder is not what it should be; the message names the file or tensor."""
+
+
+class NotFiniteError(CheckpointError):
+    """A tensor holds NaN or infinity."""
 
 
 class HashUnknownError(CheckpointError):
@@ -125,26 +146,51 @@ class Checkpoint:
         """The shape of one tensor, from its header."""
         return self._find(name).shape
 
-    @cached_property
-    def model_config(self) -> MoEConfig:
-        """config.json, translated.
+    @property
+    def tokenizer_json(self) -> str | None:
+        """The text of the tokenizer.json beside the weights; None if there is none.
 
         Raises:
-            CheckpointError: the model is of an unknown family or asks for what is not supported.
+            CheckpointError: it is no text.
+        """
+        file = self.beside(TOKENIZER)
+        try:
+            return None if file is None else file.read_bytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{file}: wanted text in UTF-8, found something else ({error})") from error
+
+    @cached_property
+    def model_config(self) -> MoEConfig:
+        """config.json, translated, and held against the headers of the tensors.
+
+        Raises:
+            CheckpointError: the model is of an unknown family, asks for what is not supported, or has other sizes than
+                the tensors.
         """
         try:
-            return read_config(self.hf_config)
+            config = read_config(self.hf_config)
+            family = find_family(config.model_type)
+            check_sizes(self, config, family.on_disk, family.keys)
         except ValueError as error:
-            raise CheckpointError(f"{self.path / CONFIG}: {error}") from error
+            raise CheckpointError(f"{self._says_sizes}: {error}") from error
+        return config
+
+    @property
+    def _says_sizes(self) -> Path:
+        """Where the configuration stands."""
+        return self.path / CONFIG
 
     @cached_property
     def dtype(self) -> torch.dtype:
         """The narrowest dtype that holds every stored tensor exactly, whatever config.json says.
 
+        A selection bias does not count: it is kept in float32 beside weights in half precision.
+
         Raises:
             CheckpointError: a tensor is stored as integers or in 8 bits.
         """
-        used = {name: stored for name, stored in self._stored.items() if not name.endswith(_ROTARY_BUFFER)}
+        apart = _ROTARY_BUFFER, _FLOAT32
+        used = {name: stored for name, stored in self._stored.items() if not name.endswith(apart)}
         return reduce(torch.promote_types, {_dtype(name, stored) for name, stored in used.items()})
 
     def _find(self, name: str) -> _Stored:
@@ -173,28 +219,43 @@ class Checkpoint:
         return file
 
 
-def load_weights(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> None:
+def load_weights(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    check_finite: bool = True,
+) -> None:
     """Fill every parameter and buffer of `model` from `checkpoint`, one tensor in memory at a time.
 
     Args:
-        model: built from `checkpoint.model_config`, on the meta device or anywhere else.
+        model: built from `checkpoint.model_config`; on the meta device, as its own memory is not used.
         checkpoint: of any family; its experts may lie in separate tensors.
         dtype: of the parameters; None: as stored.
+        device: of the parameters; None: the CPU.
+        check_finite: whether to look for NaN and infinity in every tensor.
 
     Raises:
-        CheckpointError: tensors are missing, unexpected or of the wrong shape; a router weight is not finite. The
-            model is as it was.
+        CheckpointError: tensors are missing, unexpected or of the wrong shape; a weight is not finite, as it is stored
+            or in `dtype`.
     """
     family = find_family(checkpoint.model_config.model_type)
-    dtype = dtype or checkpoint.dtype
+    dtype, device = dtype or checkpoint.dtype, device or "cpu"
     _check_tensors(checkpoint, tensors_on_disk(model, family))
-    if any(parameter.is_meta for parameter in model.parameters()):
-        memory = {name: torch.empty(like.shape, dtype=dtype, device="cpu") for name, like in model.state_dict().items()}
-        model.load_state_dict(memory, assign=True)  # `to_empty` would import sympy, which takes most of a second
-    else:
-        model.to(dtype)
+    memory = {
+        name: torch.empty(like.shape, dtype=_in_memory(name, dtype), device=device)
+        for name, like in model.state_dict().items()
+    }
+    model.load_state_dict(memory, assign=True)  # `to_empty` would import sympy, which takes most of a second
     for name, tensor in tensors_on_disk(model, family).items():
-        tensor.copy_(checkpoint[name])
+        stored = checkpoint[name].to(tensor.dtype)
+        if check_finite:
+            require_finite(f"{checkpoint.path}: {name}", stored)
+        tensor.copy_(stored)
+
+
+def _in_memory(name: str, dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32) if name.endswith(_FLOAT32) else dtype
 
 
 def save_model(
@@ -202,11 +263,13 @@ def save_model(
 ) -> None:
     """Write `model` as a checkpoint folder, in place of the model that was there. Other files stay.
 
+    Its tokenizer.json is part of a model: that of the old one leaves with it, whether the new one has its own or not.
+
     A failure leaves the old model as it was. A kill while the files are being exchanged leaves the old model, the
     new one, or a folder without config.json, which nothing reads; never a mixture.
 
     Args:
-        model: with a `config`.
+        model: with a `config` and a `tokenizer_json`.
         path: the folder, made if missing.
         model_type: the family to write as; None: that of the configuration.
         max_shard_size: bytes per file.
@@ -216,13 +279,15 @@ def save_model(
     """
     family = find_family(model.config.model_type if model_type is None else model_type)
     tensors = tensors_on_disk(model, family)
-    dtype = str(reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))).removeprefix("torch.")
-    config = write_config(model.config, family.model_type, dtype)
+    dtypes = {tensor.dtype for name, tensor in tensors.items() if not name.endswith(_FLOAT32)}
+    config = write_config(
+        model.config, family.model_type, str(reduce(torch.promote_types, dtypes)).removeprefix("torch.")
+    )
     folder, existed = Path(path), Path(path).exists()
     folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".saving-"))  # inside: on the same file system
     try:
-        new = _write_files(temporary, tensors, config, max_shard_size)
+        new = _write_files(temporary, tensors, config, model.tokenizer_json, max_shard_size)
         _exchange(folder, temporary, new)
     except BaseException:
         shutil.rmtree(temporary)
@@ -378,7 +443,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_tensors(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> None:
-    """Compare names and shapes, then look into the routers: small, and one NaN there spoils every token."""
+    """Compare names and shapes."""
     ignored = {name for name in checkpoint if name.endswith(_ROTARY_BUFFER)}  # in old files
     if "lm_head.weight" not in wanted and "lm_head.weight" in checkpoint:
         _check_tied_head(checkpoint)
@@ -396,9 +461,6 @@ def _check_tensors(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> None
     ]
     if any(problems):
         raise CheckpointError(f"{checkpoint.path}: {'; '.join(filter(None, problems))}")
-    for name in wanted:
-        if ".gate." in name or name.endswith("router_scale"):
-            _check_finite(name, checkpoint[name])
 
 
 def _check_tied_head(checkpoint: Checkpoint) -> None:
@@ -413,13 +475,74 @@ def _check_tied_head(checkpoint: Checkpoint) -> None:
         )
 
 
-def _check_finite(name: str, tensor: Tensor) -> None:
-    bad = (~tensor.isfinite()).nonzero()
-    if len(bad):
+def require_finite(name: str, tensor: Tensor) -> None:
+    """Look for NaN and infinity.
+
+    Raises:
+        NotFiniteError: naming the tensor, the first such value, its place, and how many there are.
+    """
+    finite = tensor.isfinite()
+    if not finite.all():
+        bad = (~finite).nonzero()
         place = bad[0].tolist()
-        raise CheckpointError(
+        raise NotFiniteError(
             f"{name}: {float(tensor[tuple(place)])} at {place}, wanted finite numbers ({len(bad)} are not)"
         )
+
+
+def check_sizes(
+    checkpoint: Checkpoint, config: MoEConfig, on_disk: Callable[[str], str], keys: Mapping[str, str]
+) -> None:
+    """Hold the sizes that a configuration gives against the headers, before anything of such a size is made.
+
+    A tensor that is not there says nothing here: what is missing is found, and named, where it is wanted.
+
+    Args:
+        checkpoint: what the configuration belongs to.
+        config: of it.
+        on_disk: from the name of a tensor in the model here to that on disk.
+        keys: field of `config` -> what the configuration calls it; a field that is not there has its own name.
+
+    Raises:
+        ValueError: naming the key, the value found, and what the file holds.
+    """
+    layers, experts = (_count(checkpoint, part) for part in (r"layers?", "experts"))
+    _require_at_most(checkpoint, keys, "num_hidden_layers", config.num_hidden_layers, layers, "layers")
+    sparse = [layer for layer in range(config.num_hidden_layers) if config.is_sparse(layer)]
+    dense = [layer for layer in range(config.num_hidden_layers) if not config.is_sparse(layer)]
+    if sparse:
+        _require_at_most(checkpoint, keys, "num_experts", config.num_experts, experts, "experts of a layer")
+    for layer_of_a_kind, sides in (([0], _SIDES), (dense[:1], _SIDES_OF_DENSE), (sparse[:1], _SIDES_OF_SPARSE)):
+        for layer in layer_of_a_kind:
+            for fields, name, side in sides:
+                _check_side(checkpoint, config, keys, fields, on_disk(name.format(layer)), side)
+
+
+def _count(checkpoint: Checkpoint, part: str) -> int:
+    """How many layers, or experts of a layer, have tensors: one more than the highest number."""
+    numbers = (re.search(rf"(?:^|\.){part}\.(\d+)\.", name) for name in checkpoint)
+    return max((int(number[1]) + 1 for number in numbers if number), default=0)
+
+
+def _require_at_most(
+    checkpoint: Checkpoint, keys: Mapping[str, str], field: str, found: int, most: int, what: str
+) -> None:
+    if found > most:
+        raise ValueError(f"{keys.get(field, field)}={found}: wanted at most {most}, the {what} that the file holds")
+
+
+def _check_side(
+    checkpoint: Checkpoint, config: MoEConfig, keys: Mapping[str, str], fields: tuple[str, ...], name: str, side: int
+) -> None:
+    """Of one matrix, if it is there."""
+    if name not in checkpoint or len(checkpoint.shape(name)) != 2:
+        return
+    held = checkpoint.shape(name)[side]
+    values = [getattr(config, field) for field in fields]
+    if math.prod(values) != held:
+        said = " and ".join(f"{keys.get(field, field)}={value}" for field, value in zip(fields, values, strict=True))
+        wanted = f"a product of {held}" if len(fields) > 1 else held
+        raise ValueError(f"{said}: wanted {wanted}, the {('rows', 'columns')[side]} of {name} in the file")
 
 
 def _list_some(what: str, names: list[str]) -> str:
@@ -432,7 +555,9 @@ def _list_some(what: str, names: list[str]) -> str:
 # -- writing
 
 
-def _write_files(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], max_shard_size: int) -> list[str]:
+def _write_files(
+    folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], tokenizer: str | None, max_shard_size: int
+) -> list[str]:
     """Write a complete checkpoint; returns its files, config.json last."""
     shards = _split(tensors, max_shard_size)
     files = (
@@ -448,6 +573,9 @@ def _write_files(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any
         total = sum(tensor.nbytes for tensor in tensors.values())
         _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
         files.append(INDEX)
+    if tokenizer is not None:
+        (folder / TOKENIZER).write_bytes(tokenizer.encode())
+        files.append(TOKENIZER)
     _write_json(folder / CONFIG, config)
     for file in folder.iterdir():
         file.chmod(0o644)  # safetensors makes files that only their owner may read
@@ -475,11 +603,12 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
 def _exchange(folder: Path, temporary: Path, new: list[str]) -> None:
     """Put the files of `temporary` in place of the old model; on failure put the old one back.
 
-    config.json leaves first and comes last. Where it stays the same and one file holds all weights, as between two
+    config.json leaves first and comes last. Where one file holds all weights and nothing else changes, as between two
     checkpoints of one training run, a single rename does it and the folder is readable at every moment.
     """
-    old = _model_files(folder)
-    if new == old == [SINGLE, CONFIG] and (folder / CONFIG).read_bytes() == (temporary / CONFIG).read_bytes():
+    old = _old_files(folder, new)
+    weights, *others = new
+    if new == old and weights == SINGLE and all(_same_bytes(folder / name, temporary / name) for name in others):
         os.replace(temporary / SINGLE, folder / SINGLE)
         return
     aside = temporary / "old"
@@ -500,7 +629,15 @@ def _exchange(folder: Path, temporary: Path, new: list[str]) -> None:
         raise
 
 
-def _model_files(folder: Path) -> list[str]:
-    """The model that lies in `folder`: weights, index, config.json last."""
+def _same_bytes(a: Path, b: Path) -> bool:
+    return a.read_bytes() == b.read_bytes()
+
+
+def _old_files(folder: Path, new: list[str]) -> list[str]:
+    """What in `folder` makes way for the files `new`: weights, index, tokenizer, config.json last.
+
+    A tokenizer without a model is somebody's own: it stays, unless the new model brings one.
+    """
     shards = sorted(file.name for file in folder.glob("model-*-of-*.safetensors"))
-    return shards + [name for name in (SINGLE, INDEX, CONFIG) if (folder / name).exists()]
+    old = [*shards, *(name for name in (SINGLE, INDEX, TOKENIZER, CONFIG) if (folder / name).exists())]
+    return old if CONFIG in old or TOKENIZER in new else [name for name in old if name != TOKENIZER]

@@ -391,6 +391,10 @@ def read_config(raw: Mapping[str, Any]) -> MoEConfig:
     Raises:
         ValueError: naming the key, the value found and the value wanted.
     """
+    if raw.get("model_type") == BERT:
+        raise ValueError(
+            f"model_type={BERT!r}: an encoder, which can be compared but not run; wanted one of {', '.join(FAMILIES)}"
+        )
     family = find_family(raw.get("model_type"))
     for key, understood in _UNDERSTOOD.items():
         _require(

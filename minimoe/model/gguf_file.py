@@ -15,7 +15,6 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -143,17 +142,9 @@ class GGUF(Checkpoint):
                     raise CheckpointError(f"{self.path}: found {found} bytes of {name}, wanted {blocks.nbytes}")
                 yield _in_order(self._dequantise(blocks, name).flatten(), stored)
 
-    @cached_property
-    def model_config(self) -> MoEConfig:
-        """The configuration, translated.
-
-        Raises:
-            CheckpointError: the model asks for what is not supported.
-        """
-        try:
-            return read_config(self.hf_config)
-        except ValueError as error:
-            raise CheckpointError(f"{self.path}: {error}") from error
+    @property
+    def _says_sizes(self) -> Path:
+        return self.path
 
     def _dequantise(self, blocks: np.ndarray, name: str) -> Tensor:
         form = self._stored[name].format
@@ -237,29 +228,41 @@ def _read_metadata(metadata: Mapping[str, Any], stored: Mapping[str, _Stored]) -
         _require(type(value) is int and value >= 0, f"{architecture}.{key}", value, "a whole number")
         return value
 
-    def rows(name: str) -> int:
+    def rows(name: str, side: int = -2) -> int:
         shape = list(stored[name].shape) if name in stored else None
         _require(shape is not None and len(shape) > 1, name, shape, "a matrix")
-        return shape[-2]
+        return shape[side]
 
-    hidden, heads, experts = whole("embedding_length"), whole("attention.head_count"), whole("expert_count", 0)
+    def require_heads(key: str, count: int, name: str) -> None:
+        sizes = f"{architecture}.{key}={count} and {architecture}.attention.key_length"
+        _require(count * head_dim == rows(name), sizes, head_dim, f"a product of {rows(name)}, the rows of {name}")
+
+    blocks, held = whole("block_count"), _count_blocks(stored)
+    _require(blocks <= held, f"{architecture}.block_count", blocks, f"at most {held}, the blocks in the file")
+    hidden, held = whole("embedding_length"), rows("token_embd.weight", -1)
+    _require(hidden == held, f"{architecture}.embedding_length", hidden, f"{held}, the columns of token_embd.weight")
+    heads, experts = whole("attention.head_count"), whole("expert_count", 0)
+    key_heads = whole("attention.head_count_kv", heads)
     head_dim = whole("attention.key_length", hidden // max(heads, 1))
-    _require(head_dim > 0, f"{architecture}.attention.key_length", head_dim, "at least 1")
+    require_heads("attention.head_count", heads, "blk.0.attn_q.weight")
+    require_heads("attention.head_count_kv", key_heads, "blk.0.attn_k.weight")
     epsilon = said("attention.layer_norm_rms_epsilon")
     _require(type(epsilon) is float, f"{architecture}.attention.layer_norm_rms_epsilon", epsilon, "a number")
     _require_same(metadata, architecture, head_dim)
     rope = said("rope.scaling.type", "none")
-    last = f"blk.{whole('block_count') - 1}"
-    width = rows(f"{last}.ffn_gate_exps.weight" if experts else f"{last}.ffn_gate.weight")
+    last = f"blk.{blocks - 1}"
+    gate = f"{last}.ffn_gate_exps.weight" if experts else f"{last}.ffn_gate.weight"
+    width, held = rows(gate), rows(gate, 0) if experts else 0
+    _require(experts <= held, f"{architecture}.expert_count", experts, f"at most {held}, the experts in {gate}")
     shared = f"{last}.ffn_gate_shexp.weight"
     bias = f"{last}.attn_q.bias" in stored
     return {
         "model_type": "mixtral" if architecture == "llama" and experts else _ARCHITECTURES[architecture],
         "vocab_size": rows("token_embd.weight"),
         "hidden_size": hidden,
-        "num_hidden_layers": whole("block_count"),
+        "num_hidden_layers": blocks,
         "num_attention_heads": heads,
-        "num_key_value_heads": whole("attention.head_count_kv", heads),
+        "num_key_value_heads": key_heads,
         "head_dim": head_dim,
         "intermediate_size": width,
         "moe_intermediate_size": width,
@@ -276,6 +279,11 @@ def _read_metadata(metadata: Mapping[str, Any], stored: Mapping[str, _Stored]) -
         "num_experts_per_tok": said("expert_used_count", 0),
         "norm_topk_prob": said("expert_weights_norm", architecture == "qwen3moe"),  # as llama.cpp does without the key
     }
+
+
+def _count_blocks(stored: Mapping[str, _Stored]) -> int:
+    numbers = (re.match(r"blk\.(\d+)\.", name) for name in stored)
+    return max((int(number[1]) + 1 for number in numbers if number), default=0)
 
 
 def _require_same(metadata: Mapping[str, Any], architecture: str, head_dim: int) -> None:

@@ -19,10 +19,11 @@ from torch.utils.checkpoint import checkpoint
 
 from minimoe.model.attention import Attention, KeysValues, rope_frequencies, visible_keys
 from minimoe.model.balance import load_balancing_loss, router_z_loss
-from minimoe.model.checkpoint import Checkpoint, load_weights, save_model
+from minimoe.model.checkpoint import load_weights, save_model
 from minimoe.model.config import MoEConfig
 from minimoe.model.layers import MLP, Embedding, Linear, RMSNorm, at_least_float32, has_values, initialise
 from minimoe.model.moe import MoELayer
+from minimoe.model.opening import open_checkpoint
 from minimoe.model.routing import RouterOutput
 
 Cache = list[KeysValues]  # of each layer
@@ -154,6 +155,8 @@ class TiedHead(Linear):
 class MoEForCausalLM(nn.Module):
     """A language model: `MoEForCausalLM(config)(input_ids, attention_mask, labels=labels)`.
 
+    `tokenizer_json`, the text of a tokenizer.json or None, says what its token ids stand for.
+
     Args:
         config: `num_experts = 0` makes it dense.
         seed: of the initial weights.
@@ -162,6 +165,7 @@ class MoEForCausalLM(nn.Module):
     def __init__(self, config: MoEConfig, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
+        self.tokenizer_json: str | None = None  # text, which asks for no package
         self.model = Decoder(config)
         self.lm_head = (
             TiedHead(self.model.embed_tokens)
@@ -307,24 +311,37 @@ class MoEForCausalLM(nn.Module):
         return ids
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, dtype: torch.dtype | None = None) -> MoEForCausalLM:
-        """Read a checkpoint folder in the Hugging Face layout, in evaluation mode.
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        check_finite: bool = True,
+    ) -> MoEForCausalLM:
+        """Read a model, in evaluation mode, with the tokenizer.json that lies beside it.
 
         Args:
-            path: a folder with config.json and safetensors files.
-            dtype: of the parameters; None: as stored.
+            source: a folder in the Hugging Face layout, a safetensors or GGUF file, "owner/name" or
+                "owner/name@revision" of the Hugging Face hub, or an https address: what `open_checkpoint` takes.
+            dtype: of the parameters; None: as stored; what is stored in integers is read in float32.
+            device: of the parameters, which go there one tensor at a time; None: the CPU.
+            check_finite: look for NaN and infinity in every weight; False saves the time.
 
         Raises:
             CheckpointError: naming the file or tensor, what was found and what was wanted.
         """
-        checkpoint = Checkpoint(path)
+        checkpoint = open_checkpoint(source)
         with torch.device("meta"):
             model = cls(checkpoint.model_config)
-        load_weights(model, checkpoint, dtype=dtype)
+        load_weights(model, checkpoint, dtype, device, check_finite)
+        model.tokenizer_json = checkpoint.tokenizer_json
         return model.eval()
 
     def save_pretrained(self, path: str | Path, model_type: str | None = None) -> None:
         """Write a checkpoint folder in the Hugging Face layout, replacing the model that was there.
+
+        With `tokenizer_json` as its tokenizer.json; if that is None, the tokenizer of the model that was there goes.
 
         Args:
             path: a folder, made if missing.

@@ -36,6 +36,7 @@ from minimoe.model.transformer import MoEForCausalLM
 from minimoe.progress import progress_bar
 from minimoe.training.accumulate import BatchLosses, accumulate_gradients
 from minimoe.training.corpus import Corpus
+from minimoe.training.tokenizer import read_tokenizer
 
 STATE_FILE = "training_state.safetensors"
 LOG_FILE = "log.jsonl"
@@ -90,7 +91,8 @@ def train(
     `e_score_correction_bias` moves a bias after each step, both or neither are possible.
 
     Args:
-        model: starts from its present weights.
+        model: starts from its present weights, in float32 or float64. Its tokenizer becomes that of the corpus: it has
+            the same tokens already, or none and as many rows.
         corpus: where batches come from.
         out: a folder to log to, save to, and resume from; None keeps everything in memory.
         save_every: steps between saved states.
@@ -104,9 +106,9 @@ def train(
         held_out (nats per token, by domain) where the step was evaluated.
 
     Raises:
-        ValueError: a setting is impossible, the router could not learn (`MoEConfig.router_learns`), the vocabularies
-            differ, snapshots are wanted and `out` is None, or `out` holds another run, another model or a damaged
-            state.
+        ValueError: a setting is impossible, the router could not learn (`MoEConfig.router_learns`), the model's
+            tokenizer or vocabulary is not that of the corpus, its weights are in half precision, snapshots are wanted
+            and `out` is None, or `out` holds another run, another model or a damaged state.
         FloatingPointError: the loss is no longer finite. The last saved state stays.
     """
     run = _Run(model, corpus, Settings(**settings), out and Path(out), save_every, evaluate_every, snapshots)
@@ -179,10 +181,8 @@ class _Run:
         evaluate_every: int | None,
         snapshots: Collection[int],
     ) -> None:
-        if corpus.vocab_size > model.config.vocab_size:
-            raise ValueError(
-                f"vocab_size={model.config.vocab_size}: wanted at least {corpus.vocab_size}, that of the corpus"
-            )
+        _require_full_precision(model)
+        _require_same_tokens(model, corpus)
         if not model.config.router_learns:
             raise ValueError(
                 "num_experts_per_tok=1 with normalised weights: wanted 2 or more, or norm_topk_prob=False, since the "
@@ -195,6 +195,7 @@ class _Run:
             raise ValueError(
                 f"snapshots={list(snapshots)}, out={out}: wanted steps from 0 to {settings.steps}, and a folder"
             )
+        model.tokenizer_json = corpus.tokenizer.to_str(pretty=True)
         self.model, self.corpus, self.settings, self.out = model, corpus, settings, out
         self.save_every, self.evaluate_every, self.snapshots = save_every, evaluate_every, snapshots
         self.first_weights = _digest(model)
@@ -346,9 +347,41 @@ class _Run:
         if not self.out:
             return
         self.model.save_pretrained(self.out)
-        write_atomically(self.out / "tokenizer.json", self.corpus.tokenizer.to_str(pretty=True).encode())
         recipe = {**self._identity(), "tokens": self.step * self.settings.batch_size * self.settings.seq_len}
         write_atomically(self.out / RECIPE_FILE, (json.dumps(recipe, indent=2) + "\n").encode())
+
+
+def _require_full_precision(model: nn.Module) -> None:
+    """What AdamW adds to a weight in 16 bits is mostly rounded away."""
+    for name, parameter in model.named_parameters():
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"{name} is in {parameter.dtype}: wanted torch.float32 to train in; use model.float(), or "
+                "from_pretrained(..., dtype=torch.float32)"
+            )
+
+
+def _require_same_tokens(model: MoEForCausalLM, corpus: Corpus) -> None:
+    """Whether the ids of the corpus mean to the model what they mean there."""
+    if model.tokenizer_json is None:
+        if model.config.vocab_size != corpus.vocab_size:
+            raise ValueError(
+                f"vocab_size={model.config.vocab_size}: wanted {corpus.vocab_size}, that of the corpus, for a model "
+                "without a tokenizer"
+            )
+        return
+    ours, theirs = read_tokenizer(model.tokenizer_json).get_vocab(), corpus.tokenizer.get_vocab()
+    if ours != theirs:
+        token = min(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+        raise ValueError(
+            f"tokenizer_json: the model's tokenizer has {len(ours)} tokens, that of the corpus {len(theirs)}; wanted "
+            f"the same tokens with the same ids, but {token!r} is {ours.get(token)} in the first and "
+            f"{theirs.get(token)} in the second"
+        )
+    if model.config.vocab_size < corpus.vocab_size:
+        raise ValueError(
+            f"vocab_size={model.config.vocab_size}: wanted at least {corpus.vocab_size}, that of the corpus"
+        )
 
 
 def _optimizer(model: nn.Module, settings: Settings) -> torch.optim.AdamW:

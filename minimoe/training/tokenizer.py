@@ -31,6 +31,17 @@ def load_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+def read_tokenizer(text: str) -> Tokenizer:
+    """The tokenizer in the text of a tokenizer.json, as `model.tokenizer_json` has it.
+
+    Raises ValueError where the text is something else.
+    """
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # tokenizers raises nothing more particular
+        raise ValueError(f"tokenizer.json: not a tokenizer ({error})") from error
+
+
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int = VOCAB_SIZE) -> Tokenizer:
     """Byte-level BPE (Sennrich et al. 2016; over bytes as in Radford et al. 2019) of at most `vocab_size` tokens.
 

@@ -197,7 +197,9 @@ def test_refusals(tmp_path):
         assert "0 shared tokens: wanted at least 128" in method(weights(plain), weights(plain, prefix="other")).refused
         damaged = disturbed(plain, 0.0)
         damaged.model.layers[1].self_attn.q_proj.weight.data[0, 0] = torch.nan
-        assert "q_proj.weight is not finite" in method(weights(plain), weights(damaged)).refused
+        assert (
+            "model.layers.1.self_attn.q_proj.weight: nan at [0, 0]" in method(weights(plain), weights(damaged)).refused
+        )
         with pytest.raises(ValueError, match="prompts=3: wanted at least 4"):
             method(weights(plain), weights(plain), prompts=3)
     for method in (token_agreement, hidden_cka):

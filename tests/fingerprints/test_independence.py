@@ -161,4 +161,4 @@ def test_refusals():
     few = weights(random_model(intermediate_size=8))
     assert "8 neurons: wanted at least 10" in csu(few, few).refused
     empty.model.layers[0].mlp.up_proj.weight.data[0, 0] = torch.nan
-    assert "not finite" in csu(model, weights(empty)).refused
+    assert "layers.0.mlp.up_proj.weight: nan at [0, 0]" in csu(model, weights(empty)).refused

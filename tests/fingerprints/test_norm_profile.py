@@ -86,7 +86,8 @@ def test_norms_that_say_nothing_are_refused():
     model, wrong = random_model(0), random_model(1)
     wrong.model.layers[1].post_attention_layernorm.weight.data[5] = float("nan")
     found = [norm_profile(*map(weights, pair)).refused for pair in ((model, wrong), (wrong, model))]
-    assert found == ["model in memory: norm2 of layer 1 holds NaN or infinity"] * 2
+    where = "model.layers.1.post_attention_layernorm.weight: nan at [5]"
+    assert found == [f"model in memory: {where}, wanted finite numbers (1 are not)"] * 2
     wrong = random_model(1)
     wrong.model.norm.weight.data.zero_()
     assert norm_profile(weights(model), weights(wrong)).refused.startswith(

@@ -157,7 +157,7 @@ def test_refusals(tmp_path, examples, parent):
     assert "all examples are equally likely" in palimpsest(weights(parent), examples[:1].repeat(20, 1)).refused
     damaged = random_model(num_experts=4)
     damaged.model.layers[1].self_attn.q_proj.weight.data[0, 0] = torch.nan
-    assert "q_proj.weight is not finite" in palimpsest(weights(damaged), examples).refused
+    assert "model.layers.1.self_attn.q_proj.weight: nan at [0, 0]" in palimpsest(weights(damaged), examples).refused
     huge = disturbed(parent, 0.0)
     huge.model.norm.weight.data[:] = 3e38
     assert "likelihoods are not finite" in palimpsest(weights(huge), examples).refused

@@ -1,6 +1,8 @@
 """Checkpoint folders: what is read, what is refused and how it is said, what a failing write leaves behind."""
 
+import copy
 import json
+import math
 import os
 import pickle
 import signal
@@ -294,7 +296,43 @@ def test_loading_costs_the_model_and_one_tensor_and_saving_one_shard(tmp_path):
     assert saving < 15
 
 
+# -- where it goes
+
+
+def test_a_model_is_read_onto_a_device_tensor_by_tensor(mixtral):
+    """On "meta" there is room for any of them, and nothing to compare."""
+    model = MoEForCausalLM.from_pretrained(mixtral, device="meta", dtype=torch.bfloat16)
+    assert {(tensor.device.type, tensor.dtype) for tensor in model.state_dict().values()} == {("meta", torch.bfloat16)}
+    with torch.device("meta"):
+        model = MoEForCausalLM.from_pretrained(mixtral)
+    assert_same_model(model, small_model())
+
+
 # -- what is refused
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_number_that_is_not_finite_is_named_in_every_tensor(layout, tmp_path):
+    """Its tensor, value, place and how many there are; without the check it is loaded as it is."""
+    small_model(**LAYOUTS[layout]).save_pretrained(tmp_path, model_type=layout)
+    whole = load_file(tmp_path / "model.safetensors")
+    for number, (name, tensor) in enumerate(whole.items()):
+        wrong, place = tensor.clone(), [size // 2 for size in tensor.shape]
+        value = (math.nan, math.inf, -math.inf)[number % 3]
+        wrong[tuple(place)] = value
+        save_file(whole | {name: wrong}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(CheckpointError) as caught:
+            MoEForCausalLM.from_pretrained(tmp_path)
+        assert str(caught.value) == f"{tmp_path}: {name}: {value} at {place}, wanted finite numbers (1 are not)"
+        model = MoEForCausalLM.from_pretrained(tmp_path, check_finite=False)
+        assert sum(int((~tensor.isfinite()).sum()) for tensor in model.state_dict().values()) == 1
+
+
+def test_a_number_that_a_narrower_dtype_makes_infinite_is_named(mixtral):
+    edit_tensors(mixtral, lambda t: t["model.norm.weight"][3].fill_(1e5))
+    assert MoEForCausalLM.from_pretrained(mixtral).model.norm.weight[3] == 1e5
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight: inf at \[3\], wanted finite numbers"):
+        MoEForCausalLM.from_pretrained(mixtral, dtype=torch.float16)
 
 
 def missing_tensor(folder):
@@ -560,7 +598,7 @@ def test_a_file_that_shrinks_while_it_is_in_use_is_noticed(mixtral):
 
 def test_a_refused_checkpoint_leaves_the_model_as_it_was(mixtral):
     model = small_model(seed=5)
-    message = nan_in_router(mixtral)
+    message = wrong_shape(mixtral)
     with pytest.raises(CheckpointError, match=message):
         load_weights(model, Checkpoint(mixtral), dtype=torch.bfloat16)
     assert_same_model(model, small_model(seed=5))
@@ -740,14 +778,53 @@ SAVES = {"one": {}, "many": {"max_shard_size": 6000}, "few": {"max_shard_size": 
 @pytest.mark.parametrize("second", SAVES)
 @pytest.mark.parametrize("first", SAVES)
 def test_a_second_save_replaces_the_first_and_leaves_the_rest(first, second, tmp_path):
-    tmp_path.joinpath("tokenizer.json").write_text("mine")
+    tmp_path.joinpath("notes.txt").write_text("mine")
     save_model(small_model(), tmp_path, **SAVES[first])
     new = small_model(seed=8, num_experts=5)
     save_model(new, tmp_path, **SAVES[second])
     assert_same_model(MoEForCausalLM.from_pretrained(tmp_path), new)
     save_model(new, tmp_path.parent / "alone", **SAVES[second])
-    assert files(tmp_path) == files(tmp_path.parent / "alone") | {"tokenizer.json": b"mine"}
+    assert files(tmp_path) == files(tmp_path.parent / "alone") | {"notes.txt": b"mine"}
     assert [entry.name for entry in tmp_path.iterdir() if entry.is_dir()] == []
+
+
+def test_a_tokenizer_travels_with_its_model_byte_by_byte(tmp_path):
+    text = '{"model": "\\u00e9 é\r\n"}'
+    model = small_model()
+    assert model.tokenizer_json is None
+    model.tokenizer_json = text
+    model.save_pretrained(tmp_path / "a")
+    assert (tmp_path / "a" / "tokenizer.json").read_bytes() == text.encode()
+    back = MoEForCausalLM.from_pretrained(tmp_path / "a")
+    assert back.tokenizer_json == copy.deepcopy(back).half().tokenizer_json == text
+    (tmp_path / "a" / "tokenizer.json").write_bytes(b"\xff")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: wanted text in UTF-8, found something else"):
+        MoEForCausalLM.from_pretrained(tmp_path / "a")
+
+
+@pytest.mark.parametrize("second", SAVES)
+@pytest.mark.parametrize("first", SAVES)
+def test_weights_never_lie_beside_the_tokenizer_of_another_model(first, second, tmp_path):
+    old, new = small_model(), small_model(seed=8)
+    old.tokenizer_json = "old"
+    save_model(old, tmp_path, **SAVES[first])
+    save_model(new, tmp_path, **SAVES[second])
+    assert not (tmp_path / "tokenizer.json").exists()
+    new.tokenizer_json = "new"
+    save_model(new, tmp_path, **SAVES[first])
+    save_model(old, tmp_path, **SAVES[second])
+    assert MoEForCausalLM.from_pretrained(tmp_path).tokenizer_json == "old"
+
+
+def test_a_tokenizer_that_waits_for_its_model_stays_unless_one_comes(tmp_path):
+    tmp_path.joinpath("tokenizer.json").write_text("first")
+    model = small_model()
+    save_model(model, tmp_path)
+    assert tmp_path.joinpath("tokenizer.json").read_text() == "first"
+    model.tokenizer_json = "own"
+    (tmp_path / "config.json").unlink()
+    save_model(model, tmp_path)
+    assert tmp_path.joinpath("tokenizer.json").read_text() == "own"
 
 
 class Failure(Exception):
@@ -772,13 +849,14 @@ def failing(function, on_call: int, fail=fail):
     return wrapper
 
 
-@pytest.mark.parametrize("second", SAVES)
-@pytest.mark.parametrize("first", SAVES)
-def test_a_failing_write_leaves_everything_as_it_was(first, second, monkeypatch, tmp_path):
+@pytest.mark.parametrize("tokenizers", [(None, None), ("a", "a"), ("a", "b"), (None, "b"), ("a", None)], ids=str)
+@pytest.mark.parametrize(("first", "second"), [("one", "one"), ("one", "many"), ("many", "one"), ("many", "few")])
+def test_a_failing_write_leaves_everything_as_it_was(first, second, tokenizers, monkeypatch, tmp_path):
     """Every write and every move fails once, in turn, until the save gets through."""
     old, new = small_model(), small_model(seed=8)
+    old.tokenizer_json, new.tokenizer_json = tokenizers
     save_model(old, tmp_path, **SAVES[first])
-    tmp_path.joinpath("tokenizer.json").write_text("mine")
+    tmp_path.joinpath("notes.txt").write_text("mine")
     before = files(tmp_path)
     failures = 0
     for module, name in ((checkpoint, "save_file"), (checkpoint, "_write_json"), (os, "replace")):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -410,8 +411,63 @@ def test_impossible_settings(settings, message):
 
 
 def test_vocabulary_must_hold_the_corpus():
-    with pytest.raises(ValueError, match="vocab_size=31: wanted at least 32"):
-        train(MoEForCausalLM(replace(TINY, vocab_size=31)), Cycles(), **FEW)
+    for size in (31, 33):  # without a tokenizer nothing says what a row too many stands for
+        with pytest.raises(ValueError, match=rf"vocab_size={size}: wanted 32, that of the corpus, for a model without"):
+            train(MoEForCausalLM(replace(TINY, vocab_size=size)), Cycles(), **FEW)
+    for size, fits in ((31, False), (33, True)):  # with the right one, it is padding
+        model = MoEForCausalLM(replace(TINY, vocab_size=size))
+        model.tokenizer_json = Cycles.tokenizer.to_str()
+        with nullcontext() if fits else pytest.raises(ValueError, match="vocab_size=31: wanted at least 32"):
+            train(model, Cycles(), **FEW)
+
+
+def tokenizer_of(*words):
+    return Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=words[0]))
+
+
+class Words(Cycles):
+    tokenizer = tokenizer_of("one", "two", "three")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("one", "three", "two"),
+            "has 3 tokens, that of the corpus 3; .* 'three' is 1 in the first and 2 in the second",
+        ),
+        (("one", "two"), "has 2 tokens, that of the corpus 3; .* 'three' is None in the first and 2 in the second"),
+    ],
+)
+def test_a_model_of_another_tokenizer_is_refused_and_left_as_it_was(words, message, tmp_path):
+    model = MoEForCausalLM(TINY)
+    model.tokenizer_json = text = tokenizer_of(*words).to_str()
+    with pytest.raises(ValueError, match=message):
+        train(model, Words(), out=tmp_path / "run", **FEW)
+    assert model.tokenizer_json == text and not (tmp_path / "run").exists()
+    model.tokenizer_json = "no tokenizer"
+    with pytest.raises(ValueError, match=r"tokenizer\.json: not a tokenizer"):
+        train(model, Words(), **FEW)
+
+
+def test_a_trained_model_has_the_tokenizer_of_its_corpus_in_memory_and_in_every_folder(tmp_path):
+    model = MoEForCausalLM(TINY)
+    train(model, Words(), out=tmp_path, snapshots=[4], **FEW)
+    assert model.tokenizer_json == Words.tokenizer.to_str(pretty=True)
+    for folder in (tmp_path, tmp_path / "step-4"):
+        assert (folder / "tokenizer.json").read_text() == model.tokenizer_json
+    train(model, Words(), **FEW)  # and may go on
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refused_with_the_remedy(dtype):
+    model = MoEForCausalLM(TINY).to(dtype)
+    remedy = (
+        r"wanted torch\.float32 to train in; use model\.float\(\), or from_pretrained\(\.\.\., dtype=torch\.float32\)"
+    )
+    with pytest.raises(ValueError, match=rf"model\.embed_tokens\.weight is in {dtype}: {remedy}"):
+        train(model, Cycles(), **FEW)
+    train(model.float(), Cycles(), **FEW)
 
 
 def test_evaluate_is_the_mean_over_each_domains_sequences():

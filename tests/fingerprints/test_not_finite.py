@@ -1,0 +1,120 @@
+"""NaN or infinity in a weight: every method that reads it refuses by the name of the tensor, the others go on."""
+
+import math
+from functools import cache
+
+import pytest
+import torch
+
+from minimoe.fingerprints.compare import METHODS
+from minimoe.fingerprints.weights import open_weights
+from minimoe.model.checkpoint import tensors_on_disk
+from minimoe.model.families import MINIMOE
+from tests.fingerprints.toys import Vocabulary, random_model
+
+KINDS = {
+    "dense": {"qk_norm": "head"},
+    "mixture": {
+        "num_experts": 4,
+        "shared_expert_intermediate_size": 16,
+        "shared_expert_gate": True,
+        "e_score_correction_bias": True,
+    },
+}
+LAYER = "model.layers.1."
+TENSORS = {
+    "embedding": "model.embed_tokens.weight",
+    "head": "lm_head.weight",
+    "norm_final": "model.norm.weight",
+    **{role: f"{LAYER}self_attn.{role}_proj.weight" for role in "qkvo"},
+    **{f"{role}_bias": f"{LAYER}self_attn.{role}_proj.bias" for role in "qkvo"},
+    "norm1": f"{LAYER}input_layernorm.weight",
+    "norm2": f"{LAYER}post_attention_layernorm.weight",
+}
+TENSORS_OF = {
+    "dense": TENSORS
+    | {role: f"{LAYER}mlp.{role}_proj.weight" for role in ("gate", "up", "down")}
+    | {f"{role}_norm": f"{LAYER}self_attn.{role}_norm.weight" for role in "qk"},
+    "mixture": TENSORS
+    | {role: f"{LAYER}mlp.experts.2.{role}_proj.weight" for role in ("gate", "up", "down")}
+    | {f"shared_{role}": f"{LAYER}mlp.shared_expert.{role}_proj.weight" for role in ("gate", "up", "down")}
+    | {
+        "router": f"{LAYER}mlp.gate.weight",
+        "router_bias": f"{LAYER}mlp.gate.e_score_correction_bias",
+        "gate of the shared expert": f"{LAYER}mlp.shared_expert_gate.weight",
+    },
+}
+# What each method reads, from what it says it measures.
+ATTENTION, MLP, SHARED = {"q", "k", "v", "o"}, {"gate", "up", "down"}, {"shared_gate", "shared_up", "shared_down"}
+ROUTING = {"router", "router_bias", "gate of the shared expert"}
+ANCHORS = {"embedding", "head", "norm_final"}
+NEURONS = MLP | SHARED | {"norm2"}
+ALL = {role for tensors in TENSORS_OF.values() for role in tensors}
+READS = {
+    "std_profile": ATTENTION,
+    "norm_profile": {"norm1", "norm2", "norm_final"},
+    "weight_cosine": ATTENTION | MLP | SHARED | {"router"},
+    "aligned_cka_plain": {"embedding", "q", "k"},
+    "aligned_cka": {"embedding", "norm1", "q", "k", "q_norm", "k_norm"},
+    "spectral": ATTENTION | {"norm1", "q_norm", "k_norm"},
+    "virtual_response": ALL - {"o_bias"},
+    "virtual_response_whitened": ALL - {"o_bias"},
+    "csu": {"up", "norm2"},
+    "permutation_test": NEURONS,
+    "match": NEURONS | ANCHORS,
+    "expert_attribution": NEURONS | ANCHORS,
+    "token_agreement": ALL,
+    "hidden_cka": ALL,
+    "routing_agreement": ALL,
+}
+
+
+def model_of(kind, seed):
+    model = random_model(seed, **KINDS[kind])
+    with torch.no_grad():  # std_profile asks for layers that differ
+        for layer, block in enumerate(model.model.layers):
+            for role in "qkvo":
+                getattr(block.self_attn, f"{role}_proj").weight *= 1 + 0.2 * layer**2
+    return model
+
+
+def opened(model, folder=None):
+    if folder is not None:
+        model.save_pretrained(folder)
+    return open_weights(model if folder is None else folder, tokenizer=Vocabulary())
+
+
+@cache
+def clean_results(kind):
+    a, b = (opened(model_of(kind, seed)) for seed in (0, 1))
+    return {name: method(a, b) for name, method in METHODS.items()}
+
+
+def test_the_tables_name_every_method_and_every_tensor_of_a_layer():
+    assert READS.keys() == METHODS.keys()
+    for kind, tensors in TENSORS_OF.items():
+        names = tensors_on_disk(model_of(kind, 0), MINIMOE)
+        there = {name for name in names if ".layers." not in name or LAYER in name}
+        assert {name for name in there if ".experts." not in name or ".experts.2." in name} == set(tensors.values())
+    refused = {(kind, name) for kind in KINDS for name, result in clean_results(kind).items() if result.refused}
+    assert refused == {("dense", "routing_agreement")}
+
+
+@pytest.mark.parametrize("place", ["memory", "folder"])
+@pytest.mark.parametrize(("kind", "role"), [(kind, role) for kind, tensors in TENSORS_OF.items() for role in tensors])
+def test_a_method_that_meets_it_names_the_tensor_and_another_does_not_mind(kind, role, place, tmp_path):
+    """As NaN in the first of two models in memory, as infinity in the second of two folders."""
+    wrong, other = model_of(kind, 0 if place == "memory" else 1), model_of(kind, 1 if place == "memory" else 0)
+    name = TENSORS_OF[kind][role]
+    with torch.no_grad():
+        tensors_on_disk(wrong, MINIMOE)[name][..., 3] = math.nan if place == "memory" else math.inf
+    if place == "memory":
+        pair = opened(wrong), opened(other)
+    else:
+        pair = opened(other, tmp_path / "other"), opened(wrong, tmp_path / "wrong")
+    for method, run in METHODS.items():
+        clean, found = clean_results(kind)[method], run(*pair)
+        if role in READS[method] and clean.refused is None:
+            assert found.score is None and name in found.refused, method
+        else:
+            assert (found.score, found.p_value, found.details) == (clean.score, clean.p_value, clean.details), method
