@@ -75,7 +75,7 @@ def test_the_zoo_is_within_its_size():
 
 def test_the_recipe_is_what_the_command_does(folder, recipe):
     steps = {"steps": int(options(folder)["steps"])} if "steps" in options(folder) else {}
-    assert recipe["settings"] == vars(Settings(**steps))
+    assert Settings(**recipe["settings"]) == Settings(**steps)
     assert MoEConfig(**recipe["config"]) == small_config() == opened(folder).config
     assert f"{small_config().num_parameters():,}" in listed()["moe-real"]
 

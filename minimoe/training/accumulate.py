@@ -58,7 +58,9 @@ def accumulate_gradients(model: MoEForCausalLM, micro_batches: Sequence[MicroBat
     if not micro_batches:
         raise ValueError("micro_batches is empty: wanted at least one")
     if len(micro_batches) == 1:
-        output = model(**micro_batches[0], output_router_logits=True)
+        (batch,) = micro_batches
+        mask, labels = batch.get("attention_mask"), batch["labels"]
+        output = model(batch["input_ids"], mask, labels=labels, output_router_logits=True)
         output.loss.backward()
         return _detached(output.loss, output.cross_entropy, output.aux_loss, output)
     sizes = [_size(batch) for batch in micro_batches]
