@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 LAB_ARGS ?=
+PYTHONS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 BUILD_NOTEBOOKS := $(PY) -m minimoe.course.build notebooks
@@ -31,7 +32,7 @@ INSTALL := $(PIP_INSTALL) $(shell grep '^torch==' constraints.txt) && \
     mkdir -p $(LAB_SETTINGS) $(JUPYTER_CONFIG) && echo '$(NO_NEWS)' > $(LAB_SETTINGS)/overrides.json && \
     echo '$(WIDE_SLIDES)' > $(JUPYTER_CONFIG)/jupyter_nbconvert_config.json
 
-.PHONY: help setup lab test notebooks site figures clean
+.PHONY: help setup lab test portable notebooks site figures clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +45,9 @@ lab: $(STAMP) ## open JupyterLab on the first notebook
 test: $(STAMP) ## run every check: style, unit tests, notebooks
 	$(PY) tests/run_checks.py
 
+portable: ## run the checks with other rounding, threads and Pythons: an hour or more; PYTHONS="python3.11 python3.13"
+	@"$(PYTHON)" -m tests.portable $(PYTHONS)
+
 notebooks: $(STAMP) ## execute the notebooks and keep their outputs; write the exercises from the solutions
 	$(BUILD_NOTEBOOKS)
 
@@ -54,7 +58,7 @@ figures: $(STAMP) ## draw every figure to a file
 	$(BUILD_FIGURES)
 
 clean: ## remove .venv, caches and build files; your own files stay
-	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-* build dist site .pytest_cache .ruff_cache .hypothesis
 	find . -type d '(' -name __pycache__ -o -name .ipynb_checkpoints ')' -prune -exec rm -rf {} +
 
 ifeq ($(WHOLE),yes)

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, settings
 from tests.rounding import perturbed, seed_from_environment
 
 ROUNDING = seed_from_environment()
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+THREADS = int(os.environ.get("OMP_NUM_THREADS", 1))
+torch.set_num_threads(THREADS)
 settings.register_profile(
     "minimoe", derandomize=True, deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -59,7 +60,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Start every test from the same random state (a hook, since hypothesis objects to such a fixture)."""
+    """Start every test from the same state (a hook, since hypothesis objects to such a fixture)."""
+    torch.set_num_threads(THREADS)  # the command line sets its own
     random.seed(0)
     numpy.random.seed(0)
     torch.manual_seed(0)

@@ -21,8 +21,8 @@ from torch import Tensor
 # The largest |e|, relative to a result: some 17 and 45 times the distance to the next number.
 SIZE = {torch.float32: 2e-6, torch.float64: 1e-14}
 
-# What F.linear, @, einsum, F.grouped_mm, attention, norms and their gradients come down to. The first result moves, since
-# the others are statistics for the backward pass; of a backward pass all do.
+# What F.linear, @, einsum, F.grouped_mm, attention, norms and their gradients come down to. The first result moves,
+# since the others are statistics for the backward pass; of a backward pass all do.
 _FORWARD = (
     "mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_", "addmv", "addmv_", "dot",
     "_scaled_dot_product_flash_attention_for_cpu",

@@ -88,7 +88,7 @@ def test_import_is_light():
     heavy = "matplotlib", "ipywidgets", "scipy", "sklearn", "transformers", "IPython"
     rooms = "minimoe, minimoe.model, minimoe.training, minimoe.inspection"
     program = f"import {rooms}, sys; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, encoding="utf-8", cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
 
 

@@ -40,7 +40,7 @@ def test_benchmark_prints_a_table_and_writes_every_time(benchmark, sizes, peers,
     threads_before = torch.get_num_threads()
     benchmark.main(["--rounds", "2", "--threads", "1", "2", "--json", str(file)])
 
-    document = json.loads(file.read_text())
+    document = json.loads(file.read_text(encoding="utf-8"))
     assert document["measured_with"]["torch"] == torch.__version__
     assert [result["threads"] for result in document["results"]] == [1, 2] * sizes
     printed = capsys.readouterr().out

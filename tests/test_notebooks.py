@@ -383,7 +383,9 @@ def good(tmp_path) -> tuple[NotebookNode, Path, list[Path]]:
     cells = [
         new_markdown_cell(OPENING),
         new_markdown_cell(PREDICTION),
-        new_code_cell("print(6 * 7)", execution_count=1, outputs=[new_output("stream", name="stdout", text="42\n")]),
+        new_code_cell(
+            "print(6 * 7)", execution_count=1, outputs=[new_output("stream", name="stdout", encoding="utf-8")]
+        ),
         new_markdown_cell(ANSWER),
         new_code_cell(
             "text_box(draw, 'a')",
@@ -445,7 +447,7 @@ FAULTS = [
     (executed_in_order, put(2, execution_count=None)),
     (executed_in_order, put(5, execution_count=9)),
     (outputs_are_kept, put(2, outputs=[])),
-    (outputs_are_kept, put(2, outputs=[new_output("stream", name="stderr", text="warning")])),
+    (outputs_are_kept, put(2, outputs=[new_output("stream", name="stderr", encoding="utf-8")])),
     (outputs_are_kept, put(2, outputs=[new_output("error", ename="ValueError", evalue="", traceback=[])])),
     (nothing_escapes_comparison, put(2, source="clear_output()")),
     (nothing_escapes_comparison, put(2, source="handle.update_display(1)")),

@@ -27,7 +27,7 @@ SOLUTION = '''def double(x):
 
 
 def solution(*sources: str):
-    outputs = [new_output("stream", name="stdout", text="2")]
+    outputs = [new_output("stream", name="stdout", encoding="utf-8")]
     return new_notebook(
         cells=[
             new_markdown_cell("# Exercise"),
@@ -86,7 +86,7 @@ def test_normalising_keeps_tags_and_drops_what_differs_between_machines():
 
 def test_normalising_joins_what_the_kernel_cut():
     pieces = [("stdout", "a"), ("stdout", "b"), ("stderr", "c"), ("stdout", "d")]
-    outputs = [new_output("stream", name=name, text=text) for name, text in pieces]
+    outputs = [new_output("stream", name=name, encoding="utf-8") for name, text in pieces]
     tidy = normalise(new_notebook(cells=[new_code_cell("print()", outputs=outputs)]))
     assert [(output.name, output.text) for output in tidy.cells[0].outputs] == [
         ("stdout", "ab"),
@@ -112,7 +112,7 @@ def test_committed_notebooks_are_as_build_writes_them(path):
 
 
 def test_notebooks_are_executed_in_their_folder_and_a_failing_one_is_left_alone(tmp_path, capsys):
-    (tmp_path / "word.txt").write_text("moe")
+    (tmp_path / "word.txt").write_text("moe", encoding="utf-8")
     write(
         new_notebook(cells=[new_code_cell("print(open('word.txt').read())"), new_code_cell("1 / 0")]),
         tmp_path / "00_bad.ipynb",

@@ -30,7 +30,7 @@ def bench(gauge, amount=1.0):
 
 
 def benchmark(table):
-    with open(data_path("zoo/benchmark") / f"{table}.csv", newline="") as file:
+    with open(data_path("zoo/benchmark") / f"{table}.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 

@@ -122,7 +122,7 @@ def test_a_run_computes_what_it_can_and_takes_the_rest_from_the_shipped_scores(z
     ]
     shipped = next(row for row in rows if row["b"] == "stranger-24-int8" and row["use"] == "positive")
     assert {name: written[1][name] for name in METHODS} == {name: shipped[name] for name in METHODS}
-    page = (tmp_path / "benchmark.md").read_text()
+    page = (tmp_path / "benchmark.md").read_text(encoding="utf-8")
     assert "1 of 3 pairs compared here" in page and "## p_values" not in page
     assert page.index("| exact | csu | 0.010 |") < page.index("| nominal | expert_attribution | 0.010 | 1 |")
 

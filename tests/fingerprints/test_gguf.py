@@ -340,7 +340,7 @@ def test_tokens_are_those_of_the_file_without_padding(tmp_path):
     model = make_model()
     weights = open_weights(write(tmp_path / "model.gguf", model))
     assert weights.tokens == {f"t{number}": number for number in range(159)}
-    (tmp_path / "tokenizer.json").write_text("not of this file")
+    (tmp_path / "tokenizer.json").write_text("not of this file", encoding="utf-8")
     assert open_weights(tmp_path / "model.gguf").tokens == weights.tokens
 
 
@@ -426,9 +426,9 @@ def test_what_the_metadata_lacks_or_asks_for_is_named(change, message, tmp_path)
 @pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "compressed-tensors", "bitsandbytes"])
 def test_other_quantised_folders_are_refused_by_the_name_of_their_format(method, tmp_path):
     make_model().save_pretrained(tmp_path, model_type="llama")
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     config["quantization_config"] = {"bits": 8, "quant_method": method}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     message = rf"config\.json: quantization_config\['quant_method'\]='{method}': wanted no quantization_config"
     with pytest.raises(CheckpointError, match=message):
         open_weights(tmp_path)

@@ -478,7 +478,9 @@ def test_a_kill_in_the_middle_loses_only_what_was_under_way(folders, server, hub
     server.fault = stall_later
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_OFFLINE")}
     environment |= {"HF_ENDPOINT": server.address, "MINIMOE_CACHE": str(tmp_path / "cache")}
-    process = subprocess.Popen([sys.executable, "-c", KILLED], env=environment, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED], env=environment, stdout=subprocess.PIPE, encoding="utf-8"
+    )
     try:
         assert process.stdout.readline() == "attention\n"
         assert stalled.wait(30)
@@ -500,7 +502,7 @@ def test_a_damaged_cache_is_fetched_again(damage, folders, server, tmp_path):
     read(open_weights(address))
     (kept,) = (tmp_path / "cache").rglob("model.safetensors")
     if damage == "the list is garbage":
-        kept.with_name("held.json").write_text('{"held": [[0')
+        kept.with_name("held.json").write_text('{"held": [[0', encoding="utf-8")
     elif damage == "the file is shorter":
         os.truncate(kept, 1000)
     else:

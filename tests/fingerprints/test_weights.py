@@ -222,7 +222,7 @@ def test_bert_encoders(bert):
 
 def test_a_bert_config_without_sizes_is_refused(bert):
     file = Path(bert[1].name) / "config.json"
-    file.write_text(json.dumps({"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 3}))
+    file.write_text(json.dumps({"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 3}), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"config\.json: num_attention_heads=None: wanted a whole number"):
         open_weights(bert[1].name)
 
@@ -272,9 +272,9 @@ def in_int8(folder: Path, *, layout: int = 0, method: str = "bitsandbytes") -> N
         tensors[f"{prefix}SCB"] = scales.float()
         tensors[f"{prefix}weight_format"] = torch.tensor(layout, dtype=torch.uint8)
     save_file(tensors, folder / "model.safetensors")
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["quantization_config"] = {"quant_method": method, "load_in_8bit": True, "llm_int8_threshold": 6.0}
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 @pytest.mark.parametrize("layout", ["llama", "mixtral", "qwen2_moe"])
@@ -315,9 +315,9 @@ def test_integers_in_another_layout_or_without_their_scales_are_refused(tmp_path
 
 def test_4_bits_of_bitsandbytes_are_refused(tmp_path):
     random_model(**LAYOUTS["llama"]).save_pretrained(tmp_path, model_type="llama")
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": False, "load_in_4bit": True}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"quantization_config\['quant_method'\]='bitsandbytes': wanted no"):
         open_weights(tmp_path)
 
@@ -460,7 +460,7 @@ def test_tokens_are_those_beside_the_weights(tmp_path):
     model, vocabulary = random_model(), {"a": 0, "b": 28, "beyond the embedding": 29}
     model.save_pretrained(tmp_path)
     assert open_weights(tmp_path).tokens == open_weights(model).tokens == {}
-    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     assert open_weights(tmp_path).tokens == {"a": 0, "b": 28}
     tokenizer = Tokenizer(models.BPE({"c": 0, "d": 1}, []))
     tokenizer.add_special_tokens(["<end>"])

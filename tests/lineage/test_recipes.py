@@ -25,7 +25,7 @@ def vector(model):
 
 
 def log_of(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 # --- from scratch --------------------------------------------------------------------------------------------

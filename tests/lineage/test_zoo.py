@@ -299,7 +299,7 @@ def test_two_processes_build_what_is_missing_once(zoo):
     for name in names:
         assert zoo.folder(name) == zoo.home / name
         assert torch.equal(vector(zoo.load(name)), vector(empty.load(name)))  # made on the spot
-        said = json.loads((zoo.home / name / "lineage.json").read_text())
+        said = json.loads((zoo.home / name / "lineage.json").read_text(encoding="utf-8"))
         assert (said["name"], said["parents"]) == (name, list(MEMBERS[name].parents))
         assert said["options"] == MEMBERS[name].options and said["function_unchanged"] == MEMBERS[name].exact
         assert said["tokens"] == 0 and "corpus_sha256" not in said
@@ -331,7 +331,7 @@ def test_a_trained_member_is_a_whole_folder_in_float16(pup, tmp_path):
         file.name for file in (data_path("zoo") / "alder").iterdir()
     }
     assert {tensor.dtype for tensor in tensors_of(tmp_path / pup).values()} == {torch.float16}
-    said = json.loads((tmp_path / pup / "lineage.json").read_text())
+    said = json.loads((tmp_path / pup / "lineage.json").read_text(encoding="utf-8"))
     assert said["corpus_sha256"] == Corpus.planted().sha256
     assert said["tokens"] == 2 * Settings.batch_size * Settings.seq_len
     assert not list((tmp_path / ".training").iterdir())
@@ -374,7 +374,7 @@ def test_a_killed_build_ends_all_its_processes_and_leaves_nothing_that_counts(tm
         time.sleep(0.1)
     build.kill()
     build.communicate(timeout=60)
-    assert len(log.read_text().splitlines()) < MEMBERS[name].options["steps"]
+    assert len(log.read_text(encoding="utf-8").splitlines()) < MEMBERS[name].options["steps"]
     assert Zoo(tmp_path).folder(name) is None and not Zoo(tmp_path).has(name)
 
 

@@ -268,7 +268,7 @@ def test_the_number_of_experts_has_two_names(family):
 def test_our_configuration_raises_no_warning_in_transformers(family, tmp_path):
     settings = random_settings(family, 3)
     raw = write_config(read_config({"model_type": family, **settings}), family, "float32")
-    (tmp_path / "config.json").write_text(json.dumps(raw))
+    (tmp_path / "config.json").write_text(json.dumps(raw), encoding="utf-8")
     heard: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: heard.append(record.getMessage())

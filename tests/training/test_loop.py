@@ -176,13 +176,13 @@ def test_interrupted_run_continues_to_the_same_weights_and_log(tmp_path, monkeyp
 
     with pytest.raises(KeyboardInterrupt):
         train(MoEForCausalLM(config), Interrupting(5), out=tmp_path, save_every=2, **FEW)
-    assert len((tmp_path / LOG_FILE).read_text().splitlines()) == 5  # one step beyond the saved state
+    assert len((tmp_path / LOG_FILE).read_text(encoding="utf-8").splitlines()) == 5  # one step beyond the saved state
     torch.manual_seed(123)  # whatever else went on meanwhile
     resumed = MoEForCausalLM(config)
     resumed_log = train(resumed, Cycles(), out=tmp_path, save_every=2, **FEW)
     assert_same_weights(resumed, weights(whole))
     assert without_clock(resumed_log) == without_clock(log)
-    assert [json.loads(line) for line in (tmp_path / LOG_FILE).read_text().splitlines()] == resumed_log
+    assert [json.loads(line) for line in (tmp_path / LOG_FILE).read_text(encoding="utf-8").splitlines()] == resumed_log
 
 
 KILLED_RUN = """
@@ -219,7 +219,7 @@ def test_sigkill_at_any_moment_then_resume(tmp_path):
     whole = MoEForCausalLM(TINY)
     train(whole, Cycles(), steps=60, batch_size=4, seq_len=16)
     assert_same_weights(MoEForCausalLM.from_pretrained(tmp_path), weights(whole))
-    steps = [json.loads(line)["step"] for line in (tmp_path / LOG_FILE).read_text().splitlines()]
+    steps = [json.loads(line)["step"] for line in (tmp_path / LOG_FILE).read_text(encoding="utf-8").splitlines()]
     assert steps == list(range(1, 61))
 
 
@@ -235,7 +235,7 @@ def test_folder_holds_a_complete_model_and_its_recipe(tmp_path):
     train(model, Cycles(), out=tmp_path, **FEW)
     assert_same_weights(MoEForCausalLM.from_pretrained(tmp_path), weights(model))
     assert Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    recipe = json.loads((tmp_path / RECIPE_FILE).read_text())
+    recipe = json.loads((tmp_path / RECIPE_FILE).read_text(encoding="utf-8"))
     assert recipe["corpus_sha256"] == "cycles"
     assert recipe["settings"]["steps"] == 8
     assert recipe["tokens"] == 8 * 4 * 16
@@ -282,16 +282,16 @@ def interrupted_run(folder, at, save_every=2):
 
 def test_a_run_killed_before_its_first_save_starts_a_new_log(tmp_path):
     interrupted_run(tmp_path, at=3, save_every=100)
-    with open(tmp_path / LOG_FILE, "a") as file:
+    with open(tmp_path / LOG_FILE, "a", encoding="utf-8") as file:
         file.write('{"step": 4, "lo')  # killed while writing
     log = train(MoEForCausalLM(TINY), Cycles(), out=tmp_path, **FEW)
     assert [record["step"] for record in log] == list(range(1, 9))
-    assert [json.loads(line) for line in (tmp_path / LOG_FILE).read_text().splitlines()] == log
+    assert [json.loads(line) for line in (tmp_path / LOG_FILE).read_text(encoding="utf-8").splitlines()] == log
 
 
 def test_a_half_written_line_after_the_saved_state_is_forgotten(tmp_path):
     interrupted_run(tmp_path, at=5)
-    with open(tmp_path / LOG_FILE, "a") as file:
+    with open(tmp_path / LOG_FILE, "a", encoding="utf-8") as file:
         file.write('{"step": 6, "lo')
     log = train(MoEForCausalLM(TINY), Cycles(), out=tmp_path, save_every=2, **FEW)
     assert [record["step"] for record in log] == list(range(1, 9))
