@@ -1,5 +1,6 @@
 # Everything below runs in .venv, which the first target you ask for sets up.
 #   make lab PYTHON=python3.13 LAB_ARGS=--no-browser
+#   make portable PYTHONS="python3.12 python3.13"    (those that tests/portable.py lists, where installed, if left out)
 # `.venv/bin/python -m` stands everywhere, and paths are relative, so that the folder's name may hold a space.
 
 PYTHON ?= python3
@@ -37,7 +38,7 @@ INSTALL := $(PIP_INSTALL) $(shell grep '^torch==' constraints.txt) && \
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
-setup: $(STAMP) ## create .venv with the tested versions (every target below does this first)
+setup: $(STAMP) ## create .venv with the tested versions (every target below that needs it does this first)
 
 lab: $(STAMP) ## open JupyterLab on the first notebook
 	$(PY) -m jupyterlab $(LAB_ARGS) notebooks/00_start_here.ipynb
@@ -45,7 +46,7 @@ lab: $(STAMP) ## open JupyterLab on the first notebook
 test: $(STAMP) ## run every check: style, unit tests, notebooks
 	$(PY) tests/run_checks.py
 
-portable: ## run the checks with other rounding, threads and Pythons: an hour or more; PYTHONS="python3.11 python3.13"
+portable: ## run the checks with other rounding, threads and Pythons, for an hour or more (PYTHONS="..." names these)
 	@"$(PYTHON)" -m tests.portable $(PYTHONS)
 
 notebooks: $(STAMP) ## execute the notebooks and keep their outputs; write the exercises from the solutions

@@ -21,6 +21,9 @@ from torch import Tensor
 # The largest |e|, relative to a result: some 17 and 45 times the distance to the next number.
 SIZE = {torch.float32: 2e-6, torch.float64: 1e-14}
 
+# By how much a tolerance that float32 just keeps is widened: what is imitated is some 17 times the rounding of float32.
+SLACK = 20 if os.environ.get("MINIMOE_ROUNDING") else 1
+
 # What F.linear, @, einsum, F.grouped_mm, attention, norms and their gradients come down to. The first result moves,
 # since the others are statistics for the backward pass; of a backward pass all do.
 _FORWARD = (
@@ -83,6 +86,11 @@ def _moving(operator: torch._ops.OpOverload, generator: torch.Generator, *, move
 def _move(result: Tensor, generator: torch.Generator) -> None:
     noise = torch.rand(result.shape, generator=generator, dtype=result.dtype, device="cpu")
     result.mul_(noise.mul_(2).sub_(1).mul_(SIZE[result.dtype]).add_(1))
+
+
+def assert_near(found: Tensor, wanted: Tensor, tolerance: float = 1e-4) -> None:
+    """Equal to `tolerance` times the largest number: a sum that nearly cancels keeps the rounding of its parts."""
+    torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance * float(wanted.abs().max()))
 
 
 def load_ipython_extension(shell) -> None:

@@ -241,6 +241,11 @@ def test_lab_passes_its_arguments_on(clone):
     assert clone.calls()[-1] == "-m jupyterlab --no-browser --port=9999 notebooks/00_start_here.ipynb"
 
 
+def test_portable_is_told_the_pythons_and_needs_no_environment(clone):
+    assert clone.make("portable", "PYTHONS=one two")[0] == 0
+    assert clone.calls() == ["-m tests.portable one two"]
+
+
 def test_a_failed_setup_leaves_nothing(clone):
     status, output = clone.make("setup", PIP="fails")
     assert status != 0 and "set-up failed" in output

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.conftest import pytest_collection_modifyitems
 from tests.rounding import SIZE, perturbed, seed_from_environment
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -169,18 +170,15 @@ def test_exact():
 
 @pytest.mark.parametrize("seed, counts", [("1", "2 passed"), ("", "1 failed, 1 passed")])
 def test_the_suite_is_run_under_it_except_for_what_is_exact(seed, counts, tmp_path):
-    assert counts in run_suite(SUITE, tmp_path, seed)
-
-
-def test_a_mark_without_a_reason_is_refused(tmp_path):
-    assert "wanted a reason" in run_suite(SUITE.replace('("a reason")', ""), tmp_path, "1")
-
-
-def run_suite(source: str, folder: Path, seed: str) -> str:
-    (folder / "test_it.py").write_text(source, encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "-c", ROOT / "pyproject.toml", "-p", "tests.conftest", folder]
+    (tmp_path / "test_it.py").write_text(SUITE, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-c", ROOT / "pyproject.toml", "-p", "tests.conftest", tmp_path]
     environment = os.environ | {"MINIMOE_ROUNDING": seed, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
-    )
-    return done.stdout
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
+    assert counts in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("mark", [pytest.mark.exact, pytest.mark.exact()])
+def test_a_mark_without_a_reason_is_refused(mark, request):
+    request.node.add_marker(mark)
+    with pytest.raises(pytest.UsageError, match="wanted a reason"):
+        pytest_collection_modifyitems([request.node])

@@ -27,7 +27,7 @@ SOLUTION = '''def double(x):
 
 
 def solution(*sources: str):
-    outputs = [new_output("stream", name="stdout", encoding="utf-8")]
+    outputs = [new_output("stream", name="stdout", text="2")]
     return new_notebook(
         cells=[
             new_markdown_cell("# Exercise"),
@@ -86,7 +86,7 @@ def test_normalising_keeps_tags_and_drops_what_differs_between_machines():
 
 def test_normalising_joins_what_the_kernel_cut():
     pieces = [("stdout", "a"), ("stdout", "b"), ("stderr", "c"), ("stdout", "d")]
-    outputs = [new_output("stream", name=name, encoding="utf-8") for name, text in pieces]
+    outputs = [new_output("stream", name=name, text=text) for name, text in pieces]
     tidy = normalise(new_notebook(cells=[new_code_cell("print()", outputs=outputs)]))
     assert [(output.name, output.text) for output in tidy.cells[0].outputs] == [
         ("stdout", "ab"),

@@ -135,6 +135,7 @@ def test_make_writes_three_files_a_figure(tmp_path):
     assert paths[2].read_text(encoding="utf-8").startswith("model,total,active\n")
 
 
+@pytest.mark.exact("two drawings are compared to the bit")
 def test_making_a_figure_twice_gives_the_same_bytes(tmp_path):
     first = [path.read_bytes() for path in figures.make(["token_journey"], tmp_path)]
     assert [path.read_bytes() for path in figures.make(["token_journey"], tmp_path)] == first

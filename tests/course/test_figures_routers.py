@@ -78,7 +78,7 @@ def test_seven_routers_against_loops():
 
     found = rows_of(data, "softmax top-k")
     assert set(found) == top2
-    assert all(weight == pytest.approx(p[t][e], abs=1e-6) for (t, e), (weight, _) in found.items())
+    assert all(weight == pytest.approx(p[t][e], abs=1e-5) for (t, e), (weight, _) in found.items())
 
     found = rows_of(data, "top-k, then softmax")
     assert set(found) == top2

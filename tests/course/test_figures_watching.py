@@ -221,7 +221,7 @@ def test_a_router_that_follows_nothing(trace, rerouted):
 
 def test_sliders_change_the_picture():
     """As the notebook has them: a text and a layer, a layer and a count."""
-    text, layer, picture = controls(figures.draw_tokens, encoding="utf-8", layer=(0, 3)).children
+    text, layer, picture = controls(figures.draw_tokens, text="a 1", layer=(0, 3)).children
     shown = [picture.value]
     layer.value = 3
     shown.append(picture.value)

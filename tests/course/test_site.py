@@ -84,9 +84,7 @@ def notebook(title: str, other: str):
                 execution_count=1,
                 outputs=[new_output("display_data", {"text/html": f'<img alt="One grey pixel" src="{PIXEL}">'})],
             ),
-            new_code_cell(
-                "print(1)", execution_count=2, outputs=[new_output("stream", name="stdout", encoding="utf-8")]
-            ),
+            new_code_cell("print(1)", execution_count=2, outputs=[new_output("stream", name="stdout", text="1 < 2\n")]),
             new_markdown_cell("<details><summary><b>What happened</b></summary>\n\nIt *printed*.\n\n</details>"),
             new_markdown_cell("**Previous:** none · **Next:** none"),
         ]

@@ -32,7 +32,7 @@ ANSWER = "<details><summary><b>What happened</b></summary>\n\n{}\n\n</details>"
 
 
 def printing(lines: int, source: str = "print(6 * 7)"):
-    return new_code_cell(source, outputs=[new_output("stream", name="stdout", encoding="utf-8")])
+    return new_code_cell(source, outputs=[new_output("stream", name="stdout", text="42\n" * lines)])
 
 
 def showing(inches: float):
@@ -95,7 +95,7 @@ MEASURED = [
     (new_markdown_cell(TABLE), 367),
     (new_code_cell("report", outputs=[new_output("display_data", {"text/html": REPORT, "text/plain": "x"})]), 504),
     (printing(10, "print(6 * 7)\n" * 10), 508),
-    (new_code_cell("x = 1\n" * 3, outputs=[new_output("stream", name="stdout", encoding="utf-8")]), 349),
+    (new_code_cell("x = 1\n" * 3, outputs=[new_output("stream", name="stdout", text=("word " * 20 + "\n") * 5)]), 349),
 ]
 
 

@@ -88,7 +88,8 @@ def test_every_transformation_of_the_tree_is_tried():
 def test_scores_are_those_of_the_methods(zoo):
     row = score(zoo, Pair("birch", "alder-drop-0.5-trained", "evaluation", "drop-0.5-trained"))
     a, b = (open_weights(zoo.load(row[side]), tokenizer=load_tokenizer()) for side in "ab")
-    assert row["virtual_response_whitened"] == pytest.approx(virtual_response(a, b, whiten=True).score)
+    whitened = virtual_response(a, b, whiten=True).score
+    assert row["virtual_response_whitened"] == pytest.approx(whitened, abs=1e-4)  # small directions count, and round
     assert row["shapes"] == "dense, mixture, equal depths" and row["relation"] == "strangers"
     assert all(row[f"{name}_s"] > 0 for name in METHODS)
 

@@ -62,8 +62,8 @@ def test_known_values_from_the_files(tmp_path, monkeypatch):
         for role in ("gate", "up", "down"):
             names = [f"{prefix}.mlp.experts.{expert}.{role}_proj.weight" for expert in range(4)]
             wanted[f"{role}.{layer}"] = cosine(*names)
-    assert result.details == pytest.approx(wanted, abs=1e-6)
-    assert result.score == pytest.approx(numpy.mean(list(wanted.values())), abs=1e-6)
+    assert result.details == pytest.approx(wanted, abs=1e-5)
+    assert result.score == pytest.approx(numpy.mean(list(wanted.values())), abs=1e-5)
     assert (result.method, result.p_value, result.refused) == ("weight_cosine", None, None)
 
 
@@ -80,13 +80,13 @@ def test_gauges(kind):
             elif role in RESCALED.get(name, ()) and not (name == "scale_qk" and model.config.qk_norm):
                 assert min(cosines) < 0.99, (name, role)
             else:
-                assert min(cosines) == pytest.approx(1, abs=1e-6), (name, role)
+                assert min(cosines) == pytest.approx(1, abs=1e-5), (name, role)  # float32 sums
 
 
 def test_one_factor_on_a_matrix():
     model, scaled = random_model(), random_model()
     scaled.model.layers[1].mlp.up_proj.weight.data.mul_(7)
-    assert weight_cosine(weights(model), weights(scaled)).score == pytest.approx(1, abs=1e-6)
+    assert weight_cosine(weights(model), weights(scaled)).score == pytest.approx(1, abs=1e-5)
 
 
 def test_strangers_are_near_0_and_descendants_near_1():

@@ -162,6 +162,7 @@ def test_trains_a_dense_model():
     assert log[0]["max_violation"] == []
 
 
+@pytest.mark.exact("two trainings from one seed are compared to the bit")
 def test_repeats_to_the_bit_and_seeds_differ():
     runs = [MoEForCausalLM(TINY) for _ in range(3)]
     logs = [train(model, Cycles(), **FEW, seed=seed) for model, seed in zip(runs, (0, 0, 1), strict=True)]
@@ -169,6 +170,7 @@ def test_repeats_to_the_bit_and_seeds_differ():
     assert without_clock(logs[0]) == without_clock(logs[1]) != without_clock(logs[2])
 
 
+@pytest.mark.exact("two trainings from one seed are compared to the bit")
 def test_interrupted_run_continues_to_the_same_weights_and_log(tmp_path, monkeypatch):
     config = replace(TINY, router="noisy_topk", router_aux_loss_coef=0.01)  # draws random numbers at every step
     whole = MoEForCausalLM(config)
@@ -196,6 +198,7 @@ KILLED_RUN = """
 """
 
 
+@pytest.mark.exact("two trainings from one seed are compared to the bit")
 def test_sigkill_at_any_moment_then_resume(tmp_path):
     """Kill -9 the run before its first saved state and after it, at whatever moment that is, until it gets through."""
     here = os.path.dirname(__file__)
@@ -396,6 +399,7 @@ def test_evaluate_leaves_the_model_as_it_was():
     assert_same_weights(model, before)
 
 
+@pytest.mark.exact("two trainings from one seed are compared to the bit")
 def test_evaluations_are_in_the_log_and_change_nothing_else(tmp_path):
     plain, evaluated = MoEForCausalLM(TINY), MoEForCausalLM(TINY)
     without = train(plain, Cycles(), **FEW)
