@@ -90,7 +90,7 @@ def _move(result: Tensor, generator: torch.Generator) -> None:
 
 def assert_near(found: Tensor, wanted: Tensor, tolerance: float = 1e-4) -> None:
     """Equal to `tolerance` times the largest number: a sum that nearly cancels keeps the rounding of its parts."""
-    torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance * float(wanted.abs().max()))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance * float(wanted.detach().abs().max()))
 
 
 def load_ipython_extension(shell) -> None:

@@ -101,10 +101,10 @@ def test_depths_are_aligned():
     model = random_model(num_hidden_layers=5)
     pruned = prune_layers(model, [1, 2])
     for pair in ((model, pruned), (pruned, model)):
-        assert weight_cosine(*map(weights, pair)).score == pytest.approx(1, abs=1e-6)
+        assert weight_cosine(*map(weights, pair)).score == pytest.approx(1, abs=1e-5)
     found = weight_cosine(weights(model), weights(pruned)).details
     assert {name.split(".")[1] for name in found} == {"0", "3", "4"}
-    assert weight_cosine(weights(model), weights(depth_upscale(model, 1))).score == pytest.approx(1, abs=1e-6)
+    assert weight_cosine(weights(model), weights(depth_upscale(model, 1))).score == pytest.approx(1, abs=1e-5)
     assert abs(weight_cosine(weights(model), weights(random_model(1))).score) < 0.1
 
 
@@ -112,7 +112,7 @@ def test_of_a_mixture_and_its_dense_parent_attention_is_left_to_compare():
     dense = random_model(attention_bias=False, attention_output_bias=False)
     mixture = upcycle(dense, num_experts=4, num_experts_per_tok=2)
     result = weight_cosine(weights(dense), weights(mixture))
-    assert set(by_role(result.details)) == set("qkvo") and result.score == pytest.approx(1, abs=1e-6)
+    assert set(by_role(result.details)) == set("qkvo") and result.score == pytest.approx(1, abs=1e-5)
 
 
 def test_nothing_of_one_shape_is_refused():

@@ -330,8 +330,8 @@ def assert_statistics(weights: Weights, values: torch.Tensor) -> None:
     wide = values.double().numpy()
     found = weights.statistics("q", 1)
     assert found.count == wide.size
-    numpy.testing.assert_allclose(found.std, wide.std(), rtol=1e-5, atol=1e-6 * abs(wide).max())
-    numpy.testing.assert_allclose(found.mean, wide.mean(), rtol=1e-6, atol=1e-6 * wide.std())
+    numpy.testing.assert_allclose(found.std, wide.std(), rtol=1e-5, atol=1e-5 * abs(wide).max())
+    numpy.testing.assert_allclose(found.mean, wide.mean(), rtol=1e-5, atol=1e-5 * wide.std())
 
 
 @given(
@@ -371,7 +371,7 @@ def test_statistics_of_a_mixture_are_those_of_all_experts(tmp_path):
     wide = model.model.layers[0].mlp.experts.up_proj.detach().double().numpy()
     for weights in (open_weights(tmp_path), open_weights(model)):
         found = weights.statistics("up", 0)
-        assert (found.std, found.mean) == pytest.approx((wide.std(), wide.mean()), rel=1e-6)
+        assert (found.std, found.mean) == pytest.approx((wide.std(), wide.mean()), rel=1e-5)
 
 
 def test_statistics_leave_a_model_in_memory_alone():

@@ -91,7 +91,8 @@ def test_first_step_is_adamw_by_hand():
         grad = parameter.grad * scale
         decay = 0.1 if parameter.dim() > 1 else 0.0
         wanted = before[name] * (1 - rate * decay) - rate * grad / (grad.abs() + 1e-8)
-        torch.testing.assert_close(model.state_dict()[name], wanted, rtol=1e-4, atol=1e-7)
+        # to a hundredth of a step: a gradient that is hardly above 1e-8 keeps its rounding in the quotient
+        torch.testing.assert_close(model.state_dict()[name], wanted, rtol=0, atol=0.01 * rate)
 
 
 def test_learning_rate_warms_up_and_follows_half_a_cosine():
