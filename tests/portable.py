@@ -11,7 +11,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.run_checks import NOTEBOOKS, ROOT, UNIT_TESTS, Stage, run
+from tests.run_checks import ROOT, Stage, run_notebooks, run_unit_tests
 
 PYTHONS = ("python3.11", "python3.13")
 SETTINGS = (  # the first EVERYWHERE on each Python
@@ -45,12 +45,9 @@ def run_cell(version: str, settings: dict[str, str]) -> Stage:
     """The unit tests and, beside them, the notebooks, in one setting."""
     python = str(ROOT / f".venv-{version}/bin/python")
     name = " ".join([f"Python {version}", *(f"{key}={value}" for key, value in settings.items())])
-    with ThreadPoolExecutor() as beside:
-        runs = [
-            beside.submit(run, name, *command, python=python, capture=True, **settings)
-            for command in (UNIT_TESTS, NOTEBOOKS)
-        ]
-        stages = [each.result() for each in runs]
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        notebooks = beside.submit(run_notebooks, name, python=python, **settings)
+        stages = [run_unit_tests(name, python=python, capture=True, **settings), notebooks.result()]
     passed, failed, skipped = (sum(getattr(s, count) for s in stages) for count in ("passed", "failed", "skipped"))
     output = "\n".join(stage.output for stage in stages if stage.failed)
     return Stage(name, passed, failed, skipped, max(stage.seconds for stage in stages), output)
