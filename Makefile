@@ -1,9 +1,11 @@
 # Everything below runs in .venv, which the first target you ask for sets up.
 #   make lab PYTHON=python3.13 LAB_ARGS=--no-browser
+#   make portable PYTHONS="python3.12 python3.13"    (those that tests/portable.py lists, where installed, if left out)
 # `.venv/bin/python -m` stands everywhere, and paths are relative, so that the folder's name may hold a space.
 
 PYTHON ?= python3
 LAB_ARGS ?=
+PYTHONS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 BUILD_NOTEBOOKS := $(PY) -m minimoe.course.build notebooks
@@ -31,18 +33,21 @@ INSTALL := $(PIP_INSTALL) $(shell grep '^torch==' constraints.txt) && \
     mkdir -p $(LAB_SETTINGS) $(JUPYTER_CONFIG) && echo '$(NO_NEWS)' > $(LAB_SETTINGS)/overrides.json && \
     echo '$(WIDE_SLIDES)' > $(JUPYTER_CONFIG)/jupyter_nbconvert_config.json
 
-.PHONY: help setup lab test notebooks site figures clean
+.PHONY: help setup lab test portable notebooks site figures clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
-setup: $(STAMP) ## create .venv with the tested versions (every target below does this first)
+setup: $(STAMP) ## create .venv with the tested versions (every target below that needs it does this first)
 
 lab: $(STAMP) ## open JupyterLab on the first notebook
 	$(PY) -m jupyterlab $(LAB_ARGS) notebooks/00_start_here.ipynb
 
 test: $(STAMP) ## run every check: style, unit tests, notebooks
 	$(PY) tests/run_checks.py
+
+portable: ## run the checks with other rounding, threads and Pythons, for an hour or more (PYTHONS="..." names these)
+	@"$(PYTHON)" -m tests.portable $(PYTHONS)
 
 notebooks: $(STAMP) ## execute the notebooks and keep their outputs; write the exercises from the solutions
 	$(BUILD_NOTEBOOKS)
@@ -54,7 +59,7 @@ figures: $(STAMP) ## draw every figure to a file
 	$(BUILD_FIGURES)
 
 clean: ## remove .venv, caches and build files; your own files stay
-	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-* build dist site .pytest_cache .ruff_cache .hypothesis
 	find . -type d '(' -name __pycache__ -o -name .ipynb_checkpoints ')' -prune -exec rm -rf {} +
 
 ifeq ($(WHOLE),yes)

@@ -98,7 +98,9 @@ def ask(python: str, questions: Sequence[tuple[Path, Path]]) -> Iterator[dict[st
         file = Path(folder) / "questions.json"
         file.write_text(json.dumps([[str(path) for path in question] for question in questions]), encoding="utf-8")
         command = [python, "-c", DRIVER, str(file)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | one_thread) as process:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, encoding="utf-8", env=os.environ | one_thread
+        ) as process:
             answered = 0
             for line in progress_bar(process.stdout, total=len(questions), unit="pair", desc="modelDNA"):
                 answered += 1

@@ -1,13 +1,20 @@
-"""What all tests share: one thread, fixed seeds, bounded and repeatable property tests, and every kind of router."""
+"""What all tests share: threads, seeds, rounding, bounded and repeatable property tests, every kind of router."""
 
+import os
 import random
+from collections.abc import Generator
+from contextlib import nullcontext
 
 import numpy
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-torch.set_num_threads(1)
+from tests.rounding import perturbed, seed_from_environment
+
+ROUNDING = seed_from_environment()
+THREADS = int(os.environ.get("OMP_NUM_THREADS", 1))
+torch.set_num_threads(THREADS)
 settings.register_profile(
     "minimoe", derandomize=True, deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -36,8 +43,25 @@ ROUTERS = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse the mark `exact` without a reason."""
+    for item in items:
+        for mark in item.iter_markers("exact"):
+            if len(mark.args) != 1:
+                raise pytest.UsageError(f'{item.nodeid}: wanted a reason in @pytest.mark.exact("...")')
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Run every test, with its fixtures, under the rounding that MINIMOE_ROUNDING asks for; `exact` ones without."""
+    exempt = ROUNDING is None or item.get_closest_marker("exact")
+    with nullcontext() if exempt else perturbed(ROUNDING):
+        return (yield)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Start every test from the same random state (a hook, since hypothesis objects to such a fixture)."""
+    """Start every test from the same state (a hook, since hypothesis objects to such a fixture)."""
+    torch.set_num_threads(THREADS)  # the command line sets its own
     random.seed(0)
     numpy.random.seed(0)
     torch.manual_seed(0)

@@ -1,7 +1,8 @@
 """Run every check and say what passed: `make test`.
 
-Style and unit tests show as they run. The notebooks run beside them in a process of their own (nbval does not
-go with parallel workers) and their output follows. Every stage runs, whatever became of the others.
+Style and unit tests show as they run. Beside them, for the other of two cores, run the notebooks and then the unit
+tests once more, with the rounding of another processor (tests/rounding.py); their output follows. Every stage runs,
+whatever became of the others.
 """
 
 import os
@@ -15,9 +16,11 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
-NBVAL = ["--nbval", "--nbval-current-env", "--nbval-sanitize-with", "tests/nbval_sanitize.cfg"]
+NBVAL = ("--nbval", "--nbval-current-env", "--nbval-sanitize-with", "tests/nbval_sanitize.cfg")
 # One thread: the committed numbers were made with one, and two processes share the cores.
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "MINIMOE_ROUNDING": ""}
+# A kernel has no conftest.py: it finds tests/rounding.py through these settings of its own.
+KERNEL_SETTINGS = 'c.InteractiveShellApp.extensions = ["tests.rounding"]\n'
 
 
 class Stage(NamedTuple):
@@ -33,24 +36,39 @@ class Stage(NamedTuple):
     def __str__(self) -> str:
         verdict = "FAILED" if self.failed else "ok"
         counts = f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped"
-        return f"{self.name:20} {verdict:6} {self.seconds:4.0f} s   {counts}"
+        return f"{self.name:40} {verdict:6} {self.seconds:4.0f} s   {counts}"
 
 
-def run(name: str, *command: str, capture: bool = False) -> Stage:
-    """Run `python -m command` to its end."""
+def run(name: str, *command: str, python: str = sys.executable, capture: bool = False, **settings: str) -> Stage:
+    """Run `python -m command` to its end, with `settings` in its environment."""
     with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | ENVIRONMENT | settings
+        if environment["MINIMOE_ROUNDING"]:
+            profile = Path(folder, "profile_default", "ipython_kernel_config.py")
+            profile.parent.mkdir()
+            profile.write_text(KERNEL_SETTINGS, encoding="utf-8")
+            environment |= {"IPYTHONDIR": folder, "PYTHONPATH": str(ROOT)}
         report = Path(folder, "junit.xml")
         if command[0] == "pytest":
             command += (f"--junitxml={report}",)
-        command = (sys.executable, "-m", *command)
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if capture else {}
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"} if capture else {}
         start = time.perf_counter()
-        process = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, text=True, **streams)
+        process = subprocess.run((python, "-m", *command), cwd=ROOT, env=environment, **streams)
         seconds = time.perf_counter() - start
         passed, failed, skipped = read_counts(report) if report.exists() else (process.returncode == 0, 0, 0)
     if process.returncode and not failed:
         failed = 1  # it crashed, or found nothing to run
     return Stage(name, int(passed), failed, skipped, seconds, process.stdout)
+
+
+def run_unit_tests(name: str, **options) -> Stage:
+    """The unit tests. A module or test of ours that opens a file without an encoding fails, as pyproject.toml says."""
+    return run(name, "pytest", "-q", PYTHONWARNDEFAULTENCODING="1", **options)
+
+
+def run_notebooks(name: str, **options) -> Stage:
+    """The notebooks under strict nbval."""
+    return run(name, "pytest", "-q", "notebooks", "--ignore=notebooks/exercises", *NBVAL, capture=True, **options)
 
 
 def read_counts(report: Path) -> tuple[int, int, int]:
@@ -61,16 +79,18 @@ def read_counts(report: Path) -> tuple[int, int, int]:
 
 
 def main() -> int:
-    notebooks = ["pytest", "-q", "notebooks", "--ignore=notebooks/exercises", *NBVAL]
-    with ThreadPoolExecutor() as beside:
-        validation = beside.submit(run, "notebooks (nbval)", *notebooks, capture=True)
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        captured = [
+            beside.submit(run_notebooks, "notebooks"),
+            beside.submit(run_unit_tests, "unit tests, rounding", capture=True, MINIMOE_ROUNDING="1"),
+        ]
         stages = [
             run("ruff check", "ruff", "check"),
             run("ruff format", "ruff", "format", "--check"),
-            run("unit tests (pytest)", "pytest", "-q"),
-            validation.result(),
+            run_unit_tests("unit tests"),
+            *(stage.result() for stage in captured),
         ]
-    print(stages[-1].output, *stages, sep="\n")
+    print(*(stage.output for stage in stages if stage.output), *stages, sep="\n")
     failed = sum(stage.failed for stage in stages)
     print(f"{sum(stage.passed for stage in stages)} passed, {failed} failed")
     return 1 if failed else 0

@@ -97,7 +97,7 @@ def test_import_is_light():
 def loaded_by(program):
     """The modules in memory after a program of its own process."""
     program = f"{program}\nimport sys; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, encoding="utf-8", cwd=ROOT, check=True)
     return set(done.stdout.split())
 
 

@@ -28,7 +28,7 @@ def test_prints_a_table_and_writes_every_time(tiny, tmp_path, capsys, monkeypatc
     file = tmp_path / "results.json"
     arguments = ["--gigabytes", "0.001", "--rounds", "2", "--threads", "1", "--json", str(file)]
     fingerprints.main(arguments)
-    speed, memory = json.loads(file.read_text())["results"]
+    speed, memory = json.loads(file.read_text(encoding="utf-8"))["results"]
     ways = {fingerprints.OURS, fingerprints.PEER, fingerprints.READ, fingerprints.BUFFER}
     assert set(speed["seconds"]) == ways and all(len(times) == 2 for times in speed["seconds"].values())
     assert [(target["peer"], target["wanted"]) for target in speed["targets"]] == [

@@ -50,7 +50,7 @@ def test_prints_a_table_and_writes_every_time(limit, tiny, tmp_path, capsys, mon
     threads_before = torch.get_num_threads()
     inspection.main(["--rounds", "2", "--threads", "1", "2", "--json", str(file)])
 
-    results = json.loads(file.read_text())["results"]
+    results = json.loads(file.read_text(encoding="utf-8"))["results"]
     assert [result["threads"] for result in results] == [1, 1, 2, 2]
     printed = capsys.readouterr().out
     assert printed.count("6,000 routed tokens") == 2

@@ -45,8 +45,8 @@ def other_interpreter(tmp_path, monkeypatch):
     """An interpreter that finds a modelDNA of version 9."""
     package = tmp_path / "packages" / "modeldna"
     package.mkdir(parents=True)
-    (package / "__init__.py").write_text("__version__ = '9'")
-    (package / "scan.py").write_text(SCAN)
+    (package / "__init__.py").write_text("__version__ = '9'", encoding="utf-8")
+    (package / "scan.py").write_text(SCAN, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(package.parent))
     return sys.executable
 
@@ -78,8 +78,8 @@ def test_every_member_becomes_a_folder_with_its_weights_and_a_tokenizer(zoo, tmp
         found = MoEForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
         for key, wanted in zoo.load(name).state_dict().items():
             assert torch.equal(found[key], wanted), (name, key)
-        assert json.loads((folder / "tokenizer.json").read_text()) == json.loads(
-            (folders["alder"] / "tokenizer.json").read_text()
+        assert json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")) == json.loads(
+            (folders["alder"] / "tokenizer.json").read_text(encoding="utf-8")
         )
 
 
@@ -191,9 +191,11 @@ def test_the_tables_can_be_made_anew_from_the_answers(zoo, other_interpreter, tm
         scores_row("alder", "stranger-15", "evaluation", "roots", **ours),
         scores_row("stranger-01", "stranger-02", "calibration", "roots", **ours),
     ]
-    (tmp_path / "scores.csv").write_text(to_csv(rows))
+    (tmp_path / "scores.csv").write_text(to_csv(rows), encoding="utf-8")
     stored = {"score": 0.25, "verdict": "NO_MATCH", "reason": None, "version": "8"}
-    (tmp_path / ANSWERS).write_text(to_csv([{key: rows[1][key] for key in modeldna.PAIR} | stored], ".5g"))
+    (tmp_path / ANSWERS).write_text(
+        to_csv([{key: rows[1][key] for key in modeldna.PAIR} | stored], ".5g"), encoding="utf-8"
+    )
     modeldna.main(["--python", other_interpreter, "--out", str(tmp_path)])
     answered = read_answers(tmp_path / ANSWERS)
     assert [(row["b"], row["score"], row["version"]) for row in answered] == [

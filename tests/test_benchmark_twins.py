@@ -30,7 +30,7 @@ def test_prints_a_table_and_writes_every_time(tiny, tmp_path, capsys):
     threads_before = torch.get_num_threads()
     dense_twins.main(["--rounds", "2", "--threads", "1", "2", "--json", str(file)])
 
-    document = json.loads(file.read_text())
+    document = json.loads(file.read_text(encoding="utf-8"))
     assert document["benchmark"] == "dense_twins"
     assert [result["threads"] for result in document["results"]] == [1, 2]
     printed = capsys.readouterr().out

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import moe_layer, timing, train_step
 from minimoe.model import MoEConfig, MoEForCausalLM
+from tests.rounding import assert_near
 
 SMALL = moe_layer.Size(tokens=32, hidden=16, width=8, experts=4, k=2)
 MANY = moe_layer.Size(tokens=32, hidden=16, width=8, experts=32, k=4)
@@ -40,7 +41,7 @@ def test_benchmark_prints_a_table_and_writes_every_time(benchmark, sizes, peers,
     threads_before = torch.get_num_threads()
     benchmark.main(["--rounds", "2", "--threads", "1", "2", "--json", str(file)])
 
-    document = json.loads(file.read_text())
+    document = json.loads(file.read_text(encoding="utf-8"))
     assert document["measured_with"]["torch"] == torch.__version__
     assert [result["threads"] for result in document["results"]] == [1, 2] * sizes
     printed = capsys.readouterr().out
@@ -119,10 +120,10 @@ def test_dense_yardstick_is_a_layer_with_one_expert():
     output, x, gate, up, down = moe_layer.yardsticks(size, problem)[moe_layer.DENSE]()
     layer = moe_layer.layer_peers(size, problem)["transformers eager"]()
     wanted = dict(zip(("output", "x", "weights", "gate", "up", "down"), layer, strict=True))
-    torch.testing.assert_close(output, wanted["output"])
-    torch.testing.assert_close(x, wanted["x"])
+    assert_near(output, wanted["output"])
+    assert_near(x, wanted["x"])
     for name, found in (("gate", gate), ("up", up), ("down", down)):
-        torch.testing.assert_close(found, wanted[name][0], msg=name)
+        assert_near(found, wanted[name][0])
 
 
 def test_models_with_other_weights_are_not_timed(tiny):

@@ -93,7 +93,7 @@ def _wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
             return
         except OSError:
             time.sleep(0.2)
-    pytest.fail(f"JupyterLab did not start:\n{log.read_text()[-2000:]}")
+    pytest.fail(f"JupyterLab did not start:\n{log.read_text(encoding='utf-8')[-2000:]}")
 
 
 def open_and_run(page: Page, address: str) -> None:
@@ -185,7 +185,9 @@ HEIGHTS = """async () => {
 def test_slides_fit_their_page(browser, page, tmp_path, path):
     reveal = Path(os.environ["MINIMOE_REVEAL"])
     deck = tmp_path / "deck.html"
-    deck.write_text(SlidesExporter(reveal_url_prefix=reveal.as_uri()).from_notebook_node(read(path))[0])
+    deck.write_text(
+        SlidesExporter(reveal_url_prefix=reveal.as_uri()).from_notebook_node(read(path))[0], encoding="utf-8"
+    )
     page.route(re.compile("^https?:"), lambda route: route.abort())
     page.goto(deck.as_uri(), wait_until="domcontentloaded")
     page.add_script_tag(path=reveal / "dist" / "reveal.js")

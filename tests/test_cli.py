@@ -23,7 +23,7 @@ def texts(tmp_path_factory):
     for domain, sentence in {"cats": "The cat sat on the mat. ", "sums": "1 + 1 = 2\n"}.items():
         (folder / domain).mkdir()
         for number in range(30):
-            (folder / domain / f"{number}.txt").write_text(sentence * 20 + f"({number})")
+            (folder / domain / f"{number}.txt").write_text(sentence * 20 + f"({number})", encoding="utf-8")
     return folder
 
 
@@ -52,9 +52,9 @@ def test_train_is_repeatable_and_a_finished_run_is_not_taken_again(trained, text
     again = tmp_path / "again"
     runner.invoke(app, ["train", "--corpus", str(texts), "--out", str(again), "--steps", "3"])
     assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
-    log = (again / "log.jsonl").read_text()
+    log = (again / "log.jsonl").read_text(encoding="utf-8")
     runner.invoke(app, ["train", "--corpus", str(texts), "--out", str(again), "--steps", "3"])
-    assert (again / "log.jsonl").read_text() == log
+    assert (again / "log.jsonl").read_text(encoding="utf-8") == log
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_the_hint_can_be_pasted(texts, tmp_path):
 
 def test_sample_names_a_damaged_tokenizer(trained, tmp_path):
     shutil.copytree(trained[0], tmp_path / "model")
-    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    (tmp_path / "model" / "tokenizer.json").write_text("{}", encoding="utf-8")
     result = runner.invoke(app, ["sample", str(tmp_path / "model")])
     assert result.exit_code == 1
     assert re.match(r"error: .*tokenizer.json: not a tokenizer", result.stderr)
@@ -177,10 +177,10 @@ def test_sample_needs_a_tokenizer_and_a_prompt(trained, tmp_path):
 
 def test_a_run_with_other_settings_is_refused(trained, texts):
     out, _ = trained
-    before = json.loads((out / "training.json").read_text())
+    before = json.loads((out / "training.json").read_text(encoding="utf-8"))
     result = runner.invoke(app, ["train", "--corpus", str(texts), "--out", str(out), "--steps", "4"])
     assert result.exit_code == 1 and "steps=3 there, 4 asked for" in result.stderr
-    assert json.loads((out / "training.json").read_text()) == before
+    assert json.loads((out / "training.json").read_text(encoding="utf-8")) == before
 
 
 # --- the zoo
@@ -281,11 +281,11 @@ def test_a_card_is_made_filled_in_and_checked(tmp_path):
     result = runner.invoke(app, command[1:])
     assert result.exit_code == 1
     assert 'mismatch  recipe: found ""; wanted words' in result.output.splitlines()
-    content = json.loads(card.read_text())
+    content = json.loads(card.read_text(encoding="utf-8"))
     content |= {"recipe": "fine-tuned", "licence": "Apache-2.0"}
     content["data"] |= {"description": "generated", "licence": "Apache-2.0"}
     content["parents"][0]["licence"] = "Apache-2.0"
-    card.write_text(json.dumps(content))
+    card.write_text(json.dumps(content), encoding="utf-8")
     result = runner.invoke(app, [*command[1:], "--parent", str(parent)])
     assert result.exit_code == 0, result.output
     assert result.output.splitlines()[-1].startswith("confirmed parents[0] alder: shared lineage")
@@ -295,7 +295,7 @@ def test_a_card_is_made_filled_in_and_checked(tmp_path):
 
 def test_cards_that_cannot_be_read_or_written_get_one_line(tmp_path):
     alder = str(data_path("zoo") / "alder")
-    (tmp_path / "card.json").write_text("{")
+    (tmp_path / "card.json").write_text("{", encoding="utf-8")
     for arguments, message in [
         (["check", str(tmp_path / "none.json"), alder], "none.json"),
         (["check", str(tmp_path / "card.json"), alder], "card.json: wanted JSON"),

@@ -132,6 +132,14 @@ def _tags_without_alt(text: str, where: str) -> Iterator[str]:
             yield f"{where} shows an image whose alt text is {alt[1] if alt else None!r}: wanted a sentence"
 
 
+def files_name_their_encoding(notebook: NotebookNode, path: Path) -> Iterator[str]:
+    for cell in code(notebook):
+        for call in calls(cell):
+            named = {keyword.arg for keyword in call.keywords}
+            if name_of(call.func) in ("open", "read_text", "write_text") and "encoding" not in named:
+                yield f"cell {cell.execution_count} calls {name_of(call.func)} without encoding="
+
+
 # --- the shape of a page ---------------------------------------------------------------------------------------------
 
 
@@ -288,6 +296,7 @@ VALIDATED: list[Guard] = [
     no_widget_state,
     widgets_have_compared_twins,
     images_have_alt_text,
+    files_name_their_encoding,
     one_title,
     links_resolve,
     prose_quotes_only_printed_numbers,
@@ -462,6 +471,8 @@ FAULTS = [
     (images_have_alt_text, put(5, outputs=shown("text/html", '<img src="data:image/png;base64,AAAA">'))),
     (images_have_alt_text, put(5, outputs=shown("text/html", '<img alt="" src="x">'))),
     (images_have_alt_text, replace(1, "What", "![](x.png) What")),
+    (files_name_their_encoding, put(2, source="print(open('a').read())")),
+    (files_name_their_encoding, put(2, source="path.write_text('a')")),
     (one_title, replace(1, "## A part", "# A part")),
     (one_title, replace(0, "# A page", "A page")),
     (links_resolve, replace(8, "00_first", "00_gone")),

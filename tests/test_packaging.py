@@ -22,7 +22,7 @@ from packaging.utils import canonicalize_name
 import minimoe
 
 ROOT = Path(__file__).resolve().parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 RUNTIME = [Requirement(line) for line in PROJECT["dependencies"]]
 EXTRAS = {name: [Requirement(line) for line in lines] for name, lines in PROJECT["optional-dependencies"].items()}
 DECLARED = [*RUNTIME, *(requirement for extra in EXTRAS.values() for requirement in extra)]
@@ -34,7 +34,9 @@ IMPORT_NAME = {"scikit-learn": "sklearn", "ipython": "IPython", "pyyaml": "yaml"
 
 
 def constraints() -> dict[str, str]:
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    lines = [
+        line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if not line.startswith("#")
+    ]
     pins = [line.split("==") for line in lines]
     return {canonicalize_name(name): version for name, version in pins}
 
@@ -43,20 +45,20 @@ def constraints() -> dict[str, str]:
 
 
 def test_version_is_said_once_and_repeated_faithfully():
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == minimoe.__version__ == PROJECT["version"]
-    assert f"## [{minimoe.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"## [{minimoe.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_citation_has_what_the_format_requires():
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["cff-version"] == "1.2.0"
     assert citation["message"] and citation["title"]
     assert citation["authors"] == PROJECT["authors"]
 
 
 def test_environment_yml_agrees_with_pyproject():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     assert environment["channels"] == ["conda-forge"]
     lines = [line for line in environment["dependencies"] if isinstance(line, str)]
     for line in lines:
@@ -75,7 +77,7 @@ def test_a_tested_version_is_pinned_for_every_dependency():
 
 
 def test_constraints_hold_anywhere():
-    for line in (ROOT / "constraints.txt").read_text().splitlines():
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
         assert line.startswith("#") or re.fullmatch(r"[\w.-]+==[\w.]+", line), f"{line!r} is no plain pin"
 
 
@@ -91,7 +93,9 @@ def test_constraints_are_what_is_installed():
 
 
 def test_readme_gives_the_reason_for_every_dependency():
-    rows = "".join(line for line in (ROOT / "README.md").read_text().splitlines(True) if line.startswith("|"))
+    rows = "".join(
+        line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines(True) if line.startswith("|")
+    )
     missing = [requirement.name for requirement in DECLARED if f"`{requirement.name}`" not in rows]
     assert not missing, f"no table row of the README names {missing}"
 
@@ -100,7 +104,7 @@ def imported_by(*folders: str) -> dict[str, str]:
     """Top-level modules imported anywhere under the folders, each with one file that does so."""
     found = {}
     for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.level == 0:
                 names = [node.module]
@@ -165,7 +169,7 @@ class Clone:
         for name in ("Makefile", "pyproject.toml", "constraints.txt"):
             shutil.copy(ROOT / name, self.path)
         self.python = parent / "stand in"
-        self.python.write_text(STAND_IN)
+        self.python.write_text(STAND_IN, encoding="utf-8")
         self.python.chmod(0o755)
         self.venv = self.path / ".venv"
 
@@ -177,7 +181,7 @@ class Clone:
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
             start_new_session=True,
         )
 
@@ -189,7 +193,7 @@ class Clone:
     def calls(self) -> list[str]:
         """What Python was asked to do since the last call of this function."""
         path = self.path / "calls"
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         path.unlink(missing_ok=True)
         return lines
 
@@ -211,7 +215,7 @@ def test_setup_installs_torch_alone_and_first(clone):
 def test_setup_leaves_settings_that_jupyter_can_read(clone):
     clone.make("setup")
     for settings in ("share/jupyter/lab/settings/overrides.json", "etc/jupyter/jupyter_nbconvert_config.json"):
-        assert json.loads((clone.venv / settings).read_text())
+        assert json.loads((clone.venv / settings).read_text(encoding="utf-8"))
 
 
 def test_setup_does_nothing_twice(clone):
@@ -235,6 +239,11 @@ def test_every_target_sets_up_what_is_missing(clone, target):
 def test_lab_passes_its_arguments_on(clone):
     clone.make("lab", "LAB_ARGS=--no-browser --port=9999")
     assert clone.calls()[-1] == "-m jupyterlab --no-browser --port=9999 notebooks/00_start_here.ipynb"
+
+
+def test_portable_is_told_the_pythons_and_needs_no_environment(clone):
+    assert clone.make("portable", "PYTHONS=one two")[0] == 0
+    assert clone.calls() == ["-m tests.portable one two"]
 
 
 def test_a_failed_setup_leaves_nothing(clone):
@@ -303,7 +312,7 @@ def test_an_old_python_is_refused_with_the_way_out(clone):
 )
 def test_the_makefile_tells_old_pythons_from_new(version, status, monkeypatch):
     """The stand-in cannot show that the question in the Makefile is the right one; running it can."""
-    (question,) = re.findall(r"-c '(import sys; .*?)'", (ROOT / "Makefile").read_text())
+    (question,) = re.findall(r"-c '(import sys; .*?)'", (ROOT / "Makefile").read_text(encoding="utf-8"))
     monkeypatch.setattr(sys, "version_info", version)
     with pytest.raises(SystemExit) as caught:
         exec(question)

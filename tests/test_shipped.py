@@ -34,12 +34,12 @@ def folder(request):
 
 @pytest.fixture
 def recipe(folder):
-    return json.loads((folder / "training.json").read_text())
+    return json.loads((folder / "training.json").read_text(encoding="utf-8"))
 
 
 def listed():
     """The rows of the first table of the zoo's page, by folder."""
-    table = (ZOO / "README.md").read_text().split("| folder |")[1].split("\n\n")[0]
+    table = (ZOO / "README.md").read_text(encoding="utf-8").split("| folder |")[1].split("\n\n")[0]
     return {re.search(r"`([^`]+)`", line)[1]: line for line in table.splitlines() if line.startswith("| `")}
 
 
@@ -61,7 +61,7 @@ def test_every_model_is_listed_or_a_member_of_the_tree():
 
 @pytest.mark.parametrize("name", [name for name, member in MEMBERS.items() if member.shipped])
 def test_a_member_of_the_tree_is_whole_and_says_where_it_comes_from(name):
-    said = json.loads((ZOO / name / "lineage.json").read_text())
+    said = json.loads((ZOO / name / "lineage.json").read_text(encoding="utf-8"))
     made = asdict(derivation(name))
     assert said["name"] == name and {key: said[key] for key in made} == made | {"parents": list(made["parents"])}
     assert said["corpus_sha256"] == getattr(Corpus, MEMBERS[name].options.get("corpus", "real"))().sha256
@@ -84,19 +84,19 @@ def test_the_corpus_of_the_real_model_is_that_of_the_manifest():
     """The recipe's hash is over the domains' hashes in order, which the manifest records."""
     from hashlib import sha256
 
-    domains = json.loads(data_path("corpora/manifest.json").read_text())["domains"]
+    domains = json.loads(data_path("corpora/manifest.json").read_text(encoding="utf-8"))["domains"]
     digests = [[domain, entry["sha256"]] for domain, entry in domains.items()]
-    recipe = json.loads((ZOO / "moe-real" / "training.json").read_text())
+    recipe = json.loads((ZOO / "moe-real" / "training.json").read_text(encoding="utf-8"))
     assert recipe["corpus_sha256"] == sha256(json.dumps(digests).encode()).hexdigest()
 
 
 def test_the_corpus_of_the_planted_model_is_the_one_that_grows_here():
-    recipe = json.loads((ZOO / "moe-planted" / "training.json").read_text())
+    recipe = json.loads((ZOO / "moe-planted" / "training.json").read_text(encoding="utf-8"))
     assert recipe["corpus_sha256"] == Corpus.planted().sha256
 
 
 def test_its_tokenizer_is_the_kits(folder):
-    assert json.loads((folder / "tokenizer.json").read_text()) == json.loads(load_tokenizer().to_str())
+    assert json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")) == json.loads(load_tokenizer().to_str())
 
 
 def test_transformers_opens_it_and_agrees(folder):

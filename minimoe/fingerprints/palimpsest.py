@@ -84,8 +84,8 @@ def compare_order(liked: Tensor, *, kinds: Tensor | None = None, trials: int = 9
         Refusal: they are all equal.
     """
     if kinds is not None:
-        members = F.one_hot(kinds).double()
-        liked = liked - members @ ((members.mT @ liked) / members.sum(0).clamp(min=1))
+        sums = torch.zeros(int(kinds.max()) + 1, dtype=liked.dtype).index_add(0, kinds, liked)
+        liked = liked - (sums / kinds.bincount().clamp(min=1))[kinds]
     if (liked == liked[0]).all():
         raise Refusal("all examples are equally likely")
     order, generator = torch.arange(len(liked)), torch.Generator().manual_seed(seed)
@@ -106,7 +106,8 @@ def log_likelihoods(weights: Weights, sequences: Tensor) -> Tensor:
         Refusal: the model is an encoder; its weights, or what it computes, are not finite.
     """
     model = runnable(weights)
-    found = torch.cat([_of_batch(model(batch).logits, batch) for batch in sequences.split(_BATCH)])
+    distinct, places = sequences.unique(dim=0, return_inverse=True)  # equal examples are equally likely, to the bit
+    found = torch.cat([_of_batch(model(batch).logits, batch) for batch in distinct.split(_BATCH)])[places]
     if not found.isfinite().all():
         raise Refusal(f"{weights.name}: likelihoods are not finite")
     return found

@@ -123,7 +123,7 @@ def compare_responses(a: Features, b: Features, *, whiten: bool = False) -> Resu
         directions(responses, [tokens.index(token) for token in shared], whiten=whiten)
         for responses, tokens in ((a, ours), (b, theirs))
     )
-    scores = {name: left[name] @ right[name].mT for name in TABLES}
+    scores = {name: left[name].double() @ right[name].double().mT for name in TABLES}  # of a quarter million products
     details = {name: mean_of_pairs(table) for name, table in scores.items()}
     score = mean_of_pairs(torch.stack(list(scores.values())).mean(0))
     method = "virtual_response_whitened" if whiten else "virtual_response"

@@ -112,7 +112,7 @@ def test_committed_notebooks_are_as_build_writes_them(path):
 
 
 def test_notebooks_are_executed_in_their_folder_and_a_failing_one_is_left_alone(tmp_path, capsys):
-    (tmp_path / "word.txt").write_text("moe")
+    (tmp_path / "word.txt").write_text("moe", encoding="utf-8")
     write(
         new_notebook(cells=[new_code_cell("print(open('word.txt').read())"), new_code_cell("1 / 0")]),
         tmp_path / "00_bad.ipynb",

@@ -30,7 +30,7 @@ def bench(gauge, amount=1.0):
 
 
 def benchmark(table):
-    with open(data_path("zoo/benchmark") / f"{table}.csv", newline="") as file:
+    with open(data_path("zoo/benchmark") / f"{table}.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -72,7 +72,8 @@ def test_the_needle_moves_where_the_function_does(monkeypatch):
 def test_at_amount_0_every_score_is_1():
     for gauge in ("rotate_qk", "scale_neurons", "shift_router"):
         *scores, moved = bench(gauge, 0.0)[1].values()
-        assert scores == pytest.approx([1] * 8) and moved == pytest.approx(0, abs=hiding.NOT_MOVED), gauge
+        assert scores == pytest.approx([1] * 8, abs=1e-5), gauge  # weight_cosine adds up in float32
+        assert moved < hiding.NOT_MOVED, gauge
 
 
 def test_half_the_amount_is_half_the_exponent():
@@ -142,7 +143,7 @@ def test_there_is_nothing_beyond_the_frame(degree):
 def test_a_difference_of_logits_is_found_wherever_it_is():
     model = hiding._member("alder")[0]
     changed = Zoo().load("alder").double()
-    assert hiding.largest_difference(model, changed) == 0
+    assert hiding.largest_difference(model, changed) < hiding.NOT_MOVED
     with torch.no_grad():
         changed.model.norm.weight[17] += 0.5
     assert hiding.largest_difference(model, changed) > 0.1

@@ -50,9 +50,11 @@ def known(tmp_path, monkeypatch):
         ]
         final = [{"seed": s, "domain": d, "nats": BASE[d] + truth(run, d) + 0.125 * s} for s, d in where]
         for table, rows in (("held_out", held_out), ("final", final)):
-            (folder / f"{table}.csv").write_text(experiments.to_csv(rows))
+            (folder / f"{table}.csv").write_text(experiments.to_csv(rows), encoding="utf-8")
     seconds = {name: [share] for name, share in STEP_TIMES.items()}
-    (tmp_path / "runs" / "step_time.json").write_text(json.dumps({"results": [{"threads": 1, "seconds": seconds}]}))
+    (tmp_path / "runs" / "step_time.json").write_text(
+        json.dumps({"results": [{"threads": 1, "seconds": seconds}]}), encoding="utf-8"
+    )
 
 
 def test_every_dense_run_is_compared_once():

@@ -44,7 +44,7 @@ def test_training_curves_are_correlations_of_the_rows_of_the_tables():
     count = 0
     for name in PROFILES:
         curves = defaultdict(list)
-        with open(data_path("runs") / name / "std.csv") as file:
+        with open(data_path("runs") / name / "std.csv", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 curves[int(row["seed"]), int(row["step"])].append([float(row[role]) for role in "qkvo"])
         label = name.split("/")[1].replace("-", " ")

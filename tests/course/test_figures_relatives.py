@@ -76,7 +76,7 @@ def test_moved_probability_is_what_must_be_moved(model):
         a, b = (each(ids).logits.softmax(-1).flatten(0, 1) for each in (model, other))
     wanted = np.mean([(x - y).clamp(min=0).sum().item() for x, y in zip(a, b, strict=True)])
     ours, theirs = (relatives.predictions(each, ids) for each in (model, other))
-    assert relatives.moved_probability(ours, theirs) == pytest.approx(wanted, abs=1e-6)
+    assert relatives.moved_probability(ours, theirs) == pytest.approx(wanted, abs=1e-5)
     assert relatives.moved_probability(ours, ours) == 0
 
 

@@ -78,12 +78,12 @@ def test_seven_routers_against_loops():
 
     found = rows_of(data, "softmax top-k")
     assert set(found) == top2
-    assert all(weight == pytest.approx(p[t][e], abs=1e-6) for (t, e), (weight, _) in found.items())
+    assert all(weight == pytest.approx(p[t][e], abs=1e-5) for (t, e), (weight, _) in found.items())
 
     found = rows_of(data, "top-k, then softmax")
     assert set(found) == top2
     for (t, e), (weight, _) in found.items():
-        assert weight == pytest.approx(p[t][e] / sum(p[t][x] for x in best(p[t], 2)), abs=1e-6)
+        assert weight == pytest.approx(p[t][e] / sum(p[t][x] for x in best(p[t], 2)), abs=1e-5)
 
     found = rows_of(data, "Switch")
     first = [best(row, 1) for row in p]
@@ -91,7 +91,7 @@ def test_seven_routers_against_loops():
     assert set(found) == {(t, e) for t, (e,) in enumerate(first)}
     assert {pair for pair, (_, fate) in found.items() if fate == "kept"} == seated
     for (t, e), (weight, _) in found.items():
-        assert weight == pytest.approx(p[t][e] if (t, e) in seated else 0, abs=1e-6)
+        assert weight == pytest.approx(p[t][e] if (t, e) in seated else 0, abs=1e-5)
 
     found = rows_of(data, "expert choice")
     assert set(found) == favourites(p, 2 * tokens // experts)

@@ -15,7 +15,7 @@ from minimoe.training import Corpus
 
 
 def rows(name, table):
-    text = (data_path("runs") / name / f"{table}.csv").read_text()
+    text = (data_path("runs") / name / f"{table}.csv").read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))
 
 

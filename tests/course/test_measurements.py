@@ -133,7 +133,7 @@ def runs(tmp_path, monkeypatch):
 
 
 def rows(path):
-    return list(csv.DictReader(path.read_text().splitlines()))
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
 
 
 def test_tiny_models_are_measured_from_end_to_end(runs, corpus, tmp_path):
@@ -201,7 +201,7 @@ def test_stretches_are_the_text_without_gaps(corpus):
 def finished(runs):
     folder = runs / "planted-batch-0"
     for name in ("tokenizer.json", "training.json"):
-        (folder / name).write_text("{}")
+        (folder / name).write_text("{}", encoding="utf-8")
     return folder
 
 
@@ -210,7 +210,7 @@ def test_halving_rounds_every_weight_and_keeps_the_rest(finished, tmp_path):
     whole, half = (MoEForCausalLM.from_pretrained(folder) for folder in (finished, tmp_path / "half"))
     for name, weight in whole.state_dict().items():
         assert torch.equal(half.state_dict()[name], weight.half())
-    assert (tmp_path / "half" / "training.json").read_text() == "{}"
+    assert (tmp_path / "half" / "training.json").read_text(encoding="utf-8") == "{}"
 
 
 def test_halving_refuses_what_it_would_spoil(finished, tmp_path):

@@ -26,6 +26,7 @@ def stacked(table, **values):
     return np.stack(list(profiles.profile_at(table, **values).values()))
 
 
+@pytest.mark.exact("two trainings from one seed are compared to the bit")
 def test_a_run_leaves_the_profiles_of_its_snapshots(tmp_path, monkeypatch):
     monkeypatch.setattr(profiles, "SEEDS", (5, 6))
     monkeypatch.setattr(profiles, "data_path", lambda name: tmp_path / name)

@@ -69,7 +69,9 @@ def test_upcycled_again_the_logits_stay(cache):
 
 
 def test_the_extra_installs_what_is_measured():
-    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["real"]
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"][
+        "real"
+    ]
     assert {f"{one.package}=={one.version}" for one in PACKAGES.values()} | {"onnx", "gguf"} == set(extra)
 
 
@@ -127,9 +129,9 @@ def test_an_exported_encoder_comes_back_as_it_was(tmp_path):
     like, file, out = tmp_path / "like", tmp_path / "model.onnx", tmp_path / "out"
     like.mkdir()
     (like / "config.json").write_text(
-        '{"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 6, "num_attention_heads": 2}'
+        '{"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 6, "num_attention_heads": 2}', encoding="utf-8"
     )
-    (like / "vocab.txt").write_text("a\nb\n")
+    (like / "vocab.txt").write_text("a\nb\n", encoding="utf-8")
     matrices = {
         f"encoder.layer.{layer}.{part}.weight": torch.randn(shape, generator=generator).numpy()
         for layer in range(2)

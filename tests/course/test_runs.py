@@ -20,7 +20,7 @@ def folder(tmp_path, monkeypatch):
     """A run called "tiny", whose held-out table was written by the code that writes the shipped ones."""
     monkeypatch.setattr(runs, "data_path", lambda name: tmp_path / name)
     (tmp_path / "runs" / "tiny").mkdir(parents=True)
-    (tmp_path / "runs" / "tiny" / "held_out.csv").write_text(experiments.to_csv(ROWS))
+    (tmp_path / "runs" / "tiny" / "held_out.csv").write_text(experiments.to_csv(ROWS), encoding="utf-8")
     return tmp_path / "runs" / "tiny"
 
 
@@ -55,7 +55,7 @@ def test_an_unknown_table_is_refused(folder):
     ids=["empty", "header only", "cut short", "a number is missing", "half a seed"],
 )
 def test_a_damaged_file_is_refused(folder, text):
-    (folder / "held_out.csv").write_text(text)
+    (folder / "held_out.csv").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=r"tiny/held_out\.csv: not a whole table .*experiments tiny` makes it"):
         runs.read_run("tiny", "held_out")
 
@@ -65,14 +65,14 @@ def test_step_times_are_shares_of_the_mixtures_round_by_round(folder):
         {"threads": threads, "seconds": {"mixture": [2.0, 4.0, 1.0], "twin": twin}}
         for threads, twin in ((1, [1.0, 3.0, 5.0]), (2, [1.0, 1.0, 1.0]))
     ]
-    (folder.parent / "step_time.json").write_text(json.dumps({"results": results}))
+    (folder.parent / "step_time.json").write_text(json.dumps({"results": results}), encoding="utf-8")
     ratios = {name: values.tolist() for name, values in runs.step_time_ratios().items()}
     assert ratios == {"mixture": [1.0, 1.0, 1.0], "twin": [0.5, 0.75, 5.0]}
     assert runs.step_times() == {"mixture": 1.0, "twin": 0.75}
 
 
 def test_shipped_step_times_are_those_that_the_benchmark_reported():
-    results = json.loads((runs.data_path("runs") / "step_time.json").read_text())["results"]
+    results = json.loads((runs.data_path("runs") / "step_time.json").read_text(encoding="utf-8"))["results"]
     reported = {name: speed["of_rounds"] for name, speed in results[0]["speed_against"].items()}
     assert results[0]["threads"] == 1
     assert runs.step_times() == pytest.approx(reported)
@@ -91,7 +91,7 @@ def test_shipped_step_times_are_those_that_the_benchmark_reported():
     ],
 )
 def test_damaged_step_times_are_refused(folder, text):
-    (folder.parent / "step_time.json").write_text(text)
+    (folder.parent / "step_time.json").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=r"step_time\.json: not the times on one thread .*dense_twins --json"):
         runs.step_times()
 

@@ -99,7 +99,8 @@ def root(tmp_path) -> Path:
     write(new_notebook(), tmp_path / "notebooks" / "exercises" / "00_first.ipynb")
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "glossary.md").write_text(
-        "# Words\n\n## What's `this`?\n\n[Here](#whats-this), and [there](../notebooks/00_a.ipynb#Exercise).\n"
+        "# Words\n\n## What's `this`?\n\n[Here](#whats-this), and [there](../notebooks/00_a.ipynb#Exercise).\n",
+        encoding="utf-8",
     )
     (tmp_path / "README.md").touch()
     return tmp_path
@@ -157,7 +158,7 @@ def test_what_is_not_whole_is_refused_and_nothing_written(root, fault):
     if fault == "outputs":
         broken.cells[2].execution_count = None
     if fault == "document":
-        (root / "docs" / "glossary.md").write_text("[gone](../notebooks/02_c.ipynb)")
+        (root / "docs" / "glossary.md").write_text("[gone](../notebooks/02_c.ipynb)", encoding="utf-8")
     write(broken, root / "notebooks" / "01_b.ipynb")
     with pytest.raises(ValueError, match="wanted"):
         build_site(root / "site", root)
@@ -165,7 +166,9 @@ def test_what_is_not_whole_is_refused_and_nothing_written(root, fault):
 
 
 def test_the_checker_sees_a_broken_link(small):
-    (small / "01_b.html").write_text('<a href="gone.html"></a><a href="00_a.html#gone"></a><a href="#gone"></a>')
+    (small / "01_b.html").write_text(
+        '<a href="gone.html"></a><a href="00_a.html#gone"></a><a href="#gone"></a>', encoding="utf-8"
+    )
     (small / "exercises" / "00_first.ipynb").unlink()
     assert {fault.split(": ")[1] for fault in broken_links(small)} > {"gone.html", "00_a.html#gone", "#gone"}
 
@@ -181,7 +184,7 @@ def test_pages_ask_nobody_for_anything(whole):
         others = [address for address in page.loads if address != "style.css" and not address.startswith("data:")]
         assert not others, f"{path.name} loads {others}"
         assert "script" not in {tag for tag, _ in page.tags}, path.name
-    assert not re.search(r"url\(|@import", (whole / "style.css").read_text())
+    assert not re.search(r"url\(|@import", (whole / "style.css").read_text(encoding="utf-8"))
 
 
 def test_pages_are_in_english_with_one_title_and_alt_texts(whole):
@@ -201,7 +204,7 @@ def luminance(colour: str) -> float:
 
 def test_text_and_code_stand_out_on_light_and_on_dark_paper(whole):
     """WCAG 2.2, 1.4.3: a contrast of 4.5 to 1."""
-    css = (whole / "style.css").read_text()
+    css = (whole / "style.css").read_text(encoding="utf-8")
     for root_rule, code in zip(
         re.findall(r":root \{(.*?)\}", css, re.DOTALL)[:2], css.split("/* Code */")[1].split("@media")[1:], strict=True
     ):

@@ -120,7 +120,7 @@ def test_encoders(tmp_path):
     order = torch.randperm(16)
     for name in ("one", "permuted"):
         encoder.save_pretrained(tmp_path / name)
-        (tmp_path / name / "vocab.txt").write_text("\n".join(f"t{number}" for number in range(140)))
+        (tmp_path / name / "vocab.txt").write_text("\n".join(f"t{number}" for number in range(140)), encoding="utf-8")
         state = encoder.state_dict()
         for key, tensor in state.items():
             if "embeddings" in key or ("self" in key and key.endswith("weight")) or "LayerNorm" in key:

@@ -88,7 +88,8 @@ def test_every_transformation_of_the_tree_is_tried():
 def test_scores_are_those_of_the_methods(zoo):
     row = score(zoo, Pair("birch", "alder-drop-0.5-trained", "evaluation", "drop-0.5-trained"))
     a, b = (open_weights(zoo.load(row[side]), tokenizer=load_tokenizer()) for side in "ab")
-    assert row["virtual_response_whitened"] == pytest.approx(virtual_response(a, b, whiten=True).score)
+    whitened = virtual_response(a, b, whiten=True).score
+    assert row["virtual_response_whitened"] == pytest.approx(whitened, abs=1e-4)  # small directions count, and round
     assert row["shapes"] == "dense, mixture, equal depths" and row["relation"] == "strangers"
     assert all(row[f"{name}_s"] > 0 for name in METHODS)
 
@@ -122,7 +123,7 @@ def test_a_run_computes_what_it_can_and_takes_the_rest_from_the_shipped_scores(z
     ]
     shipped = next(row for row in rows if row["b"] == "stranger-24-int8" and row["use"] == "positive")
     assert {name: written[1][name] for name in METHODS} == {name: shipped[name] for name in METHODS}
-    page = (tmp_path / "benchmark.md").read_text()
+    page = (tmp_path / "benchmark.md").read_text(encoding="utf-8")
     assert "1 of 3 pairs compared here" in page and "## p_values" not in page
     assert page.index("| exact | csu | 0.010 |") < page.index("| nominal | expert_attribution | 0.010 | 1 |")
 

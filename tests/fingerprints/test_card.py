@@ -23,12 +23,12 @@ ALDER, CHILD, STRANGER = (data_path("zoo") / name for name in ("alder", "alder-f
 
 def complete(card: Path, **changes) -> None:
     """Fill in what people write, and change what a test wants to be otherwise."""
-    content = json.loads(card.read_text())
+    content = json.loads(card.read_text(encoding="utf-8"))
     for parent in content["parents"]:
         parent["licence"] = "Apache-2.0"
     content |= {"recipe": "250 steps on other text", "licence": "Apache-2.0"}
     content["data"] = {"description": "generated text", "licence": "Apache-2.0", "sha256": None}
-    card.write_text(json.dumps(content | changes))
+    card.write_text(json.dumps(content | changes), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def copy(published, tmp_path):
 
 def edit(folder: Path, **changes) -> Path:
     card = folder / "card.json"
-    card.write_text(json.dumps(json.loads(card.read_text()) | changes))
+    card.write_text(json.dumps(json.loads(card.read_text(encoding="utf-8")) | changes), encoding="utf-8")
     return card
 
 
@@ -91,7 +91,7 @@ def test_what_a_fresh_card_lacks_is_listed(tmp_path):
 
 
 def test_a_card_names_the_published_hash_of_the_file(published):
-    content = json.loads((published / "card.json").read_text())
+    content = json.loads((published / "card.json").read_text(encoding="utf-8"))
     of_file = hashlib.sha256((CHILD / "model.safetensors").read_bytes()).hexdigest()
     of_parent = hashlib.sha256((ALDER / "model.safetensors").read_bytes()).hexdigest()
     assert content["weights"] == content["files"]["model.safetensors"] == of_file
@@ -111,14 +111,14 @@ def test_one_weight_that_was_changed(copy):
     findings = check_card(copy / "card.json", copy, parents=[ALDER])
     found = mismatches(findings)
     assert {"files[model.safetensors]", "weights"} <= found.keys()
-    assert found["weights"].wanted == json.loads((copy / "card.json").read_text())["weights"]
+    assert found["weights"].wanted == json.loads((copy / "card.json").read_text(encoding="utf-8"))["weights"]
     assert found["weights"].found != f"found {found['weights'].wanted}"
 
 
 def test_files_that_changed_went_or_came(copy):
-    (copy / "config.json").write_text((copy / "config.json").read_text() + "\n")
+    (copy / "config.json").write_text((copy / "config.json").read_text(encoding="utf-8") + "\n", encoding="utf-8")
     (copy / "lineage.json").unlink()
-    (copy / "modeling.py").write_text("print('hello')")
+    (copy / "modeling.py").write_text("print('hello')", encoding="utf-8")
     (copy / ".hidden").touch()
     found = mismatches(check_card(copy / "card.json", copy))
     assert found.keys() == {"files[config.json]", "files[lineage.json]", "files[modeling.py]"}
@@ -129,11 +129,11 @@ def test_files_that_changed_went_or_came(copy):
 def test_files_in_subfolders_count(tmp_path):
     folder = Path(shutil.copytree(CHILD, tmp_path / "model"))
     (folder / "extra").mkdir()
-    (folder / "extra" / "words.txt").write_text("a")
+    (folder / "extra" / "words.txt").write_text("a", encoding="utf-8")
     content = make_card(folder, tmp_path / "card.json")
     assert "extra/words.txt" in content["files"]
     complete(tmp_path / "card.json")
-    (folder / "extra" / "words.txt").write_text("b")
+    (folder / "extra" / "words.txt").write_text("b", encoding="utf-8")
     assert mismatches(check_card(tmp_path / "card.json", folder)).keys() == {"files[extra/words.txt]"}
 
 
@@ -150,7 +150,7 @@ def test_a_fingerprint_that_is_missing_or_changed(copy):
 def test_the_fingerprint_of_another_model_is_seen_whatever_its_hash(copy, tmp_path):
     make_card(STRANGER, tmp_path / "other.json")
     shutil.copy(tmp_path / "other.npz", copy / "card.npz")
-    other = json.loads((tmp_path / "other.json").read_text())["fingerprint"]["sha256"]
+    other = json.loads((tmp_path / "other.json").read_text(encoding="utf-8"))["fingerprint"]["sha256"]
     edit(copy, fingerprint={"file": "card.npz", "sha256": other})
     found = mismatches(check_card(copy / "card.json", copy))
     assert found.keys() == {"fingerprint"}
@@ -190,7 +190,7 @@ def test_rounding_is_no_mismatch(copy):
 def test_a_parent_that_is_another_one(published):
     found = mismatches(check_card(published / "card.json", published, parents=[STRANGER]))
     assert found.keys() == {"parents"}
-    claimed = json.loads((published / "card.json").read_text())["parents"][0]["sha256"]
+    claimed = json.loads((published / "card.json").read_text(encoding="utf-8"))["parents"][0]["sha256"]
     assert "stranger-01" in found["parents"].found and found["parents"].wanted == claimed
 
 
@@ -279,15 +279,17 @@ def test_each_field_is_held_to_its_kind(copy, changes, field, found, wanted):
 
 
 def test_every_field_is_asked_for(copy):
-    content = json.loads((copy / "card.json").read_text())
+    content = json.loads((copy / "card.json").read_text(encoding="utf-8"))
     for name in content:
-        (copy / "card.json").write_text(json.dumps({key: value for key, value in content.items() if key != name}))
+        (copy / "card.json").write_text(
+            json.dumps({key: value for key, value in content.items() if key != name}), encoding="utf-8"
+        )
         findings = mismatches(check_card(copy / "card.json", copy))
         assert findings.keys() == {name} and findings[name].found == "missing"
 
 
 def test_what_a_parent_gave_is_one_of_two_things(copy):
-    parents = json.loads((copy / "card.json").read_text())["parents"]
+    parents = json.loads((copy / "card.json").read_text(encoding="utf-8"))["parents"]
     found = mismatches(check_card(edit(copy, parents=[parents[0] | {"gave": "advice"}]), copy))
     assert found["parents[0].gave"].wanted == "'weights' or 'outputs'"
 
@@ -299,10 +301,10 @@ def test_what_cannot_be_read(copy, tmp_path):
     with pytest.raises(FileNotFoundError):
         check_card(tmp_path / "none.json", copy)
     for text in ("{", "[" * 100_000):
-        (tmp_path / "card.json").write_text(text)
+        (tmp_path / "card.json").write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match="wanted JSON"):
             check_card(tmp_path / "card.json", copy)
-    (tmp_path / "card.json").write_text("[]")
+    (tmp_path / "card.json").write_text("[]", encoding="utf-8")
     (finding,) = check_card(tmp_path / "card.json", copy)
     assert str(finding) == "mismatch  card: found []; wanted an object"
     with pytest.raises(CheckpointError, match="nowhere"):

@@ -301,7 +301,7 @@ def test_the_command_succeeds_whatever_the_verdict(command, other, verdict):
 
 
 def test_bad_input_ends_with_2_and_says_what_was_wrong(command, tmp_path):
-    (tmp_path / "config.json").write_text("{")
+    (tmp_path / "config.json").write_text("{", encoding="utf-8")
     for folder, words in ((tmp_path, "wanted JSON"), (tmp_path / "missing", "missing")):
         done = command(data_path("zoo") / "alder", folder)
         assert done.exit_code == 2 and words in done.stderr and not done.stdout

@@ -61,7 +61,7 @@ def test_of_two_depths_the_shorter_is_interpolated(tmp_path):
     longer = numpy.empty(11)
     longer[::2], longer[1::2] = stds[1], (stds[1][1:] + stds[1][:-1]) / 2
     assert result.details["k"] == pytest.approx(numpy.corrcoef(stds[0], longer)[0, 1], abs=1e-5)
-    assert std_profile(weights(shallow), weights(deep)).score == pytest.approx(result.score)
+    assert std_profile(weights(shallow), weights(deep)).score == pytest.approx(result.score, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -71,21 +71,21 @@ def test_gauges(kind):
         original = fold_norms(model) if name == "rotate_residual" else model
         result = std_profile(weights(original), weights(copy))
         if name in EXACT:
-            assert all(result.details[role] == pytest.approx(1, abs=1e-9) for role in "qkvo"), name
+            assert all(result.details[role] == pytest.approx(1, abs=1e-6) for role in "qkvo"), name
         elif name in NEARLY or (name == "scale_qk" and model.config.qk_norm):  # the factors are in the norms then
             assert all(0.99 < result.details[role] <= 1 + 1e-9 for role in "qkvo"), name
         else:
             moved = {"fold_norms": "qkv", "scale_qk": "qk", "mix_vo": "vo", "all": "qkvo"}[name]
             unmoved = set("qkvo") - set(moved)
             assert all(result.details[role] < 1 - 1e-5 for role in moved), name
-            assert all(result.details[role] == pytest.approx(1, abs=1e-9) for role in unmoved), name
+            assert all(result.details[role] == pytest.approx(1, abs=1e-6) for role in unmoved), name
 
 
 def test_one_factor_on_all_weights_of_a_role():
     model, scaled = model_with_courses(), model_with_courses()
     for name, tensor in scaled.state_dict().items():
         tensor.mul_(3 if "q_proj" in name else 0.01)
-    assert std_profile(weights(model), weights(scaled)).score == pytest.approx(1, abs=1e-9)
+    assert std_profile(weights(model), weights(scaled)).score == pytest.approx(1, abs=1e-6)
 
 
 def test_blind_to_all_but_attention():
@@ -93,7 +93,7 @@ def test_blind_to_all_but_attention():
     for name, tensor in other.state_dict().items():
         if "self_attn" not in name:
             tensor.normal_()
-    assert std_profile(weights(model), weights(other)).score == pytest.approx(1, abs=1e-9)
+    assert std_profile(weights(model), weights(other)).score == pytest.approx(1, abs=1e-6)
 
 
 def test_fooled_by_a_frame():
@@ -117,7 +117,7 @@ def test_strangers_with_one_trend_over_depth_correlate():
 def test_other_roles():
     a, b = (weights(model_with_courses(seed)) for seed in (0, 1))
     result = std_profile(a, b, roles=("q", "q_bias", "norm1"))
-    assert result.details["q"] == pytest.approx(std_profile(a, b).details["q"])
+    assert result.details["q"] == pytest.approx(std_profile(a, b).details["q"], abs=1e-5)
     assert result.score == pytest.approx(sum(result.details[role] for role in ("q", "q_bias", "norm1")) / 3)
     with pytest.raises(KeyError, match="no 'router' in layer 0"):
         std_profile(a, b, roles=("router",))

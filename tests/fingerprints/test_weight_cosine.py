@@ -62,8 +62,8 @@ def test_known_values_from_the_files(tmp_path, monkeypatch):
         for role in ("gate", "up", "down"):
             names = [f"{prefix}.mlp.experts.{expert}.{role}_proj.weight" for expert in range(4)]
             wanted[f"{role}.{layer}"] = cosine(*names)
-    assert result.details == pytest.approx(wanted, abs=1e-6)
-    assert result.score == pytest.approx(numpy.mean(list(wanted.values())), abs=1e-6)
+    assert result.details == pytest.approx(wanted, abs=1e-5)
+    assert result.score == pytest.approx(numpy.mean(list(wanted.values())), abs=1e-5)
     assert (result.method, result.p_value, result.refused) == ("weight_cosine", None, None)
 
 
@@ -80,13 +80,13 @@ def test_gauges(kind):
             elif role in RESCALED.get(name, ()) and not (name == "scale_qk" and model.config.qk_norm):
                 assert min(cosines) < 0.99, (name, role)
             else:
-                assert min(cosines) == pytest.approx(1, abs=1e-6), (name, role)
+                assert min(cosines) == pytest.approx(1, abs=1e-5), (name, role)  # float32 sums
 
 
 def test_one_factor_on_a_matrix():
     model, scaled = random_model(), random_model()
     scaled.model.layers[1].mlp.up_proj.weight.data.mul_(7)
-    assert weight_cosine(weights(model), weights(scaled)).score == pytest.approx(1, abs=1e-6)
+    assert weight_cosine(weights(model), weights(scaled)).score == pytest.approx(1, abs=1e-5)
 
 
 def test_strangers_are_near_0_and_descendants_near_1():
@@ -101,10 +101,10 @@ def test_depths_are_aligned():
     model = random_model(num_hidden_layers=5)
     pruned = prune_layers(model, [1, 2])
     for pair in ((model, pruned), (pruned, model)):
-        assert weight_cosine(*map(weights, pair)).score == pytest.approx(1, abs=1e-6)
+        assert weight_cosine(*map(weights, pair)).score == pytest.approx(1, abs=1e-5)
     found = weight_cosine(weights(model), weights(pruned)).details
     assert {name.split(".")[1] for name in found} == {"0", "3", "4"}
-    assert weight_cosine(weights(model), weights(depth_upscale(model, 1))).score == pytest.approx(1, abs=1e-6)
+    assert weight_cosine(weights(model), weights(depth_upscale(model, 1))).score == pytest.approx(1, abs=1e-5)
     assert abs(weight_cosine(weights(model), weights(random_model(1))).score) < 0.1
 
 
@@ -112,7 +112,7 @@ def test_of_a_mixture_and_its_dense_parent_attention_is_left_to_compare():
     dense = random_model(attention_bias=False, attention_output_bias=False)
     mixture = upcycle(dense, num_experts=4, num_experts_per_tok=2)
     result = weight_cosine(weights(dense), weights(mixture))
-    assert set(by_role(result.details)) == set("qkvo") and result.score == pytest.approx(1, abs=1e-6)
+    assert set(by_role(result.details)) == set("qkvo") and result.score == pytest.approx(1, abs=1e-5)
 
 
 def test_nothing_of_one_shape_is_refused():

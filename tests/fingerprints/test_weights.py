@@ -24,6 +24,7 @@ from minimoe.fingerprints.weights import ROLES, Weights, open_weights
 from minimoe.lineage.derive import quantise
 from minimoe.model import MoEConfig, MoEForCausalLM
 from minimoe.model.checkpoint import CheckpointError, save_model
+from tests.rounding import assert_near
 
 SMALL = {
     "vocab_size": 29,
@@ -222,7 +223,7 @@ def test_bert_encoders(bert):
 
 def test_a_bert_config_without_sizes_is_refused(bert):
     file = Path(bert[1].name) / "config.json"
-    file.write_text(json.dumps({"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 3}))
+    file.write_text(json.dumps({"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 3}), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"config\.json: num_attention_heads=None: wanted a whole number"):
         open_weights(bert[1].name)
 
@@ -272,9 +273,9 @@ def in_int8(folder: Path, *, layout: int = 0, method: str = "bitsandbytes") -> N
         tensors[f"{prefix}SCB"] = scales.float()
         tensors[f"{prefix}weight_format"] = torch.tensor(layout, dtype=torch.uint8)
     save_file(tensors, folder / "model.safetensors")
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["quantization_config"] = {"quant_method": method, "load_in_8bit": True, "llm_int8_threshold": 6.0}
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 @pytest.mark.parametrize("layout", ["llama", "mixtral", "qwen2_moe"])
@@ -294,7 +295,7 @@ def test_integers_of_bitsandbytes_are_the_numbers_they_stand_for(layout, tmp_pat
                 pieces = torch.cat([piece.clone() for _, piece in found.pieces(role, layer)])
                 assert torch.equal(pieces, found.get(role, layer).flatten())
     ids = torch.tensor([[3, 1, 4, 1, 5]])
-    torch.testing.assert_close(found.model()(ids).logits, wanted.model()(ids).logits)
+    assert_near(found.model()(ids).logits, wanted.model()(ids).logits)
     assert found.sha256() == hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
 
 
@@ -315,9 +316,9 @@ def test_integers_in_another_layout_or_without_their_scales_are_refused(tmp_path
 
 def test_4_bits_of_bitsandbytes_are_refused(tmp_path):
     random_model(**LAYOUTS["llama"]).save_pretrained(tmp_path, model_type="llama")
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": False, "load_in_4bit": True}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"quantization_config\['quant_method'\]='bitsandbytes': wanted no"):
         open_weights(tmp_path)
 
@@ -329,8 +330,8 @@ def assert_statistics(weights: Weights, values: torch.Tensor) -> None:
     wide = values.double().numpy()
     found = weights.statistics("q", 1)
     assert found.count == wide.size
-    numpy.testing.assert_allclose(found.std, wide.std(), rtol=1e-5, atol=1e-6 * abs(wide).max())
-    numpy.testing.assert_allclose(found.mean, wide.mean(), rtol=1e-6, atol=1e-6 * wide.std())
+    numpy.testing.assert_allclose(found.std, wide.std(), rtol=1e-5, atol=1e-5 * abs(wide).max())
+    numpy.testing.assert_allclose(found.mean, wide.mean(), rtol=1e-5, atol=1e-5 * wide.std())
 
 
 @given(
@@ -370,7 +371,7 @@ def test_statistics_of_a_mixture_are_those_of_all_experts(tmp_path):
     wide = model.model.layers[0].mlp.experts.up_proj.detach().double().numpy()
     for weights in (open_weights(tmp_path), open_weights(model)):
         found = weights.statistics("up", 0)
-        assert (found.std, found.mean) == pytest.approx((wide.std(), wide.mean()), rel=1e-6)
+        assert (found.std, found.mean) == pytest.approx((wide.std(), wide.mean()), rel=1e-5)
 
 
 def test_statistics_leave_a_model_in_memory_alone():
@@ -460,7 +461,7 @@ def test_tokens_are_those_beside_the_weights(tmp_path):
     model, vocabulary = random_model(), {"a": 0, "b": 28, "beyond the embedding": 29}
     model.save_pretrained(tmp_path)
     assert open_weights(tmp_path).tokens == open_weights(model).tokens == {}
-    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     assert open_weights(tmp_path).tokens == {"a": 0, "b": 28}
     tokenizer = Tokenizer(models.BPE({"c": 0, "d": 1}, []))
     tokenizer.add_special_tokens(["<end>"])
@@ -504,5 +505,7 @@ def test_the_model_is_given_in_float32(tmp_path):
     save_model(model, tmp_path, model_type="qwen2_moe")
     found = [open_weights(source).model() for source in (tmp_path, tmp_path / "model.safetensors", model)]
     wanted = MoEForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)(ids).logits
-    assert all(torch.equal(each(ids).logits, wanted) and not each.training for each in found)
+    for each in found:
+        assert_near(each(ids).logits, wanted)
+        assert not each.training
     assert model.training and model.lm_head.weight.dtype == torch.float16

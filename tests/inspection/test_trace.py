@@ -93,6 +93,7 @@ def drop(indices: np.ndarray, capacity: int, experts: int) -> np.ndarray:
     return result
 
 
+@pytest.mark.exact("two runs of one model are compared to the bit")
 @pytest.mark.parametrize("capacity_factor", [None, 0.6])
 def test_every_router_of_ours(router_settings, capacity_factor):
     """The trace is what the model says it chose, less what a capacity drops."""
@@ -127,7 +128,7 @@ def test_every_family_of_transformers(family):
         if getattr(model.config, "norm_topk_prob", True):
             weights = weights / weights.sum(-1, keepdim=True)
         np.testing.assert_array_equal(trace.indices[layer], indices.numpy())
-        np.testing.assert_allclose(trace.weights[layer], weights.detach().numpy(), rtol=1e-5)
+        np.testing.assert_allclose(trace.weights[layer], weights.detach().numpy(), rtol=1e-4)
     np.testing.assert_array_equal(trace.token_ids, ids.flatten())
 
 
@@ -258,6 +259,7 @@ def test_a_mask_that_does_not_tell_the_padding():
 # --- the model is left alone
 
 
+@pytest.mark.exact("two runs of one model are compared to the bit")
 @pytest.mark.parametrize("training", [False, True])
 def test_recording_changes_nothing(training):
     model, ids = tiny(router="noisy_topk").train(training), some_ids()
@@ -298,6 +300,7 @@ def test_an_exception_leaves_the_model_and_no_trace(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.exact("two runs of one model are compared to the bit")
 def test_a_forward_that_fails_is_not_recorded():
     model, ids = tiny(), some_ids()
     hook = model.model.norm.register_forward_pre_hook(lambda *_: 1 / 0)
@@ -311,6 +314,7 @@ def test_a_forward_that_fails_is_not_recorded():
     assert_equal(trace, undisturbed)
 
 
+@pytest.mark.exact("two runs of one model are compared to the bit")
 def test_nested_recordings():
     model, ids, other = tiny(), some_ids(), some_ids(seed=1)
     with record_routing(model) as outer:
@@ -334,6 +338,7 @@ def test_a_model_that_changes_within_the_block():
 # --- on disk
 
 
+@pytest.mark.exact("two runs of one model are compared to the bit")
 def test_streaming_gives_the_same_trace(tmp_path):
     model, batches = tiny(capacity_factor=1.0), [some_ids(seed=seed, length=3 + seed) for seed in range(4)]
     path = tmp_path / "new" / "routes"
@@ -392,6 +397,7 @@ def test_loading_reads_nothing_but_the_header(tmp_path):
     assert all(getattr(loaded, name).flags.aligned for name in DTYPES)
 
 
+@pytest.mark.exact("two runs of one model are compared to the bit")
 def test_merge_is_recording_everything_at_once():
     model, ids = tiny(), [some_ids(seed=seed) for seed in range(3)]
     with record_routing(model) as second:  # names in another order, and a token without one

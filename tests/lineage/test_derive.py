@@ -314,7 +314,7 @@ def test_pruned_layers_are_not_run(removed, settings):
     kept = [layer for layer in range(4) if layer not in removed]
     pruned = prune_layers(model, removed)
     assert pruned.config.num_hidden_layers == len(kept)
-    assert_close(logits(pruned), run_layers(model, kept), rtol=0, atol=1e-12)
+    assert_close(logits(pruned), run_layers(model, kept), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_depth_upscaling_stacks_two_copies_less_the_seam(removed, order, setting
     model = random_model(**settings)
     deeper = depth_upscale(model, removed)
     assert deeper.config.num_hidden_layers == len(order) == 2 * (4 - removed)
-    assert_close(logits(deeper), run_layers(model, order), rtol=0, atol=1e-12)
+    assert_close(logits(deeper), run_layers(model, order), rtol=0, atol=1e-10)
 
 
 def test_the_copies_of_a_layer_can_be_trained_apart():
@@ -357,7 +357,7 @@ def test_old_tokens_keep_their_logits_and_new_ones_get_some_like_theirs(tied):
         model.model.embed_tokens.weight[:, 0] += 5
     larger = extend_vocabulary(model, 600, seed=3)
     assert larger.config.vocab_size == 1000
-    assert_close(logits(larger)[..., :400], logits(model), rtol=0, atol=1e-12)
+    assert_close(logits(larger)[..., :400], logits(model), rtol=0, atol=1e-10)
     for name in ["model.embed_tokens.weight", "lm_head.weight"][: 1 if tied else 2]:
         old, new = model.state_dict()[name], larger.state_dict()[name][400:]
         assert_close(new.mean(0), old.mean(0), rtol=0, atol=5 * 0.4 * (1 / 400 + 1 / 600) ** 0.5)

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from minimoe.lineage.gauge import GAUGES, all_gauges, fold_norms, obstacle, replace_norms, rotate_residual
 from minimoe.model import MoEConfig, MoEForCausalLM
+from tests.rounding import SLACK
 
 # No row begins with a token twice: those two positions would have equal vectors, and expert choice a tie.
 IDS = torch.tensor([[3, 17, 0, 22, 3, 8, 11, 5], [1, 7, 5, 20, 9, 2, 4, 19]])
@@ -309,6 +310,7 @@ def test_half_of_the_neurons_change_sign():
             assert 2**-amount <= float(factors.abs().min()) < float(factors.abs().max()) <= 2**amount
 
 
+@pytest.mark.exact("two rewrites by one seed are compared to the bit")
 @pytest.mark.parametrize("gauge", sorted(set(GAUGES) - {"fold_norms"}))
 def test_the_seed_decides_and_the_global_generator_is_left_alone(gauge):
     model = fold_norms(random_model(**MIXTURE, **PANGU))
@@ -395,7 +397,7 @@ def test_transformers_reads_the_same_function(family, dtype, tmp_path):
     )
     assert not any(info.values()), info
     with torch.no_grad():
-        assert distance(theirs(IDS).logits.double(), logits(model)) < 1e-5
+        assert distance(theirs(IDS).logits.double(), logits(model)) < 1e-5 * SLACK
         expected = model.generate(IDS[:, :4], 4)
         assert torch.equal(theirs.generate(IDS[:, :4], max_new_tokens=4, do_sample=False), expected)
 

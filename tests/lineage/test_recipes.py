@@ -25,7 +25,7 @@ def vector(model):
 
 
 def log_of(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 # --- from scratch --------------------------------------------------------------------------------------------
@@ -63,6 +63,7 @@ def test_the_corpora_are_the_usual_ones():
 # --- low-rank updates ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.exact("two trainings from one seed are compared to the bit")
 def test_lora_changes_the_attention_matrices_alone_and_each_by_its_rank_at_most(tmp_path):
     settings = {"corpus": "planted", "steps": 3, "learning_rate": 1e-2, "warmup_steps": 0, "seq_len": 32}
     tuned, before = train_lora(alder(), out=tmp_path, rank=8, seed=4, **settings), alder().state_dict()
@@ -141,6 +142,7 @@ def test_a_student_comes_to_predict_what_its_teacher_does():
     assert taught < distance(by_text)
 
 
+@pytest.mark.exact("two trainings from one seed are compared to the bit")
 def test_a_student_that_was_interrupted_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     teacher, batch, asked = small_model(1), Corpus.batch, []
 

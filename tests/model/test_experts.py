@@ -94,6 +94,7 @@ def test_bfloat16_stays_near_float64(run):
         assert (found.double() - expected).norm() < 0.02 * expected.norm()
 
 
+@pytest.mark.exact("two runs of one function are compared to the bit")
 @pytest.mark.parametrize("run", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
 def test_exactly_the_same_on_every_run(run):
     arguments = case(200, 8, 3, 16, 16, 0, 0.1, torch.float32)
@@ -106,7 +107,7 @@ def test_exactly_the_same_on_every_run(run):
 def test_gradcheck(run, empty):
     x, indices, weights, *matrices = case(4, 3, 2, 3, 2, 0, empty, torch.float64)
     leaves = [tensor.requires_grad_() for tensor in (x, weights, *matrices)]
-    assert torch.autograd.gradcheck(lambda x, weights, *matrices: run(x, indices, weights, *matrices), leaves)
+    assert torch.autograd.gradcheck(lambda x, *rest: run(x, indices, *rest), leaves, nondet_tol=1e-9)
 
 
 @pytest.mark.parametrize("name", EXPERTS_IMPLEMENTATIONS)

@@ -24,6 +24,7 @@ from minimoe.fingerprints.weights import ROLES, Weights, open_weights
 from minimoe.model import MoEConfig, MoEForCausalLM
 from minimoe.model.checkpoint import CheckpointError, tensors_on_disk
 from minimoe.model.families import find_family
+from tests.rounding import assert_near
 
 SMALL = {
     "vocab_size": 160,
@@ -249,7 +250,7 @@ def test_the_model_computes_what_it_did(layout, tmp_path):
     model = make_model(layout)
     weights = open_weights(write(tmp_path / "model.gguf", model, layout[0]))
     with torch.no_grad():
-        torch.testing.assert_close(weights.model()(IDS).logits, model(IDS).logits, rtol=1e-5, atol=1e-5)
+        assert_near(weights.model()(IDS).logits, model(IDS).logits)
 
 
 def in_transformers(file: Path, **missing) -> torch.nn.Module:
@@ -277,7 +278,7 @@ def test_transformers_reads_the_same_model(layout, missing, form, tmp_path):
     file = write(tmp_path / "model.gguf", make_model(layout), layout[0], form)
     with torch.no_grad():
         wanted = in_transformers(file, **missing)(IDS).logits
-        torch.testing.assert_close(open_weights(file).model()(IDS).logits, wanted, rtol=1e-4, atol=1e-4)
+        assert_near(open_weights(file).model()(IDS).logits, wanted)
 
 
 def llama3_factors(head_dim: int, theta: float, factor: float) -> numpy.ndarray:
@@ -301,7 +302,7 @@ def test_the_scaling_of_llama_3_is_recovered_from_its_factors(tmp_path):
     assert weights.config.rope_scaling == scaling
     far = torch.arange(640).view(1, -1) % 160
     with torch.no_grad():
-        torch.testing.assert_close(weights.model()(far).logits, model(far).logits, rtol=1e-4, atol=1e-4)
+        assert_near(weights.model()(far).logits, model(far).logits)
     wrong = numpy.sqrt(factors)
     file = write(tmp_path / "b.gguf", model, change=lambda writer: writer.add_tensor("rope_freqs.weight", wrong))
     with pytest.raises(CheckpointError, match=r"b\.gguf: rope_freqs\.weight=\[1\.0, .*: wanted those that follow from"):
@@ -340,7 +341,7 @@ def test_tokens_are_those_of_the_file_without_padding(tmp_path):
     model = make_model()
     weights = open_weights(write(tmp_path / "model.gguf", model))
     assert weights.tokens == {f"t{number}": number for number in range(159)}
-    (tmp_path / "tokenizer.json").write_text("not of this file")
+    (tmp_path / "tokenizer.json").write_text("not of this file", encoding="utf-8")
     assert open_weights(tmp_path / "model.gguf").tokens == weights.tokens
 
 
@@ -426,9 +427,9 @@ def test_what_the_metadata_lacks_or_asks_for_is_named(change, message, tmp_path)
 @pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "compressed-tensors", "bitsandbytes"])
 def test_other_quantised_folders_are_refused_by_the_name_of_their_format(method, tmp_path):
     make_model().save_pretrained(tmp_path, model_type="llama")
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     config["quantization_config"] = {"bits": 8, "quant_method": method}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     message = rf"config\.json: quantization_config\['quant_method'\]='{method}': wanted no quantization_config"
     with pytest.raises(CheckpointError, match=message):
         open_weights(tmp_path)

@@ -120,7 +120,7 @@ def attention(tensors: dict, prefix: str, xs: list, raw: dict) -> list:
 
 
 def slow_logits(folder, ids: list[int]) -> np.ndarray:
-    raw = json.loads((folder / "config.json").read_text())
+    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     tensors = {name: tensor.double().numpy() for name, tensor in load_file(folder / "model.safetensors").items()}
     eps, active = raw["rms_norm_eps"], raw["num_experts_per_tok"]
     groups = raw.get("n_group", active)
@@ -228,7 +228,7 @@ def test_a_published_configuration_is_read(name, tmp_path):
         "use_cache": True,
         "vocab_size": 23,
     }
-    (tmp_path / "config.json").write_text(json.dumps(raw))
+    (tmp_path / "config.json").write_text(json.dumps(raw), encoding="utf-8")
     model = MoEForCausalLM.from_pretrained(tmp_path)
     assert model.config.model_type == "pangu_pro_moe"
     assert (model.config.n_group, model.config.router, model.config.rms_norm_eps) == (4, "grouped", 1e-5)
@@ -239,7 +239,7 @@ def test_a_published_configuration_is_read(name, tmp_path):
 
 def test_on_disk_as_vllm_ascend_expects_it(tmp_path):
     random_model(pangu_config(16, 4, 4)).save_pretrained(tmp_path)
-    raw = json.loads((tmp_path / "config.json").read_text())
+    raw = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert raw["model_type"] == "PanguProMoE"
     assert raw["architectures"] == ["PanguProMoEForCausalLM"]
     assert raw["rope_theta"] == 500.0
@@ -266,7 +266,7 @@ def test_on_disk_as_vllm_ascend_expects_it(tmp_path):
 def test_round_trip(experts, groups, active, tmp_path):
     model = random_model(pangu_config(experts, groups, active)).bfloat16()
     model.save_pretrained(tmp_path)
-    assert ("n_group" in json.loads((tmp_path / "config.json").read_text())) == (groups != active)
+    assert ("n_group" in json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))) == (groups != active)
     back = MoEForCausalLM.from_pretrained(tmp_path)
     assert (back.config.n_group, back.config.num_experts_per_tok) == (groups, active)
     for name, tensor in model.state_dict().items():

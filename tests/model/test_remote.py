@@ -26,6 +26,7 @@ from minimoe.fingerprints.result import Refusal
 from minimoe.fingerprints.weights import ROLES, Weights, open_weights
 from minimoe.model import MoEConfig, MoEForCausalLM, remote
 from minimoe.model.checkpoint import CheckpointError, save_model
+from tests.rounding import assert_near
 
 ATTENTION = ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "norm1", "norm2")
 SIZES = {"vocab_size": 2000, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -185,7 +186,7 @@ def test_every_tensor_is_that_of_the_folder(name, folders, server):
     assert_equal(found, local)
     assert (found.name, found.config, found.tokens) == (address, local.config, {"a": 0, "b": 1})
     ids = torch.tensor([[3, 1, 4, 1, 5]])
-    assert torch.equal(found.model()(ids).logits, local.model()(ids).logits)
+    assert_near(found.model()(ids).logits, local.model()(ids).logits)
 
 
 def test_a_file_is_read_beside_its_configuration_and_a_shard_alone_is_refused(folders, server):
@@ -477,7 +478,9 @@ def test_a_kill_in_the_middle_loses_only_what_was_under_way(folders, server, hub
     server.fault = stall_later
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_OFFLINE")}
     environment |= {"HF_ENDPOINT": server.address, "MINIMOE_CACHE": str(tmp_path / "cache")}
-    process = subprocess.Popen([sys.executable, "-c", KILLED], env=environment, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED], env=environment, stdout=subprocess.PIPE, encoding="utf-8"
+    )
     try:
         assert process.stdout.readline() == "attention\n"
         assert stalled.wait(30)
@@ -499,7 +502,7 @@ def test_a_damaged_cache_is_fetched_again(damage, folders, server, tmp_path):
     read(open_weights(address))
     (kept,) = (tmp_path / "cache").rglob("model.safetensors")
     if damage == "the list is garbage":
-        kept.with_name("held.json").write_text('{"held": [[0')
+        kept.with_name("held.json").write_text('{"held": [[0', encoding="utf-8")
     elif damage == "the file is shorter":
         os.truncate(kept, 1000)
     else:

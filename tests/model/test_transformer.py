@@ -16,6 +16,7 @@ from minimoe.model import MoEConfig, MoEForCausalLM, MoELayer, routing
 from minimoe.model.attention import Attention, rope_frequencies, rotate
 from minimoe.model.balance import expert_load, load_balancing_loss, router_z_loss
 from minimoe.model.layers import MLP, RMSNorm
+from tests.rounding import assert_near
 
 
 def small(**settings) -> MoEConfig:
@@ -238,7 +239,7 @@ def test_infinite_capacity_equals_none(router_settings):
     none = 6 / 2 if router_settings["router"] == "expert_choice" else None
     free, infinite = (double_layer(router_settings, capacity_factor=factor) for factor in (none, math.inf))
     x, ids = torch.randn(2, 7, 8, dtype=torch.float64), random_ids(2, 7)
-    assert torch.equal(free(x, ids)[0], infinite(x, ids)[0])
+    torch.testing.assert_close(free(x, ids)[0], infinite(x, ids)[0])
 
 
 def test_gradcheck_of_a_layer(router_settings):
@@ -250,7 +251,7 @@ def test_gradcheck_of_a_layer(router_settings):
         values = dict(zip(names, parameters, strict=True))
         return torch.func.functional_call(layer, values, (x, ids))[0]
 
-    assert torch.autograd.gradcheck(run, (x, *layer.parameters()))
+    assert torch.autograd.gradcheck(run, (x, *layer.parameters()), nondet_tol=1e-9)
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -329,12 +330,14 @@ def test_capacity_with_second_choices_looks_ahead():
     assert max(changes) > 1e-3
 
 
+@pytest.mark.exact("two calls of one model are compared to the bit")
 def test_evaluation_is_deterministic(router_settings):
     model = MoEForCausalLM(small(**router_settings)).eval()
     ids = random_ids(2, 6)
     assert torch.equal(model(ids).logits, model(ids).logits)
 
 
+@pytest.mark.exact("two calls of one model are compared to the bit")
 def test_router_noise_is_on_in_training_only():
     model = MoEForCausalLM(small(router="noisy_topk"))
     ids = random_ids(2, 6)
@@ -344,14 +347,17 @@ def test_router_noise_is_on_in_training_only():
 
 @pytest.mark.parametrize("implementation", ["sorted", "grouped"])
 def test_every_implementation_of_the_experts_makes_the_same_model(router_settings, implementation):
-    """Rows of 8 and 12 float32 numbers are multiples of 16 bytes, as the grouped product wants them."""
+    """Rows of 8 and 12 float32 numbers are multiples of 16 bytes, as the grouped product wants them.
+
+    Every gradient within 1e-4 of the largest: a sum that nearly cancels keeps the rounding of what it is made of.
+    """
     ids, gradients = random_ids(2, 6), []
     for name in ("eager", implementation):
         model = MoEForCausalLM(small(**router_settings, intermediate_size=12, experts_implementation=name)).eval()
         model(ids, labels=ids).loss.backward()
         gradients.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
     for found, wanted in zip(*gradients, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4 * max(0.1, float(wanted.abs().max())))
 
 
 def test_a_bfloat16_model_routes_in_float32(router_settings):
@@ -399,7 +405,7 @@ def test_weights_come_from_the_seed_alone(router_settings):
 # Cache.
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("settings", [{}, {"num_key_value_heads": 1, "qk_norm": "head"}, {"num_experts": 0}])
 def test_prefill_in_chunks_and_steps_equals_one_forward(dtype, tolerance, settings):
     model = MoEForCausalLM(small(**settings)).to(dtype).eval()
@@ -410,10 +416,10 @@ def test_prefill_in_chunks_and_steps_equals_one_forward(dtype, tolerance, settin
         output = model(part, cache=cache, use_cache=True)
         parts.append(output.logits)
         cache = output.cache
-    torch.testing.assert_close(torch.cat(parts, 1), whole.logits, rtol=tolerance, atol=tolerance)
+    assert_near(torch.cat(parts, 1), whole.logits, tolerance)
     for ours, wanted in zip(cache, whole.cache, strict=True):
         for found, expected in zip(ours, wanted, strict=True):
-            torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+            assert_near(found, expected, tolerance)
 
 
 def test_a_cache_can_be_continued_twice():
@@ -479,8 +485,10 @@ def test_the_router_output_is_the_choice_before_any_capacity():
     free, tight = (MoEForCausalLM(small(**settings, capacity_factor=factor)) for factor in (None, 0.1))
     ids = random_ids(2, 6)
     first = [model(ids, output_router_logits=True).router_outputs[0] for model in (free, tight)]
-    assert all(map(torch.equal, *first))
-    assert not torch.equal(free(ids).logits, tight(ids).logits)
+    assert torch.equal(first[0].indices, first[1].indices)
+    for one, other in zip(*first, strict=True):
+        assert_near(one, other)
+    assert not torch.allclose(free(ids).logits, tight(ids).logits)
 
 
 def test_a_dense_model_has_no_router_losses():

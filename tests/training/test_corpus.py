@@ -168,10 +168,10 @@ def test_encode_and_decode(planted_corpus):
 def test_a_folder_gives_a_domain_for_each_subfolder(folder):
     corpus = Corpus.from_folder(folder)
     assert corpus.domains == ("letters", "log")
-    files = {path.read_text() for path in (folder / "letters").rglob("*.txt")}
+    files = {path.read_text(encoding="utf-8") for path in (folder / "letters").rglob("*.txt")}
     splits = [set(corpus.documents("letters", split)) for split in ("train", "held_out")]
     assert splits[0] | splits[1] == files and not splits[0] & splits[1]
-    log = (folder / "log/all.md").read_text()
+    log = (folder / "log/all.md").read_text(encoding="utf-8")
     pieces = [corpus.documents("log", split) for split in ("train", "held_out")]
     assert not set(pieces[0]) & set(pieces[1]) and all(piece in log for split in pieces for piece in split)
     assert sum(len(piece) for split in pieces for piece in split) == len(log)  # cut, but nothing lost
@@ -324,7 +324,7 @@ def test_a_damaged_cache_is_rebuilt(folder, cache, damage):
 
 def test_a_changed_file_is_seen(folder):
     before = Corpus.from_folder(folder)
-    write(folder / "log" / "all.md", (folder / "log/all.md").read_text() + "One more line.\n")
+    write(folder / "log" / "all.md", (folder / "log/all.md").read_text(encoding="utf-8") + "One more line.\n")
     assert Corpus.from_folder(folder).sha256 != before.sha256
 
 

@@ -35,7 +35,10 @@ def rows(path):
 
 def test_tables_hold_what_the_logs_say(short, corpus, tmp_path):
     run("balance-none", (0, 3), runs=tmp_path / "runs", out=tmp_path / "tables")
-    log = [json.loads(line) for line in (tmp_path / "runs/balance-none-3/log.jsonl").read_text().splitlines()]
+    log = [
+        json.loads(line)
+        for line in (tmp_path / "runs/balance-none-3/log.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     table = rows(tmp_path / "tables/train.csv")
     assert [(row["seed"], row["step"]) for row in table] == [("0", "10"), ("0", "20"), ("3", "10"), ("3", "20")]
     last = log[10:20]

@@ -94,7 +94,8 @@ def test_first_step_is_adamw_by_hand():
         grad = parameter.grad * scale
         decay = 0.1 if parameter.dim() > 1 else 0.0
         wanted = before[name] * (1 - rate * decay) - rate * grad / (grad.abs() + 1e-8)
-        torch.testing.assert_close(model.state_dict()[name], wanted, rtol=1e-4, atol=1e-7)
+        # to a hundredth of a step: a gradient that is hardly above 1e-8 keeps its rounding in the quotient
+        torch.testing.assert_close(model.state_dict()[name], wanted, rtol=0, atol=0.01 * rate)
 
 
 def test_learning_rate_warms_up_and_follows_half_a_cosine():
@@ -165,6 +166,7 @@ def test_trains_a_dense_model():
     assert log[0]["max_violation"] == []
 
 
+@pytest.mark.exact("two trainings from one seed are compared to the bit")
 def test_repeats_to_the_bit_and_seeds_differ():
     runs = [MoEForCausalLM(TINY) for _ in range(3)]
     logs = [train(model, Cycles(), **FEW, seed=seed) for model, seed in zip(runs, (0, 0, 1), strict=True)]
@@ -172,6 +174,7 @@ def test_repeats_to_the_bit_and_seeds_differ():
     assert without_clock(logs[0]) == without_clock(logs[1]) != without_clock(logs[2])
 
 
+@pytest.mark.exact("two trainings from one seed are compared to the bit")
 def test_interrupted_run_continues_to_the_same_weights_and_log(tmp_path, monkeypatch):
     config = replace(TINY, router="noisy_topk", router_aux_loss_coef=0.01)  # draws random numbers at every step
     whole = MoEForCausalLM(config)
@@ -179,13 +182,13 @@ def test_interrupted_run_continues_to_the_same_weights_and_log(tmp_path, monkeyp
 
     with pytest.raises(KeyboardInterrupt):
         train(MoEForCausalLM(config), Interrupting(5), out=tmp_path, save_every=2, **FEW)
-    assert len((tmp_path / LOG_FILE).read_text().splitlines()) == 5  # one step beyond the saved state
+    assert len((tmp_path / LOG_FILE).read_text(encoding="utf-8").splitlines()) == 5  # one step beyond the saved state
     torch.manual_seed(123)  # whatever else went on meanwhile
     resumed = MoEForCausalLM(config)
     resumed_log = train(resumed, Cycles(), out=tmp_path, save_every=2, **FEW)
     assert_same_weights(resumed, weights(whole))
     assert without_clock(resumed_log) == without_clock(log)
-    assert [json.loads(line) for line in (tmp_path / LOG_FILE).read_text().splitlines()] == resumed_log
+    assert [json.loads(line) for line in (tmp_path / LOG_FILE).read_text(encoding="utf-8").splitlines()] == resumed_log
 
 
 KILLED_RUN = """
@@ -199,6 +202,7 @@ KILLED_RUN = """
 """
 
 
+@pytest.mark.exact("two trainings from one seed are compared to the bit")
 def test_sigkill_at_any_moment_then_resume(tmp_path):
     """Kill -9 the run before its first saved state and after it, at whatever moment that is, until it gets through."""
     here = os.path.dirname(__file__)
@@ -222,7 +226,7 @@ def test_sigkill_at_any_moment_then_resume(tmp_path):
     whole = MoEForCausalLM(TINY)
     train(whole, Cycles(), steps=60, batch_size=4, seq_len=16)
     assert_same_weights(MoEForCausalLM.from_pretrained(tmp_path), weights(whole))
-    steps = [json.loads(line)["step"] for line in (tmp_path / LOG_FILE).read_text().splitlines()]
+    steps = [json.loads(line)["step"] for line in (tmp_path / LOG_FILE).read_text(encoding="utf-8").splitlines()]
     assert steps == list(range(1, 61))
 
 
@@ -238,7 +242,7 @@ def test_folder_holds_a_complete_model_and_its_recipe(tmp_path):
     train(model, Cycles(), out=tmp_path, **FEW)
     assert_same_weights(MoEForCausalLM.from_pretrained(tmp_path), weights(model))
     assert Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    recipe = json.loads((tmp_path / RECIPE_FILE).read_text())
+    recipe = json.loads((tmp_path / RECIPE_FILE).read_text(encoding="utf-8"))
     assert recipe["corpus_sha256"] == "cycles"
     assert recipe["settings"]["steps"] == 8
     assert recipe["tokens"] == 8 * 4 * 16
@@ -318,16 +322,16 @@ def interrupted_run(folder, at, save_every=2):
 
 def test_a_run_killed_before_its_first_save_starts_a_new_log(tmp_path):
     interrupted_run(tmp_path, at=3, save_every=100)
-    with open(tmp_path / LOG_FILE, "a") as file:
+    with open(tmp_path / LOG_FILE, "a", encoding="utf-8") as file:
         file.write('{"step": 4, "lo')  # killed while writing
     log = train(MoEForCausalLM(TINY), Cycles(), out=tmp_path, **FEW)
     assert [record["step"] for record in log] == list(range(1, 9))
-    assert [json.loads(line) for line in (tmp_path / LOG_FILE).read_text().splitlines()] == log
+    assert [json.loads(line) for line in (tmp_path / LOG_FILE).read_text(encoding="utf-8").splitlines()] == log
 
 
 def test_a_half_written_line_after_the_saved_state_is_forgotten(tmp_path):
     interrupted_run(tmp_path, at=5)
-    with open(tmp_path / LOG_FILE, "a") as file:
+    with open(tmp_path / LOG_FILE, "a", encoding="utf-8") as file:
         file.write('{"step": 6, "lo')
     log = train(MoEForCausalLM(TINY), Cycles(), out=tmp_path, save_every=2, **FEW)
     assert [record["step"] for record in log] == list(range(1, 9))
@@ -489,6 +493,7 @@ def test_evaluate_leaves_the_model_as_it_was():
     assert_same_weights(model, before)
 
 
+@pytest.mark.exact("two trainings from one seed are compared to the bit")
 def test_evaluations_are_in_the_log_and_change_nothing_else(tmp_path):
     plain, evaluated = MoEForCausalLM(TINY), MoEForCausalLM(TINY)
     without = train(plain, Cycles(), **FEW)

@@ -84,7 +84,7 @@ def test_training_is_deterministic_across_processes():
         "print(train_tokenizer(json.load(sys.stdin), vocab_size=320).to_str())"
     )
     command = [sys.executable, "-c", script]
-    run = subprocess.run(command, input=json.dumps(SAMPLE), capture_output=True, text=True, check=True)
+    run = subprocess.run(command, input=json.dumps(SAMPLE), capture_output=True, encoding="utf-8", check=True)
     for _ in range(5):
         assert json.loads(run.stdout) == json.loads(train_tokenizer(SAMPLE, vocab_size=320).to_str())
 
