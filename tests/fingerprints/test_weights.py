@@ -295,6 +295,7 @@ def test_integers_of_bitsandbytes_are_the_numbers_they_stand_for(layout, tmp_pat
                 assert torch.equal(pieces, found.get(role, layer).flatten())
     ids = torch.tensor([[3, 1, 4, 1, 5]])
     torch.testing.assert_close(found.model()(ids).logits, wanted.model()(ids).logits)
+    torch.testing.assert_close(MoEForCausalLM.from_pretrained(tmp_path)(ids).logits, wanted.model()(ids).logits)
     assert found.sha256() == hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
 
 
