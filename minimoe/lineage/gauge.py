@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from minimoe.lineage.derive import build, neurons, set_neurons
+from minimoe.lineage.derive import build_from, neurons, set_neurons
 from minimoe.model.config import MoEConfig
 from minimoe.model.experts import Experts
 from minimoe.model.transformer import MLP, Attention, MoEForCausalLM, MoELayer
@@ -502,8 +502,8 @@ def _copy(model: MoEForCausalLM, *, untied: bool = False) -> MoEForCausalLM:
     tensors = model.state_dict()
     if untied and model.config.tie_word_embeddings:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
-        return build(model, tensors, tie_word_embeddings=False)
-    return build(model, tensors)
+        return build_from(model, tensors, tie_word_embeddings=False)
+    return build_from(model, tensors)
 
 
 def _wide(tensor: Tensor) -> Tensor:
