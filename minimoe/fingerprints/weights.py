@@ -34,6 +34,7 @@ from minimoe.model.checkpoint import (
     HashUnknownError,
     NotFiniteError,
     check_sizes,
+    is_finite,
     load_weights,
     require_finite,
     tensors_on_disk,
@@ -308,7 +309,7 @@ class Weights:
 
     def _require_finite(self, name: str, copied: Tensor) -> None:
         """Refuse NaN and infinity in what was copied from a tensor; the place that is named is that in the tensor."""
-        if not copied.isfinite().all():
+        if not is_finite(copied):
             with _refusing():
                 require_finite(f"{self.name}: {name}", self._tensors[name].float())
 

@@ -41,24 +41,24 @@ class Derivation:
     function_unchanged: bool  # whether it computes what its one parent computes
 
 
-def build(origin: MoEForCausalLM, tensors: Mapping[str, Tensor], **changes: Any) -> MoEForCausalLM:
-    """A model of these tensors, in memory of its own, with the tokenizer of `origin`.
-
-    Args:
-        origin: what it was made from.
-        tensors: as in its `state_dict()`.
-        **changes: fields in which its configuration differs from that of `origin`.
-    """
+def build(config: MoEConfig, tensors: Mapping[str, Tensor]) -> MoEForCausalLM:
+    """A model of these tensors, in memory of its own."""
     with torch.device("meta"):
-        model = MoEForCausalLM(replace(origin.config, **changes))
+        model = MoEForCausalLM(config)
     model.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
-    model.tokenizer_json = origin.tokenizer_json
     return model.eval()
 
 
 def wide(tensor: Tensor) -> Tensor:
     """`tensor` in float64 on the CPU: some devices have no float64."""
     return tensor.detach().to("cpu", torch.float64)
+
+
+def build_from(origin: MoEForCausalLM, tensors: Mapping[str, Tensor], **changes: Any) -> MoEForCausalLM:
+    """What became of `origin`: a model of these tensors, of its tokenizer, and of its configuration after `changes`."""
+    model = build(replace(origin.config, **changes), tensors)
+    model.tokenizer_json = origin.tokenizer_json
+    return model
 
 
 # --- merging ----------------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def _unflatten(vector: Tensor, like: MoEForCausalLM) -> MoEForCausalLM:
     shapes = like.state_dict()
     pieces = vector.split([tensor.numel() for tensor in shapes.values()])
     named = zip(shapes.items(), pieces, strict=True)
-    return build(like, {name: piece.view_as(tensor).to(tensor) for (name, tensor), piece in named})
+    return build_from(like, {name: piece.view_as(tensor).to(tensor) for (name, tensor), piece in named})
 
 
 def _merge(models: Sequence[MoEForCausalLM], rule: Callable[..., Tensor]) -> MoEForCausalLM:
@@ -167,7 +167,7 @@ def _merge(models: Sequence[MoEForCausalLM], rule: Callable[..., Tensor]) -> MoE
         _require_alike(models[0], model)
     states = [model.state_dict() for model in models]
     merged = {name: rule(*(wide(state[name]) for state in states)).to(tensor) for name, tensor in states[0].items()}
-    return _with_tokenizer_of_all(build(models[0], merged), models)
+    return _with_tokenizer_of_all(build_from(models[0], merged), models)
 
 
 def _with_tokenizer_of_all(merged: MoEForCausalLM, models: Sequence[MoEForCausalLM]) -> MoEForCausalLM:
@@ -214,7 +214,7 @@ def prune_neurons(model: MoEForCausalLM, keep: float) -> MoEForCausalLM:
             set_neurons(module, _strongest(rows, strength, shorter(strength.shape[-1])))
     names = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
     widths = {name: shorter(getattr(model.config, name)) for name in names}
-    return build(model, pruned.state_dict(), **widths)
+    return build_from(model, pruned.state_dict(), **widths)
 
 
 def _strongest(rows: Tensor, strength: Tensor, kept: int) -> Tensor:
@@ -264,7 +264,7 @@ def prune_heads(model: MoEForCausalLM, num_key_value_heads: int) -> MoEForCausal
     for block in pruned.model.layers:
         _prune_attention(block.self_attn, found, num_key_value_heads)
     heads = config.num_attention_heads // found * num_key_value_heads
-    return build(model, pruned.state_dict(), num_attention_heads=heads, num_key_value_heads=num_key_value_heads)
+    return build_from(model, pruned.state_dict(), num_attention_heads=heads, num_key_value_heads=num_key_value_heads)
 
 
 def _prune_attention(attention: Attention, groups: int, kept: int) -> None:
@@ -327,7 +327,7 @@ def _with_layers(model: MoEForCausalLM, order: Sequence[int]) -> MoEForCausalLM:
         layer = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         wanted |= {f"model.layers.{new}.{name}": tensor for name, tensor in layer.items()}
     dense = tuple(new for new, old in enumerate(order) if not config.is_sparse(old)) if config.num_experts else ()
-    return build(model, wanted, num_hidden_layers=len(order), mlp_only_layers=dense, decoder_sparse_step=1)
+    return build_from(model, wanted, num_hidden_layers=len(order), mlp_only_layers=dense, decoder_sparse_step=1)
 
 
 # --- vocabulary, precision, adapters ----------------------------------------------------------------------
@@ -359,7 +359,7 @@ def extend_vocabulary(model: MoEForCausalLM, new_tokens: int, *, seed: int = 0) 
         noise = torch.randn(new_tokens, old.shape[1], generator=generator, device="cpu").double()
         new = old.mean(0) + old.std(0) * noise
         tensors[name] = torch.cat([tensors[name], new.to(tensors[name])])
-    return build(model, tensors, vocab_size=model.config.vocab_size + new_tokens)
+    return build_from(model, tensors, vocab_size=model.config.vocab_size + new_tokens)
 
 
 def quantise(model: MoEForCausalLM, bits: int) -> MoEForCausalLM:
@@ -382,7 +382,7 @@ def quantise(model: MoEForCausalLM, bits: int) -> MoEForCausalLM:
         name: _round_rows(tensor, bits) if _is_quantised(name, tensor) else tensor
         for name, tensor in model.state_dict().items()
     }
-    return build(model, tensors)
+    return build_from(model, tensors)
 
 
 def _is_quantised(name: str, tensor: Tensor) -> bool:
@@ -425,4 +425,4 @@ def merge_lora(model: MoEForCausalLM, adapters: Mapping[str, tuple[Tensor, Tenso
             )
         update = alpha / rank * (wide(b) @ wide(a))
         tensors[name] = (wide(weight) + update).to(weight)
-    return build(model, tensors)
+    return build_from(model, tensors)

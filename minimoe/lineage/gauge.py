@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from minimoe.lineage.derive import build, neurons, set_neurons, wide
+from minimoe.lineage.derive import build_from, neurons, set_neurons, wide
 from minimoe.model.attention import Attention
 from minimoe.model.config import MoEConfig
 from minimoe.model.layers import MLP
@@ -503,8 +503,8 @@ def _copy(model: MoEForCausalLM, *, untied: bool = False) -> MoEForCausalLM:
     tensors = model.state_dict()
     if untied and model.config.tie_word_embeddings:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
-        return build(model, tensors, tie_word_embeddings=False)
-    return build(model, tensors)
+        return build_from(model, tensors, tie_word_embeddings=False)
+    return build_from(model, tensors)
 
 
 def _generator(seed: int) -> torch.Generator:

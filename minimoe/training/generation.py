@@ -46,7 +46,7 @@ def generate(
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     encoded = [_encode(tokenizer, text) for text in texts]
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    continued = _continue(model, encoded, max_new_tokens, **sampling)
+    continued = _continue(model, encoded, max_new_tokens, **sampling) if encoded else []
     found = [tokenizer.decode(ids, skip_special_tokens=False) for ids in continued]
     return found[0] if isinstance(prompts, str) else found
 

@@ -10,6 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from typer.testing import CliRunner
 
 from minimoe.cli import app
@@ -31,8 +33,9 @@ from minimoe.fingerprints.result import Result
 from minimoe.fingerprints.weights import open_weights
 from minimoe.lineage import all_gauges, upcycle
 from minimoe.lineage.zoo import Zoo
+from minimoe.model import MoEForCausalLM
 from minimoe.training.tokenizer import load_tokenizer
-from tests.fingerprints.toys import disturbed, random_model, weights
+from tests.fingerprints.toys import Vocabulary, disturbed, random_model, weights
 
 
 def member(name):
@@ -137,6 +140,77 @@ def test_too_few_strangers_are_refused():
 
 
 # --- what cannot be compared
+
+
+# --- in memory as on disk
+
+
+def said(report):
+    """Verdict and scores; the names of the two models and how they are equal differ between memory and disk."""
+    results = {name: evidence.result for name, evidence in report.methods.items()}
+    return report.verdict, {name: (found.score, found.p_value) for name, found in results.items()}
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("alder", "alder-finetuned"),
+        ("alder", "birch"),
+        ("alder", "alder"),
+        ("alder", "alder-extended"),
+        ("alder-drop-0.5-trained", "alder"),
+        ("moe-real", "alder"),
+    ],
+)
+def test_two_models_in_memory_compare_as_their_folders_do(a, b, tmp_path):
+    zoo = Zoo("nothing is built here")
+    models, folders = [], []
+    for number, name in enumerate((a, b)):
+        try:
+            model = zoo.load(name)
+        except ValueError:  # shipped, and no member of the tree
+            model = MoEForCausalLM.from_pretrained(data_path(f"zoo/{name}"), dtype=torch.float32)
+        folders.append(tmp_path / str(number))
+        model.save_pretrained(folders[-1])
+        models.append(model)
+    wanted = said(compare(*folders))
+    assert said(compare(*models)) == wanted == said(compare(models[0], folders[1]))
+    assert any(score is not None for score, _ in wanted[1].values())
+
+
+def test_random_models_in_memory_compare_as_their_folders_do_and_stay_as_they_are(tmp_path):
+    """In half precision, in training mode; one with its tokenizer, one without, who is given it."""
+    vocabulary = {f"t{number}": number for number in range(160)}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="t0"))
+    models = [random_model(1).half().train(), random_model(2, num_experts=4).bfloat16().train()]
+    models[0].tokenizer_json = tokenizer.to_str()
+    for model, name in zip(models, "ab", strict=True):
+        model.save_pretrained(tmp_path / name)
+    (tmp_path / "b" / "tokenizer.json").write_text(tokenizer.to_str())
+    before = [{name: tensor.clone() for name, tensor in model.state_dict().items()} for model in models]
+    found = compare(*models, tokenizer=tokenizer)
+    assert said(found) == said(compare(tmp_path / "a", tmp_path / "b"))
+    assert found.methods["virtual_response"].result.score is not None
+    for model, tensors in zip(models, before, strict=True):
+        assert model.training
+        for name, tensor in model.state_dict().items():
+            assert tensor.dtype == tensors[name].dtype and torch.equal(tensor, tensors[name])
+    nameless = compare(*models)
+    assert "0 shared tokens" in nameless.methods["virtual_response"].result.refused
+
+
+def test_the_tokenizer_of_a_model_is_used_before_the_one_that_is_given():
+    model, other = random_model(1), random_model(1)
+    model.tokenizer_json = Tokenizer(WordLevel({f"own{i}": i for i in range(160)}, unk_token="own0")).to_str()
+    report = compare(model, other, tokenizer=Vocabulary())
+    assert "0 shared tokens" in report.methods["virtual_response"].result.refused
+
+
+def test_a_model_without_numbers_is_refused():
+    with torch.device("meta"):
+        empty = MoEForCausalLM(random_model().config)
+    with pytest.raises(ValueError, match="device='meta': wanted a model that has numbers, on any other device"):
+        compare(empty, random_model())
 
 
 def test_without_shared_tokens_the_reason_is_given():

@@ -296,6 +296,7 @@ def test_integers_of_bitsandbytes_are_the_numbers_they_stand_for(layout, tmp_pat
                 assert torch.equal(pieces, found.get(role, layer).flatten())
     ids = torch.tensor([[3, 1, 4, 1, 5]])
     assert_near(found.model()(ids).logits, wanted.model()(ids).logits)
+    assert_near(MoEForCausalLM.from_pretrained(tmp_path)(ids).logits, wanted.model()(ids).logits)
     assert found.sha256() == hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
 
 

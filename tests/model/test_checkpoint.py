@@ -328,6 +328,15 @@ def test_a_number_that_is_not_finite_is_named_in_every_tensor(layout, tmp_path):
         assert sum(int((~tensor.isfinite()).sum()) for tensor in model.state_dict().values()) == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_numbers_whose_sum_overflows_are_finite_and_opposite_infinities_are_not(dtype):
+    large = torch.full((4, 50), torch.finfo(dtype).max, dtype=dtype)
+    assert checkpoint.is_finite(large) and checkpoint.is_finite(-large) and checkpoint.is_finite(large[:0])
+    for wrong in ([math.inf, -math.inf], [math.nan, 0.0], [math.inf, 0.0], [-math.inf, 1.0]):
+        large[1, :2] = torch.tensor(wrong)
+        assert not checkpoint.is_finite(large)
+
+
 def test_a_number_that_a_narrower_dtype_makes_infinite_is_named(mixtral):
     edit_tensors(mixtral, lambda t: t["model.norm.weight"][3].fill_(1e5))
     assert MoEForCausalLM.from_pretrained(mixtral).model.norm.weight[3] == 1e5

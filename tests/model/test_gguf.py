@@ -167,6 +167,15 @@ def test_roles_are_those_of_the_model_to_the_last_bit(layout, form, dtype, tmp_p
     assert all(getattr(weights, name) == getattr(open_weights(model), name) for name in same)
 
 
+@EVERY_LAYOUT
+def test_a_file_is_run_as_the_model_it_was_written_from(layout, tmp_path):
+    model = make_model(layout)
+    found = MoEForCausalLM.from_pretrained(write(tmp_path / "model.gguf", model, layout[0]), dtype=torch.float32)
+    assert found.tokenizer_json is None and not found.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor.float()), name
+
+
 def rows_in_our_order(name: str, rows: numpy.ndarray, head_dim: int) -> torch.Tensor:
     rows = torch.from_numpy(rows.copy())
     return rows[llama_order(torch.arange(len(rows)), head_dim).argsort()] if re.search(r"attn_[qk]\.", name) else rows
@@ -422,6 +431,27 @@ def test_what_the_metadata_lacks_or_asks_for_is_named(change, message, tmp_path)
     file = write(tmp_path / "model.gguf", make_model(), change=change)
     with pytest.raises(CheckpointError, match=rf"model\.gguf: {message}"):
         open_weights(file)
+
+
+@pytest.mark.parametrize("value", [10**9, 2**32 - 1])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "block_count",
+        "embedding_length",
+        "expert_count",
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.key_length",
+    ],
+)
+def test_an_absurd_size_is_refused_by_its_key(key, value, tmp_path):
+    model = make_model(("llama", "mixtral"))
+    file = write(tmp_path / "model.gguf", model, change=set_to(f"llama.{key}", value))
+    message = rf"model\.gguf: .*llama\.{re.escape(key)}={value}\b.*: wanted .*, the "
+    for opened in (open_weights, MoEForCausalLM.from_pretrained):
+        with pytest.raises(CheckpointError, match=message):
+            opened(file)
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "compressed-tensors", "bitsandbytes"])

@@ -189,6 +189,25 @@ def test_every_tensor_is_that_of_the_folder(name, folders, server):
     assert_near(found.model()(ids).logits, local.model()(ids).logits)
 
 
+@pytest.mark.parametrize("name", ["dense", "sharded", "mixture"])
+def test_a_model_is_run_as_that_of_the_folder(name, folders, server):
+    found, local = (MoEForCausalLM.from_pretrained(place) for place in (server.add(folders[name]), folders[name]))
+    assert found.config == local.config and found.tokenizer_json == local.tokenizer_json is not None
+    for tensor_name, tensor in local.state_dict().items():
+        assert torch.equal(found.state_dict()[tensor_name], tensor), tensor_name
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "num_experts", "hidden_size", "vocab_size"])
+def test_an_absurd_size_is_refused_before_a_tensor_moves(key, folders, server):
+    address = server.add(folders["mixture"])
+    config = json.loads(server.files["/config.json"])
+    server.files["/config.json"] = json.dumps(config | {key: 10**9}).encode()
+    for opened in (open_weights, MoEForCausalLM.from_pretrained):
+        with pytest.raises(CheckpointError, match=rf"config\.json: {key}=1000000000: wanted .* file"):
+            opened(address)
+    assert server.sent < len(server.files[WEIGHTS]) / 10
+
+
 def test_a_file_is_read_beside_its_configuration_and_a_shard_alone_is_refused(folders, server):
     server.add(folders["dense"], "/one")
     server.add(folders["sharded"], "/many")
