@@ -97,8 +97,8 @@ class MultiplyAdds(TorchDispatchMode):
     count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten.mm.default:
-            left, right = args
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm_):
+            *_, left, right = args
             self.count += left.shape[0] * left.shape[1] * right.shape[1]
         return func(*args, **(kwargs or {}))
 

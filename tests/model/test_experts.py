@@ -1,11 +1,14 @@
 """The implementations of the experts against a loop over slots and against each other; and what they must not cost."""
 
+import shutil
+
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from minimoe.model.config import EXPERTS_IMPLEMENTATIONS, MoEConfig
 from minimoe.model.experts import IMPLEMENTATIONS, eager_experts, grouped_experts, sorted_experts
@@ -13,6 +16,7 @@ from minimoe.model.layers import initialise
 from minimoe.model.moe import Experts
 
 SEEDS = st.integers(0, 2**31)
+EVERY_RUN = pytest.mark.parametrize("run", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
 
 
 def slow_experts(x: Tensor, indices: Tensor, weights: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
@@ -78,24 +82,74 @@ def test_eager_and_sorted_equal_the_formula(arguments):
             torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
-@given(cases(torch.float32, multiple=4))
+@given(cases(torch.float32))
 def test_grouped_equals_sorted(arguments):
+    """At every width, also where a row is no multiple of the 16 bytes that grouped products want."""
     both = zip(*(forward_and_gradients(run, arguments) for run in (grouped_experts, sorted_experts)), strict=True)
     for found, expected in both:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("run", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
-def test_bfloat16_stays_near_float64(run):
-    exact = forward_and_gradients(slow_experts, case(16, 4, 2, 32, 32, 0, 0.2, torch.float64))
-    rounded = forward_and_gradients(run, case(16, 4, 2, 32, 32, 0, 0.2, torch.bfloat16))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("hidden", "width"), [(32, 32), (36, 17)])
+@EVERY_RUN
+def test_half_precision_stays_near_float64(run, hidden, width, dtype):
+    exact = forward_and_gradients(slow_experts, case(16, 4, 2, hidden, width, 0, 0.2, torch.float64))
+    rounded = forward_and_gradients(run, case(16, 4, 2, hidden, width, 0, 0.2, dtype))
     for found, expected in zip(rounded, exact, strict=True):
-        assert found.dtype == torch.bfloat16
+        assert found.dtype == dtype
         assert (found.double() - expected).norm() < 0.02 * expected.norm()
 
 
+@EVERY_RUN
+def test_autocast_multiplies_in_half_precision_and_returns_what_came_in(run):
+    arguments = case(16, 4, 2, 36, 17, 0, 0.2, torch.float32)
+    exact = forward_and_gradients(run, arguments)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = forward_and_gradients(run, arguments)
+    for found, expected in zip(rounded, exact, strict=True):
+        assert found.dtype == torch.float32
+        assert 1e-4 * expected.norm() < (found - expected).norm() < 0.02 * expected.norm()
+
+
+@EVERY_RUN
+def test_only_what_needs_a_gradient_gets_one(run):
+    """Frozen experts, a frozen trunk, a frozen router: what is left has the gradient that it has among all."""
+    x, indices, weights, *matrices = case(12, 4, 2, 8, 8, 0, 0.2, torch.float32)
+    _, *everything = forward_and_gradients(run, (x, indices, weights, *matrices))
+    for trained in ([0], [1], [2, 3, 4], [3], [0, 1], []):
+        leaves = [leaf.clone().requires_grad_(i in trained) for i, leaf in enumerate((x, weights, *matrices))]
+        output = run(leaves[0], indices, *leaves[1:])
+        assert output.requires_grad == bool(trained)
+        if trained:
+            (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
+        for i, leaf in enumerate(leaves):
+            if i in trained:
+                torch.testing.assert_close(leaf.grad, everything[i])
+            else:
+                assert leaf.grad is None
+
+
+@EVERY_RUN
+def test_any_strides_do(run):
+    arguments = case(6, 3, 2, 8, 4, 0, 0.3, torch.float32)
+    strided = tuple(tensor.mT.contiguous().mT for tensor in arguments)
+    assert not any(tensor.is_contiguous() for tensor in strided)
+    both = zip(forward_and_gradients(run, strided), forward_and_gradients(run, arguments), strict=True)
+    for found, expected in both:
+        torch.testing.assert_close(found, expected)
+
+
+@EVERY_RUN
+def test_no_tokens_at_all(run):
+    x, indices, weights, *matrices = case(1, 3, 2, 8, 8, 0, 0.0, torch.float32)
+    output, *gradients = forward_and_gradients(run, (x[:0], indices[:0], weights[:0], *matrices))
+    assert output.shape == (0, 8)
+    assert all(gradient.eq(0).all() for gradient in gradients)
+
+
 @pytest.mark.exact("two runs of one function are compared to the bit")
-@pytest.mark.parametrize("run", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
+@EVERY_RUN
 def test_exactly_the_same_on_every_run(run):
     arguments = case(200, 8, 3, 16, 16, 0, 0.1, torch.float32)
     first, second = (forward_and_gradients(run, arguments) for _ in range(2))
@@ -110,6 +164,32 @@ def test_gradcheck(run, empty):
     assert torch.autograd.gradcheck(lambda x, *rest: run(x, indices, *rest), leaves, nondet_tol=1e-9)
 
 
+def test_eager_can_be_differentiated_twice():
+    x, indices, weights, *matrices = case(3, 3, 2, 3, 2, 0, 0.3, torch.float64)
+    leaves = [tensor.requires_grad_() for tensor in (x, weights, *matrices)]
+    assert torch.autograd.gradgradcheck(lambda x, *rest: eager_experts(x, indices, *rest), leaves)
+
+
+def gradient_penalty(run, x: Tensor, indices: Tensor, *rest: Tensor) -> list[Tensor]:
+    """The gradients of the squares of the gradients."""
+    leaves = [tensor.clone().requires_grad_() for tensor in (x, *rest)]
+    first = torch.autograd.grad(run(leaves[0], indices, *leaves[1:]).sum(), leaves, create_graph=True)
+    penalty = sum(gradient.square().sum() for gradient in first)
+    return list(torch.autograd.grad(penalty, leaves))
+
+
+def test_grouped_can_be_differentiated_twice():
+    arguments = case(6, 3, 2, 5, 3, 0, 0.3, torch.float32)
+    both = zip(*(gradient_penalty(run, *arguments) for run in (grouped_experts, eager_experts)), strict=True)
+    for found, expected in both:
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_sorted_refuses_to_be_differentiated_twice():
+    with pytest.raises(RuntimeError, match="experts_implementation='sorted' was to be differentiated twice"):
+        gradient_penalty(sorted_experts, *case(6, 3, 2, 5, 3, 0, 0.3, torch.float32))
+
+
 @pytest.mark.parametrize("name", EXPERTS_IMPLEMENTATIONS)
 def test_unused_experts_have_gradients_of_zero(name):
     """Not None: weight decay and gradient norms should not depend on which experts a batch happens to use."""
@@ -121,30 +201,105 @@ def test_unused_experts_have_gradients_of_zero(name):
         assert parameter.grad[[0, 2]].abs().sum(dim=(1, 2)).gt(0).all()
 
 
-@pytest.mark.parametrize(("name", "product"), [("eager", "linear"), ("sorted", "linear"), ("grouped", "grouped_mm")])
-def test_empty_slots_cost_nothing(name, product, monkeypatch):
-    """The rows that enter the matrix products are the filled slots, three products each."""
-    arguments = case(20, 5, 3, 8, 8, 0, 0.5, torch.float32)
-    multiply, rows = getattr(F, product), []
-
-    def counted(x: Tensor, *args, **kwargs) -> Tensor:
-        rows.append(len(x))
-        return multiply(x, *args, **kwargs)
-
-    monkeypatch.setattr(F, product, counted)
-    IMPLEMENTATIONS[name](*arguments)
+@pytest.mark.parametrize("run", [eager_experts, sorted_experts])
+def test_empty_slots_cost_nothing(run):
+    """What is multiplied are the filled slots, by three matrices each."""
+    arguments = case(20, 5, 3, 8, 4, 0, 0.5, torch.float32)
     filled = int((arguments[1] < 5).sum())
     assert 0 < filled < 60
-    assert sum(rows) == 3 * filled
+    with FlopCounterMode(display=False) as flops:
+        run(*arguments)
+    assert flops.get_total_flops() == 2 * 3 * filled * 8 * 4
 
 
-@pytest.mark.parametrize("run", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
+class Products(TorchDispatchMode):
+    """Counts the matrix products made inside the block."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm_)
+        return func(*args, **(kwargs or {}))
+
+
+def test_sorted_passes_over_idle_experts():
+    """A token that is decoded alone meets K experts: three products each, and twice as many in the backward pass."""
+    arguments = case(1, 16, 2, 8, 8, 0, 0.0, torch.float32)
+    with Products() as forward, torch.no_grad():
+        sorted_experts(*arguments)
+    with Products() as both:
+        forward_and_gradients(sorted_experts, arguments)
+    assert (forward.count, both.count) == (3 * 2, 3 * 3 * 2)
+
+
+@EVERY_RUN
 def test_empty_slots_may_hold_anything(run):
     """A dropped token's hidden state is not even looked at."""
     x, indices, weights, *matrices = case(6, 3, 2, 8, 8, 0, 0.0, torch.float32)
     indices[2], weights[2], x[2] = 3, 0, torch.nan
     output = run(x, indices, weights, *matrices)
     assert output[2].eq(0).all() and output.isfinite().all()
+
+
+@pytest.fixture
+def poisoned_memory():
+    """Fresh memory holds NaN, so that a number nobody wrote shows."""
+    torch.use_deterministic_algorithms(True)  # fills it, unless torch.utils.deterministic says otherwise
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("empty", [0.0, 0.4, 1.0])
+@EVERY_RUN
+def test_memory_that_nobody_wrote_reaches_nothing(run, empty, poisoned_memory):
+    """Grouped products leave the rows of empty slots as they find them."""
+    assert torch.empty(3).isnan().all()
+    rows, matrices, ends = torch.ones(6, 8), torch.ones(1, 8, 8), torch.tensor([4], dtype=torch.int32)
+    assert torch.nn.functional.grouped_mm(rows, matrices, offs=ends)[4:].isnan().all()
+    arguments = case(12, 5, 3, 8, 8, 0, empty, torch.float32)
+    both = zip(forward_and_gradients(run, arguments), forward_and_gradients(slow_experts, arguments), strict=True)
+    for found, expected in both:
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_grouped_names_a_dtype_that_it_cannot_multiply():
+    message = "experts_implementation='grouped' was given torch.float64: wanted one of torch.float32, torch.bfloat16"
+    with pytest.raises(ValueError, match=message):
+        grouped_experts(*case(4, 3, 2, 8, 8, 0, 0.0, torch.float64))
+
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_compiler)])
+def test_grouped_compiles_as_one_graph(backend):
+    torch.compiler.reset()
+    compiled = torch.compile(grouped_experts, fullgraph=True, backend=backend)
+    arguments = case(12, 5, 3, 10, 6, 0, 0.3, torch.float32)
+    both = zip(forward_and_gradients(compiled, arguments), forward_and_gradients(eager_experts, arguments), strict=True)
+    for found, expected in both:
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_grouped_exports_for_any_number_of_tokens():
+    config = MoEConfig(
+        hidden_size=10, moe_intermediate_size=6, num_attention_heads=1, num_experts=5, experts_implementation="grouped"
+    )
+    experts, tokens = Experts(config), {0: torch.export.Dim("tokens", min=2)}
+    example = case(12, 5, 2, 10, 6, 0, 0.3, torch.float32)[:3]
+    exported = torch.export.export(experts, example, dynamic_shapes=(tokens, tokens, tokens)).module()
+    others = case(7, 5, 2, 10, 6, 1, 0.3, torch.float32)[:3]
+    torch.testing.assert_close(exported(*others), eager_experts(*others, *experts.parameters()))
+
+
+def test_grouped_runs_without_memory():
+    """On the meta device, where only shapes are known: nothing is read back, forwards or backwards."""
+    arguments = [tensor.to("meta") for tensor in case(12, 5, 3, 10, 6, 0, 0.3, torch.float32)]
+    x, _, *leaves = [tensor.requires_grad_(tensor.is_floating_point()) for tensor in arguments]
+    output = grouped_experts(*arguments)
+    gradients = torch.autograd.grad(output.sum(), (x, *leaves))
+    assert output.shape == x.shape
+    assert [gradient.shape for gradient in gradients] == [leaf.shape for leaf in (x, *leaves)]
 
 
 def test_every_configured_name_is_implemented():
