@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minimoe.model.layers import is_autocast
+
 
 def eager_experts(
     hidden_states: Tensor, indices: Tensor, weights: Tensor, gate: Tensor, up: Tensor, down: Tensor
@@ -216,10 +218,9 @@ def _add_to_tokens(output: Tensor, token: Tensor, hidden_states: Tensor) -> Tens
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """What torch.autocast does to the arguments of F.linear, and not to those of the products used here."""
-    device = tensors[0].device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    if not is_autocast(tensors[0]):
         return tensors
-    dtype = torch.get_autocast_dtype(device)
+    dtype = torch.get_autocast_dtype(tensors[0].device.type)
     return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)
 
 

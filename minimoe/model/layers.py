@@ -75,6 +75,11 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def is_autocast(x: Tensor) -> bool:
+    """Whether torch.autocast is on for the device of `x`. The meta device has none."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
 def has_values(x: Tensor) -> bool:
     """Whether the numbers in `x` can be looked at.
 

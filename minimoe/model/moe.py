@@ -20,7 +20,7 @@ from minimoe.model import routing
 from minimoe.model.balance import apply_capacity, expert_capacity
 from minimoe.model.config import MoEConfig
 from minimoe.model.experts import IMPLEMENTATIONS, add_shared_expert
-from minimoe.model.layers import MLP, Linear, at_least_float32, initialise
+from minimoe.model.layers import MLP, Linear, at_least_float32, initialise, is_autocast
 from minimoe.model.routing import RouterOutput
 
 
@@ -135,9 +135,7 @@ class Router(nn.Module):
 
     def _logits(self, x: Tensor, weight: Tensor) -> Tensor:
         """x W^T, [T, E], in float32 at least, whatever the model's dtype, and under autocast too."""
-        device = x.device.type
-        casts = not x.is_meta and torch.is_autocast_enabled(device)
-        with torch.autocast(device, enabled=False) if casts else nullcontext():
+        with torch.autocast(x.device.type, enabled=False) if is_autocast(x) else nullcontext():
             x = at_least_float32(x)
             return F.linear(x, weight.to(x.dtype))
 
