@@ -98,7 +98,7 @@ class Attention(nn.Module):
             past: keys and values of the positions before these.
         """
         q, k, v = self._project(x)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k = rotate(torch.cat([q, k], dim=1), cos, sin).split([q.shape[1], k.shape[1]], dim=1)  # faster than twice
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         causal = visible is None and past is None
@@ -113,7 +113,7 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.clip_qkv is not None:
             q, k, v = (tensor.clamp(-self.clip_qkv, self.clip_qkv) for tensor in (q, k, v))
-        q, k, v = (tensor.unflatten(-1, (-1, self.head_dim)) for tensor in (q, k, v))
+        q, k, v = (tensor.view(*x.shape[:2], -1, self.head_dim) for tensor in (q, k, v))
         if self.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)

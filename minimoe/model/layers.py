@@ -72,7 +72,7 @@ def initialise(module: nn.Module, std: float, seed: int) -> None:
 
 def at_least_float32(x: Tensor) -> Tensor:
     """`x`, in float32 if it was in half precision."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def is_autocast(x: Tensor) -> bool:

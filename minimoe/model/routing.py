@@ -61,11 +61,14 @@ def route_topk(
     choice = scores if bias is None else scores + bias
     if n_group > 1:
         choice = _mask_groups(choice, k, n_group, topk_group, best=1 if score_func == "softmax" else 2)
-    indices = choice.topk(k, dim=-1).indices
-    weights = scores.gather(-1, indices)
+    weights, indices = choice.topk(k, dim=-1)
+    if bias is not None:
+        weights = scores.gather(-1, indices)  # the bias selects, but does not weigh
     if norm_topk_prob:
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-    return RouterOutput(logits, scores, weights * routed_scaling_factor, indices)
+    if routed_scaling_factor != 1:
+        weights = weights * routed_scaling_factor
+    return RouterOutput(logits, scores, weights, indices)
 
 
 def _scores(logits: Tensor, score_func: str) -> Tensor:

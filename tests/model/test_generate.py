@@ -198,3 +198,10 @@ def test_no_gradient_is_recorded():
 def test_impossible_arguments(settings, message):
     with pytest.raises(ValueError, match=message):
         build().generate(**{"input_ids": PROMPT, "max_new_tokens": 2} | settings)
+
+
+def test_generated_tokens_can_be_trained_on():
+    model = build()
+    ids = model.generate(PROMPT, 4)
+    model(ids, labels=ids).loss.backward()
+    assert model.model.embed_tokens.weight.grad.any()
