@@ -97,9 +97,9 @@ class MultiplyAdds(TorchDispatchMode):
     count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm_):
-            *_, left, right = args
-            self.count += left.shape[0] * left.shape[1] * right.shape[1]
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten._grouped_mm):
+            left, right, *_ = args
+            self.count += left.shape[0] * left.shape[1] * right.shape[-1]
         return func(*args, **(kwargs or {}))
 
 

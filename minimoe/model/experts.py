@@ -12,14 +12,16 @@ is E is empty and costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import compress
+from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from minimoe.model.layers import is_autocast
+
+GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that F.grouped_mm multiplies
 
 
 def eager_experts(
@@ -50,32 +52,24 @@ class _SortedExperts(torch.autograd.Function):
     """`sorted_experts` with a gradient of its own.
 
     Autograd would keep a dozen nodes for every expert and put the gradients of gate, up and down together from E
-    pieces. Here every product is written where it belongs, and what is not a product is done for all experts at
-    once. The weights multiply what enters `down`: the result is the same, and no output [N, H] need be kept.
+    pieces. The weights multiply what enters `down`: the result is the same, and no output [N, H] need be kept.
     """
 
     @staticmethod
     def forward(
         ctx, hidden_states: Tensor, indices: Tensor, weights: Tensor, gate: Tensor, up: Tensor, down: Tensor
     ) -> Tensor:
-        experts, slots = indices.flatten().sort(stable=True)  # an empty slot has index E and sorts last
-        *counts, empty = torch.bincount(experts, minlength=len(gate) + 1).tolist()
-        slots = slots[: len(slots) - empty]  # [N] from here on, without the empty ones
-        token = slots // indices.shape[1]
+        slots, token, ends, _ = _sort_by_expert(indices, len(gate))
+        filled = int(ends[-1])
+        slots, token = slots[:filled], token[:filled]  # [N] from here on, without the empty ones
         x = hidden_states.index_select(0, token)  # [N, H]
         scale = weights.flatten().index_select(0, slots)[:, None]  # [N, 1]
-
-        gates, ups = x.new_empty(2, len(x), gate.shape[1])  # [N, I] each
-        for x_e, gates_e, ups_e, gate_e, up_e in _by_expert(counts, x, gates, ups, gate.mT, up.mT):
-            torch.mm(x_e, gate_e, out=gates_e)
-            torch.mm(x_e, up_e, out=ups_e)
+        multiply = _how_to_multiply(x, gate, up, down)
+        gates, ups = multiply(x, gate.mT, ends), multiply(x, up.mT, ends)  # [N, I] each
         inner = F.silu(gates).mul_(ups).mul_(scale)
-        y = torch.empty_like(x)
-        for inner_e, y_e, down_e in _by_expert(counts, inner, y, down.mT):
-            torch.mm(inner_e, down_e, out=y_e)
-
-        ctx.counts, ctx.weights_shape = counts, weights.shape
-        ctx.save_for_backward(slots, token, x, scale, gate, up, down, gates, ups, inner)
+        y = multiply(inner, down.mT, ends)  # [N, H]
+        ctx.multiply, ctx.weights_shape = multiply, weights.shape
+        ctx.save_for_backward(slots, token, ends, x, scale, gate, up, down, gates, ups, inner)
         return weights.new_zeros(hidden_states.shape).index_add_(0, token, y.to(weights.dtype))
 
     @staticmethod
@@ -84,44 +78,44 @@ class _SortedExperts(torch.autograd.Function):
             raise RuntimeError(
                 "experts_implementation='sorted' was to be differentiated twice (create_graph=True): wanted 'eager'"
             )
-        slots, token, x, scale, gate, up, down, gates, ups, inner = ctx.saved_tensors
-        needs_hidden_states, _, _, *needs_matrices = ctx.needs_input_grad
+        slots, token, ends, x, scale, gate, up, down, gates, ups, inner = ctx.saved_tensors
+        multiply = ctx.multiply
         d_hidden_states = d_gate = d_up = d_down = None
-        if any(needs_matrices):
-            new = torch.empty_like if all(ctx.counts) else torch.zeros_like  # zeros for experts without a token
-            d_gate, d_up, d_down = new(gate), new(up), new(down)
-
-        d_y, d_inner = d_output.index_select(0, token).to(x.dtype), torch.empty_like(inner)
-        for d_y_e, d_inner_e, down_e in _by_expert(ctx.counts, d_y, d_inner, down):
-            torch.mm(d_y_e, down_e, out=d_inner_e)
+        d_y = d_output.index_select(0, token).to(x.dtype)  # [N, H]
+        d_inner = multiply(d_y, down, ends)  # [N, I], and so are the next two
         d_ups = F.silu(gates).mul_(d_inner)
+        d_gates = d_inner.mul_(ups).mul_(scale)
         d_scale = torch.linalg.vecdot(d_ups, ups)
+        d_ups.mul_(scale)
+        torch.ops.aten.silu_backward(d_gates, gates, grad_input=d_gates)
+        if any(ctx.needs_input_grad[3:]):
+            d_gate, d_up = multiply(d_gates.T, x, ends), multiply(d_ups.T, x, ends)
+            d_down = multiply(d_y.T, inner, ends)
+        if ctx.needs_input_grad[0]:
+            d_x = multiply(d_gates, gate, ends).add_(multiply(d_ups, up, ends))
+            d_hidden_states = x.new_zeros(d_output.shape).index_add_(0, token, d_x)
         d_weights = scale.new_zeros(ctx.weights_shape)
         d_weights.view(-1).index_copy_(0, slots, d_scale.to(scale.dtype))
-        d_ups.mul_(scale)
-        d_gates = d_inner.mul_(ups).mul_(scale)
-        torch.ops.aten.silu_backward(d_gates, gates, grad_input=d_gates)
-
-        if any(needs_matrices):
-            pieces = _by_expert(ctx.counts, x, inner, d_gates, d_ups, d_y, d_gate, d_up, d_down)
-            for x_e, inner_e, d_gates_e, d_ups_e, d_y_e, d_gate_e, d_up_e, d_down_e in pieces:
-                torch.mm(d_gates_e.t(), x_e, out=d_gate_e)
-                torch.mm(d_ups_e.t(), x_e, out=d_up_e)
-                torch.mm(d_y_e.t(), inner_e, out=d_down_e)
-        if needs_hidden_states:
-            d_x = torch.empty_like(x)
-            for d_x_e, d_gates_e, d_ups_e, gate_e, up_e in _by_expert(ctx.counts, d_x, d_gates, d_ups, gate, up):
-                torch.mm(d_gates_e, gate_e, out=d_x_e)
-                d_x_e.addmm_(d_ups_e, up_e)
-            d_hidden_states = x.new_zeros(d_output.shape).index_add_(0, token, d_x)
         return d_hidden_states, None, d_weights, d_gate, d_up, d_down
 
 
-def _by_expert(counts: list[int], *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """For every expert with tokens: its rows of tensors [N, ...], and its own of matrices [E, ..., ...]."""
-    sizes = [count for count in counts if count]
-    pieces = (t.split_with_sizes(sizes) if t.dim() == 2 else compress(t.unbind(), counts) for t in tensors)
-    return zip(*pieces, strict=True)
+def _how_to_multiply(x: Tensor, *matrices: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """`_grouped_mm` where it can multiply these [N, H] and [E, ..., ...], and few experts are idle; else a loop."""
+    fits = all(m.is_contiguous() and m.shape[-1] * m.element_size() % 16 == 0 for m in matrices)
+    few_idle = 4 * len(x) >= len(matrices[0])
+    return _grouped_mm if x.is_cpu and x.dtype in GROUPED_DTYPES and fits and few_idle else _multiply_in_a_loop
+
+
+def _multiply_in_a_loop(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
+    """What `_grouped_mm` does, of any width and dtype, and without a look at idle experts."""
+    per_row = right.dim() == 3
+    output = left.new_zeros(*(() if per_row else ends.shape), len(left), right.shape[-1])
+    for expert, (start, end) in enumerate(pairwise([0, *ends.tolist()])):
+        if start < end and per_row:
+            torch.mm(left[start:end], right[expert], out=output[start:end])
+        elif start < end:
+            torch.mm(left[:, start:end], right[start:end], out=output[expert])
+    return output
 
 
 def grouped_experts(
@@ -134,12 +128,9 @@ def grouped_experts(
     Raises:
         ValueError: the dtype is one that `F.grouped_mm` does not multiply.
     """
-    experts, slots = indices.flatten().sort(stable=True)
-    ends = torch.searchsorted(experts, torch.arange(len(gate), device=experts.device), right=True, out_int32=True)
-    token = slots // indices.shape[1]
-    # The rows of empty slots come last and belong to no group. grouped_mm leaves them undefined, in its output and in
-    # its gradient: the first mask keeps that out of the gradient of hidden_states, the second out of the output.
-    empty = (experts == len(gate))[:, None]
+    slots, token, ends, empty = _sort_by_expert(indices, len(gate))
+    # grouped_mm leaves the rows of empty slots, which are no expert's, undefined in its output and in its gradient: the
+    # first mask keeps that out of the gradient of hidden_states, the second out of the output.
     x, weight, gate, up, down = _autocast(
         hidden_states.index_select(0, token).masked_fill(empty, 0),
         weights.flatten().index_select(0, slots),
@@ -164,36 +155,33 @@ def _pad_rows(tensor: Tensor) -> Tensor:
     return F.pad(tensor, padding) if any(padding) else tensor.contiguous()
 
 
-@torch.library.custom_op("minimoe::grouped_mm", mutates_args=())
 def _grouped_mm(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
-    """`F.grouped_mm`, of whose result torch 2.13 knows the shape beforehand for bfloat16 only.
-
-    Group e ends before row `ends[e]`. [N, A] times [E, A, B] gives [N, B]; [A, N] times [N, B] gives [E, A, B].
-    """
+    """`F.grouped_mm`, where there is memory to run it in; torch 2.13 knows its shapes beforehand for bfloat16 only."""
+    if left.is_meta or torch.compiler.is_compiling():
+        return _traced_grouped_mm(left, right, ends)
     return F.grouped_mm(left, right, offs=ends)
 
 
-@_grouped_mm.register_fake
+@torch.library.custom_op("minimoe::grouped_mm", mutates_args=())
+def _traced_grouped_mm(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
+    """[N, A] times [E, A, B] gives [N, B]; [A, N] times [N, B] gives [E, A, B]."""
+    return F.grouped_mm(left, right, offs=ends)
+
+
+@_traced_grouped_mm.register_fake
 def _(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
     groups = () if right.dim() == 3 else ends.shape
     return left.new_empty(*groups, left.shape[0], right.shape[-1])  # len() would fix the number of rows
 
 
-def _grouped_mm_backward(ctx, d_output: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx, d_output: Tensor) -> tuple[Tensor, Tensor, None]:
     left, right, ends = ctx.saved_tensors
     d_output = d_output.contiguous()
-    d_left = d_right = None
-    if ctx.needs_input_grad[0] and right.dim() == 3:
-        d_left = _grouped_mm(d_output, right.mT, ends)
-    elif ctx.needs_input_grad[0]:
-        d_left = _grouped_mm(right, d_output.mT, ends).T
-    if ctx.needs_input_grad[1]:
-        d_right = _grouped_mm(left.T, d_output, ends)
-    return d_left, d_right, None
+    return _traced_grouped_mm(d_output, right.mT, ends), _traced_grouped_mm(left.T, d_output, ends), None
 
 
-_grouped_mm.register_autograd(
-    _grouped_mm_backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs)
+_traced_grouped_mm.register_autograd(
+    _backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs)
 )
 
 
@@ -209,6 +197,14 @@ def add_shared_expert(routed: Tensor, shared: Tensor, gate_logits: Tensor | None
         gate_logits: [T, 1], or None for no gate.
     """
     return routed + (shared if gate_logits is None else gate_logits.sigmoid() * shared)
+
+
+def _sort_by_expert(indices: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The slots ordered by expert, the token of each, where each expert's end [E], and which are empty: the last."""
+    experts, slots = indices.flatten().sort(stable=True)
+    every = torch.arange(num_experts, device=experts.device)
+    ends = torch.searchsorted(experts, every, right=True, out_int32=True)
+    return slots, slots // indices.shape[1], ends, (experts == num_experts)[:, None]
 
 
 def _add_to_tokens(output: Tensor, token: Tensor, hidden_states: Tensor) -> Tensor:
@@ -229,6 +225,3 @@ IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
     "sorted": sorted_experts,
     "grouped": grouped_experts,
 }
-
-
-GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that F.grouped_mm multiplies
