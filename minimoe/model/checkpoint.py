@@ -238,9 +238,12 @@ def load_weights(
     Raises:
         CheckpointError: tensors are missing, unexpected or of the wrong shape; a weight is not finite, as it is stored
             or in `dtype`.
+        ValueError: `dtype` has no fractions.
     """
     family = find_family(checkpoint.model_config.model_type)
     dtype, device = dtype or checkpoint.dtype, device or "cpu"
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype={dtype}: wanted one of {', '.join(map(str, _DTYPES.values()))}")
     _check_tensors(checkpoint, tensors_on_disk(model, family))
     memory = {
         name: torch.empty(like.shape, dtype=_in_memory(name, dtype), device=device)

@@ -154,6 +154,11 @@ def test_loaded_parameters_can_be_trained(mixtral):
     assert model.model.embed_tokens.weight.grad is not None
 
 
+def test_weights_are_not_read_as_integers(mixtral):
+    with pytest.raises(ValueError, match=r"dtype=torch\.int8: wanted one of torch\.float64, torch\.float32"):
+        MoEForCausalLM.from_pretrained(mixtral, dtype=torch.int8)
+
+
 def test_dtype_of_a_loaded_model(mixtral):
     assert MoEForCausalLM.from_pretrained(mixtral, dtype=torch.bfloat16).lm_head.weight.dtype == torch.bfloat16
     assert Checkpoint(mixtral).dtype == torch.float32
