@@ -34,7 +34,7 @@ def make_peers(batch: int) -> dict[str, Peer]:
     """Ours, and transformers with both of its experts implementations, all from the same weights."""
     ids = torch.randint(CONFIG.vocab_size, (batch, PROMPT), generator=torch.Generator().manual_seed(0))
     ours = MoEForCausalLM(CONFIG).eval()
-    peers = {OURS: Peer(lambda: ours(ids), lambda: ours.generate(ids, NEW))}
+    peers = {OURS: Peer(lambda: ours(ids, use_cache=True), lambda: ours.generate(ids, NEW))}
     for implementation in ("eager", "grouped_mm"):
         theirs = their_model(ours, implementation).eval()
         peers[f"transformers {implementation}"] = _their_peer(theirs, ids)

@@ -129,6 +129,17 @@ def test_only_what_needs_a_gradient_gets_one(run):
                 assert leaf.grad is None
 
 
+@given(st.data())
+def test_one_token_without_gradients_takes_a_shorter_way_to_the_same(data):
+    x, indices, *rest = data.draw(cases(torch.float64))
+    with torch.no_grad():
+        for token in range(len(x)):
+            one = slice(token, token + 1)
+            weights, *matrices = rest
+            found = sorted_experts(x[one], indices[one], weights[one], *matrices)
+            torch.testing.assert_close(found, slow_experts(x[one], indices[one], weights[one], *matrices))
+
+
 @EVERY_RUN
 def test_any_strides_do(run):
     arguments = case(6, 3, 2, 8, 4, 0, 0.3, torch.float32)
