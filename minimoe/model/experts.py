@@ -14,10 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from minimoe.model.layers import is_autocast
 
@@ -194,6 +196,14 @@ def _backward(ctx, d_output: Tensor) -> tuple[Tensor, Tensor, None]:
 _traced_grouped_mm.register_autograd(
     _backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs)
 )
+
+
+if torch.ops.aten._grouped_mm not in flop_registry:  # torch 2.13 knows no formula for it: its counter would say 0
+
+    @register_flop_formula(torch.ops.aten._grouped_mm)
+    def _(left: torch.Size, right: torch.Size, *_: Any, **__: Any) -> int:
+        """Floating-point operations, of [N, A] times [E, A, B] or [A, N] times [N, B]."""
+        return 2 * left[0] * left[1] * right[-1]
 
 
 def add_shared_expert(routed: Tensor, shared: Tensor, gate_logits: Tensor | None = None) -> Tensor:
