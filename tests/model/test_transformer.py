@@ -428,7 +428,7 @@ def test_a_cache_can_be_continued_twice():
     for seed in (1, 2):
         more = random_ids(1, 3, seed)
         whole = model(torch.cat([start, more], 1)).logits[:, 4:]
-        torch.testing.assert_close(model(more, cache=cache).logits, whole, rtol=1e-5, atol=1e-5)
+        assert_near(model(more, cache=cache).logits, whole)
 
 
 # Loss.
