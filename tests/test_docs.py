@@ -22,7 +22,7 @@ def run_in_a_clone(program, tmp_path):
     return subprocess.run(
         [sys.executable, "-c", f"import torch; torch.set_num_threads(1)\n{program}"],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,

@@ -186,7 +186,7 @@ def test_random_models_in_memory_compare_as_their_folders_do_and_stay_as_they_ar
     models[0].tokenizer_json = tokenizer.to_str()
     for model, name in zip(models, "ab", strict=True):
         model.save_pretrained(tmp_path / name)
-    (tmp_path / "b" / "tokenizer.json").write_text(tokenizer.to_str())
+    (tmp_path / "b" / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
     before = [{name: tensor.clone() for name, tensor in model.state_dict().items()} for model in models]
     found = compare(*models, tokenizer=tokenizer)
     assert said(found) == said(compare(tmp_path / "a", tmp_path / "b"))

@@ -68,6 +68,8 @@ READS = {
     "routing_agreement": ALL,
 }
 
+pytestmark = pytest.mark.exact("two comparisons of the same weights are compared to the bit")
+
 
 def model_of(kind, seed):
     model = random_model(seed, **KINDS[kind])

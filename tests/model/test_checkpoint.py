@@ -831,14 +831,14 @@ def test_weights_never_lie_beside_the_tokenizer_of_another_model(first, second, 
 
 
 def test_a_tokenizer_that_waits_for_its_model_stays_unless_one_comes(tmp_path):
-    tmp_path.joinpath("tokenizer.json").write_text("first")
+    tmp_path.joinpath("tokenizer.json").write_text("first", encoding="utf-8")
     model = small_model()
     save_model(model, tmp_path)
-    assert tmp_path.joinpath("tokenizer.json").read_text() == "first"
+    assert tmp_path.joinpath("tokenizer.json").read_text(encoding="utf-8") == "first"
     model.tokenizer_json = "own"
     (tmp_path / "config.json").unlink()
     save_model(model, tmp_path)
-    assert tmp_path.joinpath("tokenizer.json").read_text() == "own"
+    assert tmp_path.joinpath("tokenizer.json").read_text(encoding="utf-8") == "own"
 
 
 class Failure(Exception):

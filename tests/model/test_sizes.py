@@ -51,7 +51,7 @@ def open_all(folders: list[Path]) -> list[list[str | None]]:
         [sys.executable, "-c", OPEN_ALL],
         input="\n".join(map(str, folders)),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=120,
         check=False,
     )
@@ -64,8 +64,8 @@ def altered(folder: Path, **changes) -> Path:
     other = folder.with_name(f"{folder.name} {changes}")
     other.mkdir()
     os.link(folder / "model.safetensors", other / "model.safetensors")
-    config = json.loads((folder / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps(config | changes))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (other / "config.json").write_text(json.dumps(config | changes), encoding="utf-8")
     return other
 
 
@@ -79,7 +79,7 @@ def test_an_absurd_size_is_refused_by_name_before_anything_is_built(layout, tmp_
         small_model(**LAYOUTS[layout]).save_pretrained(tmp_path / "a", model_type=layout)
         folder = tmp_path / "a"
     MoEForCausalLM.from_pretrained(folder)  # as it is, it is read
-    keys = [key for key in SIZES if json.loads((folder / "config.json").read_text()).get(key)]
+    keys = [key for key in SIZES if json.loads((folder / "config.json").read_text(encoding="utf-8")).get(key)]
     assert len(keys) >= 6
     cases = [(key, value) for key in keys for value in ABSURD if (key, value) != ("num_experts", 0)]
     found = open_all([altered(folder, **{key: value}) for key, value in cases])

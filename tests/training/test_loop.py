@@ -281,7 +281,8 @@ def test_micro_batches_train_the_same_model(tmp_path):
             assert record[name] == pytest.approx(wanted[name], rel=1e-6)
     for name, tensor in cut.state_dict().items():
         torch.testing.assert_close(tensor, whole.state_dict()[name], rtol=1e-6, atol=1e-8)
-    assert json.loads((tmp_path / RECIPE_FILE).read_text())["settings"]["gradient_accumulation_steps"] == 2
+    recipe = json.loads((tmp_path / RECIPE_FILE).read_text(encoding="utf-8"))
+    assert recipe["settings"]["gradient_accumulation_steps"] == 2
     with pytest.raises(ValueError, match="gradient_accumulation_steps=2 there, 4 asked for"):
         train(MoEForCausalLM(config), Cycles(), out=tmp_path, **FEW, gradient_accumulation_steps=4)
 
@@ -459,7 +460,7 @@ def test_a_trained_model_has_the_tokenizer_of_its_corpus_in_memory_and_in_every_
     train(model, Words(), out=tmp_path, snapshots=[4], **FEW)
     assert model.tokenizer_json == Words.tokenizer.to_str(pretty=True)
     for folder in (tmp_path, tmp_path / "step-4"):
-        assert (folder / "tokenizer.json").read_text() == model.tokenizer_json
+        assert (folder / "tokenizer.json").read_text(encoding="utf-8") == model.tokenizer_json
     train(model, Words(), **FEW)  # and may go on
 
 
