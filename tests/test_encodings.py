@@ -26,7 +26,7 @@ COMMANDS = [
     ["card", "make", MODEL, "--out", "card.json"],
     ["card", "check", "card.json", MODEL],
     ["zoo", "list"],
-    ["zoo", "show", "alder-permuted"],
+    ["zoo", "show", "alder-gauged"],
     ["zoo", "path", "alder"],
 ]
 # One process for all: each would take seconds to import torch.
