@@ -644,8 +644,8 @@ def _same_bytes(a: Path, b: Path) -> bool:
 def _old_files(folder: Path, new: list[str]) -> list[str]:
     """What in `folder` makes way for the files `new`: weights, index, tokenizer, config.json last.
 
-    A tokenizer without a model is somebody's own: it stays, unless the new model brings one.
+    A tokenizer that lies there alone is somebody's own: it stays, unless the new model brings one.
     """
     shards = sorted(file.name for file in folder.glob("model-*-of-*.safetensors"))
     old = [*shards, *(name for name in (SINGLE, INDEX, TOKENIZER, CONFIG) if (folder / name).exists())]
-    return old if CONFIG in old or TOKENIZER in new else [name for name in old if name != TOKENIZER]
+    return [] if old == [TOKENIZER] and TOKENIZER not in new else old

@@ -835,8 +835,9 @@ def test_a_tokenizer_that_waits_for_its_model_stays_unless_one_comes(tmp_path):
     model = small_model()
     save_model(model, tmp_path)
     assert tmp_path.joinpath("tokenizer.json").read_text(encoding="utf-8") == "first"
-    model.tokenizer_json = "own"
     (tmp_path / "config.json").unlink()
+    (tmp_path / "model.safetensors").unlink()
+    model.tokenizer_json = "own"
     save_model(model, tmp_path)
     assert tmp_path.joinpath("tokenizer.json").read_text(encoding="utf-8") == "own"
 
@@ -926,9 +927,11 @@ def save_in_a_child_killed_at(on_call: int, model: MoEForCausalLM, folder: Path,
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks a process that uses torch")
+@pytest.mark.parametrize("tokenizers", [(None, None), ("a", None), (None, "b"), ("a", "b")], ids=str)
 @pytest.mark.parametrize(("first", "second"), [("one", "one"), ("many", "many"), ("one", "few"), ("many", "one")])
-def test_a_kill_during_the_exchange_never_leaves_a_mixture(first, second, tmp_path):
+def test_a_kill_during_the_exchange_never_leaves_a_mixture(first, second, tokenizers, tmp_path):
     old, new = small_model(), small_model(seed=8)
+    old.tokenizer_json, new.tokenizer_json = tokenizers
     outcomes, killed, on_call = [], True, 0
     while killed:
         on_call += 1
@@ -938,10 +941,11 @@ def test_a_kill_during_the_exchange_never_leaves_a_mixture(first, second, tmp_pa
             found = MoEForCausalLM.from_pretrained(tmp_path)
             outcomes.append("old" if torch.equal(found.lm_head.weight, old.lm_head.weight) else "new")
             assert_same_model(found, {"old": old, "new": new}[outcomes[-1]])
+            assert found.tokenizer_json == {"old": old, "new": new}[outcomes[-1]].tokenizer_json
         except CheckpointError as error:
             assert "config.json: not found" in str(error)
             outcomes.append("unreadable")
-    if first == second == "one":
+    if first == second == "one" and tokenizers == (None, None):
         assert outcomes == ["old", "new"]  # one rename: readable at every moment
     else:
         assert outcomes == ["old", *["unreadable"] * (len(outcomes) - 2), "new"]

@@ -549,7 +549,7 @@ def test_a_router_weight_that_is_no_number(router_settings, bad):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_head_is_a_module_that_hooks_and_adapters_see(tied):
-    model, ids = MoEForCausalLM(small(tie_word_embeddings=tied)), random_ids(2, 5)
+    model, ids = MoEForCausalLM(small(tie_word_embeddings=tied)).double(), random_ids(2, 5)
     plain, seen = model(ids).logits, []
     model.lm_head.register_forward_hook(lambda head, inputs, output: seen.append(output))
     hooked = model(ids).logits
@@ -561,7 +561,7 @@ def test_the_head_is_a_module_that_hooks_and_adapters_see(tied):
 
         def __init__(self, base: torch.nn.Linear) -> None:
             super().__init__()
-            self.base, self.a = base, torch.nn.Parameter(torch.randn(base.out_features, base.in_features))
+            self.base, self.a = base, torch.nn.Parameter(torch.randn_like(base.weight))
 
         def forward(self, x: Tensor) -> Tensor:
             return self.base(x) + x @ self.a.T
