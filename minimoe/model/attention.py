@@ -98,7 +98,7 @@ class Attention(nn.Module):
             past: keys and values of the positions before these.
         """
         q, k, v = self._project(x)
-        q, k = rotate(torch.cat([q, k], dim=1), cos, sin).split([q.shape[1], k.shape[1]], dim=1)  # faster than twice
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         causal = visible is None and past is None

@@ -47,8 +47,13 @@ def sorted_experts(
     Equal from run to run. It cannot be differentiated twice; the others can.
     """
     x, gate, up, down = _autocast(hidden_states, gate, up, down)
-    run = _one_token if len(x) == 1 and not torch.is_grad_enabled() else _SortedExperts.apply
-    return run(x, indices, weights, gate, up, down).to(hidden_states.dtype)
+    if torch.is_grad_enabled():
+        output = _SortedExperts.apply(x, indices, weights, gate, up, down)
+    elif len(x) == 1:
+        output = _one_token(x, indices, weights, gate, up, down)
+    else:
+        output, *_ = _run_sorted(x, indices, weights, gate, up, down)
+    return output.to(hidden_states.dtype)
 
 
 def _one_token(x: Tensor, indices: Tensor, weights: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
@@ -59,6 +64,23 @@ def _one_token(x: Tensor, indices: Tensor, weights: Tensor, gate: Tensor, up: Te
             inner = F.silu(F.linear(x, gate[expert])) * F.linear(x, up[expert])
             output += weight * F.linear(inner, down[expert])
     return output
+
+
+def _run_sorted(
+    hidden_states: Tensor, indices: Tensor, weights: Tensor, gate: Tensor, up: Tensor, down: Tensor
+) -> tuple[Tensor, Callable[..., Tensor], tuple[Tensor, ...]]:
+    """The output [T, H]; how it was multiplied; and what was made on the way, which the backward pass needs."""
+    slots, token, ends, _ = _sort_by_expert(indices, len(gate))
+    filled = int(ends[-1])
+    slots, token = slots[:filled], token[:filled]  # [N] from here on, without the empty ones
+    x = hidden_states.index_select(0, token)  # [N, H]
+    scale = weights.flatten().index_select(0, slots)[:, None]  # [N, 1]
+    multiply = _how_to_multiply(x, gate, up, down)
+    gates, ups = multiply(x, gate.mT, ends), multiply(x, up.mT, ends)  # [N, I] each
+    inner = F.silu(gates).mul_(ups).mul_(scale)
+    y = multiply(inner, down.mT, ends)  # [N, H]
+    output = weights.new_zeros(hidden_states.shape).index_add_(0, token, y.to(weights.dtype))
+    return output, multiply, (slots, token, ends, x, scale, gates, ups, inner)
 
 
 class _SortedExperts(torch.autograd.Function):
@@ -72,18 +94,10 @@ class _SortedExperts(torch.autograd.Function):
     def forward(
         ctx, hidden_states: Tensor, indices: Tensor, weights: Tensor, gate: Tensor, up: Tensor, down: Tensor
     ) -> Tensor:
-        slots, token, ends, _ = _sort_by_expert(indices, len(gate))
-        filled = int(ends[-1])
-        slots, token = slots[:filled], token[:filled]  # [N] from here on, without the empty ones
-        x = hidden_states.index_select(0, token)  # [N, H]
-        scale = weights.flatten().index_select(0, slots)[:, None]  # [N, 1]
-        multiply = _how_to_multiply(x, gate, up, down)
-        gates, ups = multiply(x, gate.mT, ends), multiply(x, up.mT, ends)  # [N, I] each
-        inner = F.silu(gates).mul_(ups).mul_(scale)
-        y = multiply(inner, down.mT, ends)  # [N, H]
-        ctx.multiply, ctx.weights_shape = multiply, weights.shape
-        ctx.save_for_backward(slots, token, ends, x, scale, gate, up, down, gates, ups, inner)
-        return weights.new_zeros(hidden_states.shape).index_add_(0, token, y.to(weights.dtype))
+        output, ctx.multiply, made = _run_sorted(hidden_states, indices, weights, gate, up, down)
+        ctx.weights_shape = weights.shape
+        ctx.save_for_backward(gate, up, down, *made)
+        return output
 
     @staticmethod
     def backward(ctx, d_output: Tensor) -> tuple[Tensor | None, ...]:
@@ -91,7 +105,7 @@ class _SortedExperts(torch.autograd.Function):
             raise RuntimeError(
                 "experts_implementation='sorted' was to be differentiated twice (create_graph=True): wanted 'eager'"
             )
-        slots, token, ends, x, scale, gate, up, down, gates, ups, inner = ctx.saved_tensors
+        gate, up, down, slots, token, ends, x, scale, gates, ups, inner = ctx.saved_tensors
         multiply = ctx.multiply
         d_hidden_states = d_gate = d_up = d_down = None
         d_y = d_output.index_select(0, token).to(x.dtype)  # [N, H]
