@@ -55,7 +55,7 @@ from minimoe.fingerprints.spectral import spectral
 from minimoe.fingerprints.std_profile import std_profile
 from minimoe.fingerprints.virtual_response import virtual_response
 from minimoe.fingerprints.weight_cosine import weight_cosine
-from minimoe.fingerprints.weights import Weights, open_weights
+from minimoe.fingerprints.weights import Weights, on_the_cpu, open_weights
 from minimoe.model.transformer import MoEForCausalLM
 
 Side = Weights | Fingerprint
@@ -157,6 +157,7 @@ def background_of(strangers: Sequence[Side], a: Side, b: Side, methods: Collecti
 # --- the verdict ------------------------------------------------------------------------------------------
 
 
+@on_the_cpu()
 def compare(
     a: str | Path | MoEForCausalLM | Side,
     b: str | Path | MoEForCausalLM | Side,
@@ -246,6 +247,7 @@ def weigh(result: Result, known: Background, method: str) -> Evidence:
     return Evidence(result=result, strangers=tuple(known.scores.get(method, ())), level=level)
 
 
+@on_the_cpu()
 def run_methods(a: Side, b: Side, methods: Collection[str]) -> dict[str, Result]:
     """What each method says of two models; from saved features, where one of them is a fingerprint."""
     if isinstance(a, Weights) and isinstance(b, Weights):

@@ -52,7 +52,7 @@ from minimoe.fingerprints.virtual_response import (
     shrink_responses,
     tokens_of,
 )
-from minimoe.fingerprints.weights import Weights, open_weights
+from minimoe.fingerprints.weights import Weights, on_the_cpu, open_weights
 from minimoe.model.families import BERT
 from minimoe.model.transformer import MoEForCausalLM
 
@@ -161,6 +161,7 @@ def _read(path: Path) -> tuple[dict[str, Any], Features]:
         raise ValueError(f"{path}: found {len(data)} bytes, wanted a whole fingerprint ({error})") from error
 
 
+@on_the_cpu()
 def fingerprint(
     source: str | Path | MoEForCausalLM | Weights, *, tokens: Sequence[str] | None = None, tokenizer: Any = None
 ) -> Fingerprint:

@@ -84,6 +84,13 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def on_the_cpu() -> Iterator[None]:
+    """Make tensors on the CPU inside the block, where weights are read to, whatever the default device."""
+    with torch.device("cpu"):
+        yield
+
+
 def open_weights(source: str | Path | MoEForCausalLM, *, tokenizer: Any = None) -> Weights:
     """The weights of a model, by role.
 

@@ -28,6 +28,7 @@ from minimoe.fingerprints.compare import (
     compare,
     judge,
 )
+from minimoe.fingerprints.fingerprint import fingerprint
 from minimoe.fingerprints.report import Evidence
 from minimoe.fingerprints.result import Result
 from minimoe.fingerprints.weights import open_weights
@@ -204,6 +205,22 @@ def test_the_tokenizer_of_a_model_is_used_before_the_one_that_is_given():
     model.tokenizer_json = Tokenizer(WordLevel({f"own{i}": i for i in range(160)}, unk_token="own0")).to_str()
     report = compare(model, other, tokenizer=Vocabulary())
     assert "0 shared tokens" in report.methods["virtual_response"].result.refused
+
+
+def test_another_default_device_changes_nothing(tmp_path):
+    models = [random_model(1, num_experts=4).float(), random_model(2, num_experts=4).float()]
+    models[0].save_pretrained(tmp_path)
+    wanted = compare(*models, tokenizer=Vocabulary())
+    torch.set_default_device("meta")  # where no number could be kept
+    try:
+        found = compare(*models, tokenizer=Vocabulary())
+        kept = fingerprint(tmp_path, tokenizer=Vocabulary())
+    finally:
+        torch.set_default_device(None)
+    for name, evidence in wanted.methods.items():
+        score = found.methods[name].result.score
+        assert score == (None if evidence.result.score is None else pytest.approx(evidence.result.score, abs=1e-4)), name
+    assert found.verdict == wanted.verdict and kept.features
 
 
 def test_a_model_without_numbers_is_refused():
