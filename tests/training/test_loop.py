@@ -298,6 +298,17 @@ def test_a_run_from_before_a_setting_existed_can_be_continued(tmp_path):
     assert [record["step"] for record in log] == list(range(1, 9))
 
 
+def test_a_run_lies_where_its_model_does_whatever_the_default_device(tmp_path):
+    model = MoEForCausalLM(TINY)
+    torch.set_default_device("meta")  # where no number could be kept
+    try:
+        log = train(model, Cycles(), out=tmp_path, **FEW)
+        losses = evaluate(MoEForCausalLM.from_pretrained(tmp_path), Cycles(), batches=2, seq_len=16)
+    finally:
+        torch.set_default_device(None)
+    assert math.isfinite(log[-1]["loss"]) and all(map(math.isfinite, losses.values()))
+
+
 def test_a_router_that_could_not_learn_is_not_trained():
     model = MoEForCausalLM(replace(TINY, num_experts_per_tok=1, model_type="mixtral"))
     with pytest.raises(ValueError, match="num_experts_per_tok=1 with normalised weights: wanted 2 or more, or"):
