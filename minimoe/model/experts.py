@@ -23,6 +23,7 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from minimoe.model.layers import is_autocast
 
+FEW_SLOTS = 128  # N up to which calls take more time than products
 GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that F.grouped_mm multiplies
 
 
@@ -48,7 +49,8 @@ def sorted_experts(
     """
     x, gate, up, down = _autocast(hidden_states, gate, up, down)
     if torch.is_grad_enabled():
-        output = _SortedExperts.apply(x, indices, weights, gate, up, down)
+        run = _few_slots if _are_few(x, indices, gate, up, down) else _SortedExperts.apply
+        output = run(x, indices, weights, gate, up, down)
     elif len(x) == 1:
         output = _one_token(x, indices, weights, gate, up, down)
     else:
@@ -66,6 +68,22 @@ def _one_token(x: Tensor, indices: Tensor, weights: Tensor, gate: Tensor, up: Te
     return output
 
 
+def _few_slots(x: Tensor, indices: Tensor, weights: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """For few tokens, whose time goes into calls: autograd's own nodes take less of it than a function in Python."""
+    slots, token, ends, _ = _sort_by_expert(indices, len(gate))
+    routed = x.index_select(0, token)
+    inner = F.silu(_grouped_mm(routed, gate.mT, ends)) * _grouped_mm(routed, up.mT, ends)
+    output = _grouped_mm(inner, down.mT, ends) * weights.flatten().index_select(0, slots)[:, None]
+    return weights.new_zeros(x.shape).index_add_(0, token, output.to(weights.dtype))
+
+
+def _are_few(x: Tensor, indices: Tensor, *matrices: Tensor) -> bool:
+    """Whether `_few_slots` can run them: it knows no empty slots."""
+    if not 0 < indices.numel() <= FEW_SLOTS or _how_to_multiply(indices.numel(), x, *matrices) is not _grouped_mm:
+        return False
+    return bool((indices < len(matrices[0])).all())
+
+
 def _run_sorted(
     hidden_states: Tensor, indices: Tensor, weights: Tensor, gate: Tensor, up: Tensor, down: Tensor
 ) -> tuple[Tensor, Callable[..., Tensor], tuple[Tensor, ...]]:
@@ -75,7 +93,7 @@ def _run_sorted(
     slots, token = slots[:filled], token[:filled]  # [N] from here on, without the empty ones
     x = hidden_states.index_select(0, token)  # [N, H]
     scale = weights.flatten().index_select(0, slots)[:, None]  # [N, 1]
-    multiply = _how_to_multiply(x, gate, up, down)
+    multiply = _how_to_multiply(filled, x, gate, up, down)
     gates, ups = multiply(x, gate.mT, ends), multiply(x, up.mT, ends)  # [N, I] each
     inner = F.silu(gates).mul_(ups).mul_(scale)
     y = multiply(inner, down.mT, ends)  # [N, H]
@@ -126,10 +144,10 @@ class _SortedExperts(torch.autograd.Function):
         return d_hidden_states, None, d_weights, d_gate, d_up, d_down
 
 
-def _how_to_multiply(x: Tensor, *matrices: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """`_grouped_mm` where it can multiply these [N, H] and [E, ..., ...], and few experts are idle; else a loop."""
+def _how_to_multiply(rows: int, x: Tensor, *matrices: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """`_grouped_mm` where it can multiply these, [rows, H] by [E, ..., ...], and few experts are idle; else a loop."""
     fits = all(m.is_contiguous() and m.shape[-1] * m.element_size() % 16 == 0 for m in matrices)
-    few_idle = 4 * len(x) >= len(matrices[0])
+    few_idle = 4 * rows >= len(matrices[0])
     return _grouped_mm if x.is_cpu and x.dtype in GROUPED_DTYPES and fits and few_idle else _multiply_in_a_loop
 
 
