@@ -219,7 +219,9 @@ def test_another_default_device_changes_nothing(tmp_path):
         torch.set_default_device(None)
     for name, evidence in wanted.methods.items():
         score = found.methods[name].result.score
-        assert score == (None if evidence.result.score is None else pytest.approx(evidence.result.score, abs=1e-4)), name
+        assert score == (None if evidence.result.score is None else pytest.approx(evidence.result.score, abs=1e-4)), (
+            name
+        )
     assert found.verdict == wanted.verdict and kept.features
 
 
