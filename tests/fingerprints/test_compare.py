@@ -218,10 +218,8 @@ def test_another_default_device_changes_nothing(tmp_path):
     finally:
         torch.set_default_device(None)
     for name, evidence in wanted.methods.items():
-        score = found.methods[name].result.score
-        assert score == (None if evidence.result.score is None else pytest.approx(evidence.result.score, abs=1e-4)), (
-            name
-        )
+        score, known = found.methods[name].result.score, evidence.result.score
+        assert score == (None if known is None else pytest.approx(known, abs=1e-4)), name
     assert found.verdict == wanted.verdict and kept.features
 
 

@@ -398,11 +398,11 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_statistics_need_memory_for_a_piece_and_not_for_the_tensor(dtype, tmp_path):
-    values = torch.randn(3 * module.PIECE + 5).to(dtype)
+    values = torch.randn(5 * module.PIECE + 5).to(dtype)
     weights = one_tensor(tmp_path, values)
     with Largest() as largest:
         weights.statistics("q", 1)
-    assert module.PIECE * values.element_size() <= largest.size <= module.PIECE * 4 < values.nbytes
+    assert module.PIECE * values.element_size() <= largest.size <= module.PIECE * 8 < values.nbytes  # in float64
     with Largest() as largest:
         weights.get("q", 1)
     assert largest.size == len(values) * 4  # so that what is measured can be seen to differ
