@@ -152,6 +152,7 @@ def said(report):
     return report.verdict, {name: (found.score, found.p_value) for name, found in results.items()}
 
 
+@pytest.mark.exact("two comparisons of the same weights are compared to the bit")
 @pytest.mark.parametrize(
     ("a", "b"),
     [
@@ -179,6 +180,7 @@ def test_two_models_in_memory_compare_as_their_folders_do(a, b, tmp_path):
     assert any(score is not None for score, _ in wanted[1].values())
 
 
+@pytest.mark.exact("two comparisons of the same weights are compared to the bit")
 def test_random_models_in_memory_compare_as_their_folders_do_and_stay_as_they_are(tmp_path):
     """In half precision, in training mode; one with its tokenizer, one without, who is given it."""
     vocabulary = {f"t{number}": number for number in range(160)}
