@@ -22,14 +22,14 @@ MOST = 512  # neurons that are looked for: a share of them is known well enough
 
 
 def token_features(neurons: Neurons, anchors: Anchors) -> Tensor:
-    """Gate, up and down of each neuron over tokens, centred and of norm 1: [F, I, N].
+    """Gate, up and down of each neuron over tokens, centred and of norm 1: [F, I, N] float32, from sums in float64.
 
     Raises:
         Refusal: one of the three is 0 throughout, or not finite somewhere.
     """
-    gate, up = neurons.gate @ anchors.inputs.mT, neurons.up @ anchors.inputs.mT
-    features = torch.stack([gate, up, neurons.down @ anchors.outputs.mT])
-    features = F.normalize(features - features.mean(-1, keepdim=True), dim=-1)
+    faces = (neurons.gate, anchors.inputs), (neurons.up, anchors.inputs), (neurons.down, anchors.outputs)
+    over_tokens = (of_neurons.double() @ of_tokens.double().mT for of_neurons, of_tokens in faces)
+    features = torch.stack([F.normalize(x - x.mean(-1, keepdim=True), dim=-1).float() for x in over_tokens])
     if not features.isfinite().all() or not features.any(-1).any(-1).all():
         raise Refusal("the neurons of an MLP are 0 or not finite")
     return features
@@ -38,10 +38,12 @@ def token_features(neurons: Neurons, anchors: Anchors) -> Tensor:
 def similarities(x: Tensor, y: Tensor) -> Tensor:
     """Correlation of features [F, I, N] with [F, I', N]: [F, I, I'], absolute for up and down.
 
+    In float64: where neurons are found nowhere, an assignment is among near ties, and must not hang on rounding.
+
     Of more than `MOST` neurons on the narrower side, as many are taken in even steps, and looked for among all others.
     """
     x, y = (some(x), y) if x.shape[1] <= y.shape[1] else (x, some(y))
-    products = x @ y.mT
+    products = torch.stack([ours.double() @ theirs.double().mT for ours, theirs in zip(x, y, strict=True)])
     products[1:].abs_()
     return products
 
