@@ -6,6 +6,7 @@ kept between calls.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -152,7 +153,7 @@ def expert_capacity(num_tokens: int, num_experts: int, k: int, capacity_factor: 
     The floor of 1 lets a model generate, one token at a time. Never more than T, which is all there is.
     """
     share = num_tokens * k * capacity_factor / num_experts
-    return max(1, int(min(num_tokens, share * (1 + 1e-12))))  # 100 * .29 is 28.999999999999996
+    return max(1, math.floor(min(num_tokens, share * (1 + 1e-12))))  # 100 * .29 is 28.999999999999996
 
 
 def apply_capacity(output: RouterOutput, capacity: int) -> RouterOutput:

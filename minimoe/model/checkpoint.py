@@ -242,8 +242,8 @@ def load_weights(
     """
     family = find_family(checkpoint.model_config.model_type)
     dtype, device = dtype or checkpoint.dtype, device or "cpu"
-    if not dtype.is_floating_point:
-        raise ValueError(f"dtype={dtype}: wanted one of {', '.join(map(str, _DTYPES.values()))}")
+    if dtype not in _DTYPES.values():
+        raise ValueError(f"dtype={dtype!r}: wanted one of {', '.join(map(str, _DTYPES.values()))}")
     _check_tensors(checkpoint, tensors_on_disk(model, family))
     memory = {
         name: torch.empty(like.shape, dtype=_in_memory(name, dtype), device=device)
@@ -251,10 +251,13 @@ def load_weights(
     }
     model.load_state_dict(memory, assign=True)  # `to_empty` would import sympy, which takes most of a second
     for name, tensor in tensors_on_disk(model, family).items():
-        stored = checkpoint[name].to(tensor.dtype)
-        if check_finite:
+        stored = checkpoint[name]
+        narrow = stored.to(tensor.dtype)
+        if check_finite and not is_finite(narrow):
             require_finite(f"{checkpoint.path}: {name}", stored)
-        tensor.copy_(stored)
+            largest = float(stored.abs().max())
+            raise NotFiniteError(f"{checkpoint.path}: {name} holds {largest:.6g}, wanted what fits into {tensor.dtype}")
+        tensor.copy_(narrow)
 
 
 def _in_memory(name: str, dtype: torch.dtype) -> torch.dtype:
@@ -543,9 +546,12 @@ def _check_side(
     checkpoint: Checkpoint, config: MoEConfig, keys: Mapping[str, str], fields: tuple[str, ...], name: str, side: int
 ) -> None:
     """Of one matrix, if it is there."""
-    if name not in checkpoint or len(checkpoint.shape(name)) != 2:
+    if name not in checkpoint and fields == ("shared_expert_intermediate_size",):
+        held = 0  # where there is no shared expert
+    elif name not in checkpoint or len(checkpoint.shape(name)) != 2:
         return
-    held = checkpoint.shape(name)[side]
+    else:
+        held = checkpoint.shape(name)[side]
     values = [getattr(config, field) for field in fields]
     if math.prod(values) != held:
         said = " and ".join(f"{keys.get(field, field)}={value}" for field, value in zip(fields, values, strict=True))

@@ -13,7 +13,6 @@ is E is empty and costs nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -45,22 +44,31 @@ def sorted_experts(
 ) -> Tensor:
     """The fast path on a CPU: sort the routed tokens by expert, give each expert one contiguous piece.
 
-    Equal from run to run. It cannot be differentiated twice; the others can.
+    Three choices make it fast, and equal from run to run: a stable sort; `index_select`, whose backward adds in a
+    fixed order where that of `x[i]` does not; and `unbind`, since indexing `gate[e]` in a loop would build
+    a full-size zero gradient for every expert. Of few tokens, whose time goes into calls, see the next two functions.
     """
-    x, gate, up, down = _autocast(hidden_states, gate, up, down)
-    if torch.is_grad_enabled():
-        run = _few_slots if _are_few(x, indices, gate, up, down) else _SortedExperts.apply
-        output = run(x, indices, weights, gate, up, down)
-    elif len(x) == 1:
-        output = _one_token(x, indices, weights, gate, up, down)
-    else:
-        output, *_ = _run_sorted(x, indices, weights, gate, up, down)
-    return output.to(hidden_states.dtype)
+    if hidden_states.is_meta:  # where nothing can be counted
+        return grouped_experts(hidden_states, indices, weights, gate, up, down)
+    if len(hidden_states) == 1 and not torch.is_grad_enabled():
+        return _one_token(hidden_states, indices, weights, gate, up, down)
+    if _are_few(hidden_states, indices, gate, up, down):
+        return _few_slots(hidden_states, indices, weights, gate, up, down)
+    slots, token, ends, _ = _sort_by_expert(indices, len(gate))
+    counts = ends.diff(prepend=ends.new_zeros(1)).tolist()
+    slots, token = slots[: sum(counts)], token[: sum(counts)]  # without the empty ones
+    pieces = hidden_states.index_select(0, token).split(counts)
+    outputs = [
+        F.linear(F.silu(F.linear(x, w_gate)) * F.linear(x, w_up), w_down)
+        for x, w_gate, w_up, w_down in zip(pieces, gate.unbind(), up.unbind(), down.unbind(), strict=True)
+    ]
+    weighted = torch.cat(outputs) * weights.flatten().index_select(0, slots)[:, None]
+    return _add_to_tokens(weighted, token, hidden_states)
 
 
 def _one_token(x: Tensor, indices: Tensor, weights: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """A step of generation, without gradients: there is nothing to sort, and time goes into calls alone."""
-    output = weights.new_zeros(x.shape)
+    """A step of generation, without gradients: there is nothing to sort."""
+    output = torch.zeros_like(x)
     for expert, weight in zip(indices[0].tolist(), weights[0], strict=True):
         if expert < len(gate):
             inner = F.silu(F.linear(x, gate[expert])) * F.linear(x, up[expert])
@@ -69,98 +77,19 @@ def _one_token(x: Tensor, indices: Tensor, weights: Tensor, gate: Tensor, up: Te
 
 
 def _few_slots(x: Tensor, indices: Tensor, weights: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """For few tokens, whose time goes into calls: autograd's own nodes take less of it than a function in Python."""
+    """All experts by three calls; what `grouped_experts` does, without a thought of empty slots and widths."""
     slots, token, ends, _ = _sort_by_expert(indices, len(gate))
     routed = x.index_select(0, token)
-    inner = F.silu(_grouped_mm(routed, gate.mT, ends)) * _grouped_mm(routed, up.mT, ends)
-    output = _grouped_mm(inner, down.mT, ends) * weights.flatten().index_select(0, slots)[:, None]
-    return weights.new_zeros(x.shape).index_add_(0, token, output.to(weights.dtype))
+    inner = F.silu(F.grouped_mm(routed, gate.mT, offs=ends)) * F.grouped_mm(routed, up.mT, offs=ends)
+    weighted = F.grouped_mm(inner, down.mT, offs=ends) * weights.flatten().index_select(0, slots)[:, None]
+    return _add_to_tokens(weighted, token, x)
 
 
 def _are_few(x: Tensor, indices: Tensor, *matrices: Tensor) -> bool:
-    """Whether `_few_slots` can run them: it knows no empty slots."""
-    if not 0 < indices.numel() <= FEW_SLOTS or _how_to_multiply(indices.numel(), x, *matrices) is not _grouped_mm:
-        return False
-    return bool((indices < len(matrices[0])).all())
-
-
-def _run_sorted(
-    hidden_states: Tensor, indices: Tensor, weights: Tensor, gate: Tensor, up: Tensor, down: Tensor
-) -> tuple[Tensor, Callable[..., Tensor], tuple[Tensor, ...]]:
-    """The output [T, H]; how it was multiplied; and what was made on the way, which the backward pass needs."""
-    slots, token, ends, _ = _sort_by_expert(indices, len(gate))
-    filled = int(ends[-1])
-    slots, token = slots[:filled], token[:filled]  # [N] from here on, without the empty ones
-    x = hidden_states.index_select(0, token)  # [N, H]
-    scale = weights.flatten().index_select(0, slots)[:, None]  # [N, 1]
-    multiply = _how_to_multiply(filled, x, gate, up, down)
-    gates, ups = multiply(x, gate.mT, ends), multiply(x, up.mT, ends)  # [N, I] each
-    inner = F.silu(gates).mul_(ups).mul_(scale)
-    y = multiply(inner, down.mT, ends)  # [N, H]
-    output = weights.new_zeros(hidden_states.shape).index_add_(0, token, y.to(weights.dtype))
-    return output, multiply, (slots, token, ends, x, scale, gates, ups, inner)
-
-
-class _SortedExperts(torch.autograd.Function):
-    """`sorted_experts` with a gradient of its own.
-
-    Autograd would keep a dozen nodes for every expert and put the gradients of gate, up and down together from E
-    pieces. The weights multiply what enters `down`: the result is the same, and no output [N, H] need be kept.
-    """
-
-    @staticmethod
-    def forward(
-        ctx, hidden_states: Tensor, indices: Tensor, weights: Tensor, gate: Tensor, up: Tensor, down: Tensor
-    ) -> Tensor:
-        output, ctx.multiply, made = _run_sorted(hidden_states, indices, weights, gate, up, down)
-        ctx.weights_shape = weights.shape
-        ctx.save_for_backward(gate, up, down, *made)
-        return output
-
-    @staticmethod
-    def backward(ctx, d_output: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "experts_implementation='sorted' was to be differentiated twice (create_graph=True): wanted 'eager'"
-            )
-        gate, up, down, slots, token, ends, x, scale, gates, ups, inner = ctx.saved_tensors
-        multiply = ctx.multiply
-        d_hidden_states = d_gate = d_up = d_down = None
-        d_y = d_output.index_select(0, token).to(x.dtype)  # [N, H]
-        d_inner = multiply(d_y, down, ends)  # [N, I], and so are the next two
-        d_ups = F.silu(gates).mul_(d_inner)
-        d_gates = d_inner.mul_(ups).mul_(scale)
-        d_scale = torch.linalg.vecdot(d_ups, ups)
-        d_ups.mul_(scale)
-        torch.ops.aten.silu_backward(d_gates, gates, grad_input=d_gates)
-        if any(ctx.needs_input_grad[3:]):
-            d_gate, d_up = multiply(d_gates.T, x, ends), multiply(d_ups.T, x, ends)
-            d_down = multiply(d_y.T, inner, ends)
-        if ctx.needs_input_grad[0]:
-            d_x = multiply(d_gates, gate, ends).add_(multiply(d_ups, up, ends))
-            d_hidden_states = x.new_zeros(d_output.shape).index_add_(0, token, d_x)
-        d_weights = scale.new_zeros(ctx.weights_shape)
-        d_weights.view(-1).index_copy_(0, slots, d_scale.to(scale.dtype))
-        return d_hidden_states, None, d_weights, d_gate, d_up, d_down
-
-
-def _how_to_multiply(rows: int, x: Tensor, *matrices: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """`_grouped_mm` where it can multiply these, [rows, H] by [E, ..., ...], and few experts are idle; else a loop."""
-    fits = all(m.is_contiguous() and m.shape[-1] * m.element_size() % 16 == 0 for m in matrices)
-    few_idle = 4 * rows >= len(matrices[0])
-    return _grouped_mm if x.is_cpu and x.dtype in GROUPED_DTYPES and fits and few_idle else _multiply_in_a_loop
-
-
-def _multiply_in_a_loop(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
-    """What `_grouped_mm` does, of any width and dtype, and without a look at idle experts."""
-    per_row = right.dim() == 3
-    output = left.new_zeros(*(() if per_row else ends.shape), len(left), right.shape[-1])
-    for expert, (start, end) in enumerate(pairwise([0, *ends.tolist()])):
-        if start < end and per_row:
-            torch.mm(left[start:end], right[expert], out=output[start:end])
-        elif start < end:
-            torch.mm(left[:, start:end], right[start:end], out=output[expert])
-    return output
+    """Whether `_few_slots` is the way to run them, and can."""
+    few = 0 < indices.numel() <= FEW_SLOTS and x.is_cpu and x.dtype in GROUPED_DTYPES and not is_autocast(x)
+    fits = few and all(m.is_contiguous() and m.shape[-1] * m.element_size() % 16 == 0 for m in matrices)
+    return fits and bool((indices < len(matrices[0])).all())
 
 
 def grouped_experts(

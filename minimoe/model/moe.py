@@ -68,7 +68,7 @@ class MoELayer(nn.Module):
         """Drop what exceeds the experts' capacity; expert choice never exceeds it."""
         if self.config.capacity_factor is None or self.config.router == "expert_choice":
             return chosen
-        return apply_capacity(chosen, _capacity(self.config, len(chosen.indices), real))
+        return apply_capacity(chosen, _capacity(self.config, chosen.indices.shape[0], real))
 
 
 class Router(nn.Module):
@@ -88,7 +88,7 @@ class Router(nn.Module):
         if config.router == "noisy_topk":
             self.noise_weight = nn.Parameter(torch.empty(shape))
         self.router_scale = nn.Parameter(torch.ones(config.num_experts)) if config.router_scale else None
-        correction = torch.zeros(config.num_experts) if config.e_score_correction_bias else None
+        correction = torch.zeros(config.num_experts, dtype=torch.float32) if config.e_score_correction_bias else None
         self.register_buffer("e_score_correction_bias", correction)
 
     def forward(self, x: Tensor, input_ids: Tensor | None = None, real: Tensor | None = None) -> RouterOutput:
@@ -128,7 +128,7 @@ class Router(nn.Module):
         if config.router == "switch":
             return routing.route_switch(logits)
         if config.router == "expert_choice":
-            return routing.route_expert_choice(logits, _capacity(config, len(x), real), real=real)
+            return routing.route_expert_choice(logits, _capacity(config, x.shape[0], real), real=real)
         if config.router == "grouped":
             return routing.route_grouped(logits, k, config.n_group, router_scale=self.router_scale)
         raise NotImplementedError(f"router={config.router!r} is in config.ROUTERS and has no branch here")
@@ -138,6 +138,13 @@ class Router(nn.Module):
         with torch.autocast(x.device.type, enabled=False) if is_autocast(x) else nullcontext():
             x = at_least_float32(x)
             return F.linear(x, weight.to(x.dtype))
+
+    def _load_from_state_dict(self, state_dict, prefix: str, *arguments) -> None:
+        """What `load_state_dict` calls, which may put tensors in place of ours: the bias in float32 at least."""
+        name = f"{prefix}e_score_correction_bias"
+        if name in state_dict:
+            state_dict = {**state_dict, name: at_least_float32(state_dict[name])}
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def _apply(self, fn, recurse: bool = True) -> Router:
         """What `.to(dtype)`, `.half()` and the like call: they move the bias, but leave it in float32 at least."""

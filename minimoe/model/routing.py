@@ -220,7 +220,7 @@ def route_hash(input_ids: Tensor, num_experts: int, k: int = 1, seed: int = 0) -
     offset = torch.arange(k, device=input_ids.device)
     indices = (_hash(input_ids, seed)[:, None] + offset) % num_experts
     weights = torch.full(indices.shape, 1 / k, device=input_ids.device)
-    scores = weights.new_zeros(len(input_ids), num_experts).scatter(-1, indices, weights)
+    scores = weights.new_zeros(input_ids.shape[0], num_experts).scatter(-1, indices, weights)
     return RouterOutput(scores, scores, weights, indices)
 
 

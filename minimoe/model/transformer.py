@@ -9,6 +9,7 @@ Mixtral, OLMoE and Pangu Pro MoE have in common. The mixture itself is in moe.py
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -138,18 +139,19 @@ class Decoder(nn.Module):
 
 class TiedHead(Linear):
     """The output head of a model that predicts with its embedding: a module like any other head, with no weight of its
-    own. So hooks and adapters find it, no file holds the matrix twice, and nothing can untie the two."""
+    own. So hooks and adapters find it, no file holds the matrix twice, and the two cannot come apart."""
 
-    def __init__(self, embedding: Embedding) -> None:
+    def __init__(self, decoder: Decoder) -> None:
         nn.Module.__init__(self)
+        embedding = decoder.embed_tokens
         self.in_features, self.out_features = embedding.embedding_dim, embedding.num_embeddings
         self.register_parameter("bias", None)
-        self._embedding = (embedding,)  # in a tuple, where torch does not look for submodules
+        self._decoder = (decoder,)  # in a tuple, where torch does not look for submodules
 
     @property
     def weight(self) -> Tensor:
-        """[V, H], that of the embedding."""
-        return self._embedding[0].weight
+        """[V, H], that of the embedding that the decoder has now."""
+        return self._decoder[0].embed_tokens.weight
 
 
 class MoEForCausalLM(nn.Module):
@@ -168,7 +170,7 @@ class MoEForCausalLM(nn.Module):
         self.tokenizer_json: str | None = None  # text, which asks for no package
         self.model = Decoder(config)
         self.lm_head = (
-            TiedHead(self.model.embed_tokens)
+            TiedHead(self.model)
             if config.tie_word_embeddings
             else Linear(config.hidden_size, config.vocab_size, bias=False)
         )
@@ -298,11 +300,11 @@ class MoEForCausalLM(nn.Module):
                     output = self(ids if cache is None else ids[:, -1:], mask, cache=cache, use_cache=use_cache)
                     cache = output.cache
                     token = _pick(_last(output.logits, mask), temperature, top_k, top_p, generator)
-                    if mask is not None:
-                        mask = torch.cat([mask, (~finished).to(mask.dtype)], dim=1)
                     if eos_token_id is not None:
                         token = token.where(~finished, eos_token_id)
                         finished = finished | (token == eos_token_id)
+                    if mask is not None:  # nobody reads a token that ends a text, and what fills it up
+                        mask = torch.cat([mask, (~finished).to(mask.dtype)], dim=1)
                     ids = torch.cat([ids, token], dim=1)
                     if eos_token_id is not None and finished.all():
                         break
@@ -318,6 +320,7 @@ class MoEForCausalLM(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         check_finite: bool = True,
+        experts_implementation: str | None = None,
     ) -> MoEForCausalLM:
         """Read a model, in evaluation mode, with the tokenizer.json that lies beside it.
 
@@ -327,13 +330,18 @@ class MoEForCausalLM(nn.Module):
             dtype: of the parameters; None: as stored; what is stored in integers is read in float32.
             device: of the parameters, which go there one tensor at a time; None: the CPU.
             check_finite: look for NaN and infinity in every weight; False saves the time.
+            experts_implementation: how the experts are run, "grouped" for one; None: as the configuration says.
 
         Raises:
             CheckpointError: naming the file or tensor, what was found and what was wanted.
+            ValueError: there is no such implementation.
         """
         checkpoint = open_checkpoint(source)
+        config = checkpoint.model_config
+        if experts_implementation is not None:
+            config = replace(config, experts_implementation=experts_implementation)
         with torch.device("meta"):
-            model = cls(checkpoint.model_config)
+            model = cls(config)
         load_weights(model, checkpoint, dtype, device, check_finite)
         model.tokenizer_json = checkpoint.tokenizer_json
         return model.eval()
@@ -434,6 +442,7 @@ def _pick(
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     values, tokens = at_least_float32(logits).sort(dim=-1, descending=True, stable=True)
+    temperature = max(temperature, torch.finfo(values.dtype).tiny)
     values = (values - values[:, :1]) / temperature  # the best at 0, so that no temperature makes it infinite
     if top_k is not None:
         values[:, top_k:] = -torch.inf

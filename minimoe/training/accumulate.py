@@ -68,7 +68,8 @@ def accumulate_gradients(model: MoEForCausalLM, micro_batches: Sequence[MicroBat
     if not whole.labels:
         raise ValueError("labels are -100 or padding everywhere: wanted at least one to score in some micro-batch")
     config = model.config
-    balanced = config.num_experts > 0 and config.router_aux_loss_coef > 0
+    sparse = any(config.is_sparse(layer) for layer in range(config.num_hidden_layers))
+    balanced = sparse and config.router_aux_loss_coef > 0
     shares = _shares(model, micro_batches, whole.tokens) if balanced and not config.seq_aux else None
     parts = [_backward(model, batch, size, whole, shares) for batch, size in zip(micro_batches, sizes, strict=True)]
     losses, cross_entropies, aux_losses, loads = zip(*parts, strict=True)

@@ -65,7 +65,10 @@ def _continue(model: MoEForCausalLM, prompts: list[list[int]], max_new_tokens: i
 def _tokenizer_of(model: MoEForCausalLM) -> Tokenizer:
     if model.tokenizer_json is None:
         raise ValueError("tokenizer=None, and the model has no tokenizer.json: wanted one of the two")
-    return read_tokenizer(model.tokenizer_json)
+    tokenizer = read_tokenizer(model.tokenizer_json)
+    tokenizer.no_truncation()  # what a file asks for in training: a prompt is taken as it is
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -73,5 +76,5 @@ def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
         raise ValueError(f"prompts: found {text!r:.80}, wanted a text or a list of texts")
     ids = tokenizer.encode(text).ids
     if not ids:
-        raise ValueError(f"prompts: {text!r} holds no token, wanted at least one character")
+        raise ValueError(f"prompts: {text!r} gives no token, wanted a text of at least one")
     return ids

@@ -345,7 +345,7 @@ def test_numbers_whose_sum_overflows_are_finite_and_opposite_infinities_are_not(
 def test_a_number_that_a_narrower_dtype_makes_infinite_is_named(mixtral):
     edit_tensors(mixtral, lambda t: t["model.norm.weight"][3].fill_(1e5))
     assert MoEForCausalLM.from_pretrained(mixtral).model.norm.weight[3] == 1e5
-    with pytest.raises(CheckpointError, match=r"model\.norm\.weight: inf at \[3\], wanted finite numbers"):
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight holds 100000, wanted what fits into torch.float16"):
         MoEForCausalLM.from_pretrained(mixtral, dtype=torch.float16)
 
 

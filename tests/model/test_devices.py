@@ -47,9 +47,10 @@ def test_built_on_meta_and_initialised_in_one_call(router_settings):
     assert_near(model.eval()(IDS).logits, wanted.eval()(IDS).logits)
 
 
-def test_shapes_can_be_inferred_on_meta():
+@pytest.mark.parametrize("implementation", ["sorted", "grouped"])
+def test_shapes_can_be_inferred_on_meta(implementation):
     with torch.device("meta"):
-        model = build(experts_implementation="grouped").bfloat16()
+        model = build(experts_implementation=implementation).bfloat16()
         output = model(IDS.to("meta"), MASK.to("meta"), labels=IDS.to("meta"), output_router_logits=True)
     assert output.logits.shape == (2, 5, 20) and output.loss.is_meta
 
@@ -148,11 +149,16 @@ def bfloat16_on_meta(model: nn.Module) -> nn.Module:
     return model.to("meta", torch.bfloat16)
 
 
-@pytest.mark.parametrize("change", [half, bfloat16, bfloat16_on_meta])
+def half_as_loaded(model: nn.Module) -> nn.Module:
+    model.load_state_dict({name: tensor.half() for name, tensor in model.state_dict().items()}, assign=True)
+    return model
+
+
+@pytest.mark.parametrize("change", [half, bfloat16, bfloat16_on_meta, half_as_loaded])
 def test_the_selection_bias_stays_in_float32(change):
     """A step of 0.001 on a bias of 0.5 is lost in bfloat16, whose next number is 0.504."""
     model = build(**DEEPSEEK)
-    values = torch.linspace(0.4, 0.6, 6)
+    values = torch.linspace(0.4, 0.6, 6).half().float()  # which half precision can hold
     for block in model.model.layers:
         block.mlp.gate.e_score_correction_bias.copy_(values)
     changed = change(copy.deepcopy(model))
@@ -161,6 +167,15 @@ def test_the_selection_bias_stays_in_float32(change):
         assert bias.dtype == torch.float32 and block.mlp.gate.weight.dtype != torch.float32
         assert bias.is_meta or torch.equal(bias, values)
     assert model.double().model.layers[0].mlp.gate.e_score_correction_bias.dtype == torch.float64
+
+
+def test_the_selection_bias_begins_in_float32_whatever_the_default_dtype():
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        gate = build(**DEEPSEEK).model.layers[0].mlp.gate
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (gate.weight.dtype, gate.e_score_correction_bias.dtype) == (torch.bfloat16, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -190,15 +190,18 @@ def test_a_trace_holds_tokens_alone(router_settings, side):
 
 
 def test_a_trace_of_generated_text_stops_where_it_ends():
+    """A token that ends a text is not read, in a batch as alone."""
     model = build()
     ids, mask = pad(TEXTS, "left")
     end = int(model.generate(TEXTS[0][None], 2)[0, -1])
-    with record_routing(model) as trace:
-        continued = model.generate(ids, 8, attention_mask=mask, eos_token_id=end)[:, LENGTH:].tolist()
-    for document, (text, row) in enumerate(zip(TEXTS, continued, strict=True)):
-        kept = row.index(end) + 1 if end in row else len(row)
-        read = [*text.tolist(), *row[:kept]][: len(text) + len(row) - 1]  # the last token of all is never read
-        assert trace.token_ids[trace.documents == document].tolist() == read
+    with record_routing(model) as together:
+        model.generate(ids, 8, attention_mask=mask, eos_token_id=end)
+    with record_routing(model) as alone:
+        for text in TEXTS:
+            model.generate(text[None], 8, eos_token_id=end)
+    for document in range(len(TEXTS)):
+        found, wanted = (trace.token_ids[trace.documents == document].tolist() for trace in (together, alone))
+        assert found == wanted
 
 
 @pytest.mark.parametrize(

@@ -581,6 +581,8 @@ def test_a_tied_head_holds_no_weight_and_cannot_come_apart():
     for changed in (twin, twin.double(), twin.to("meta").to_empty(device="cpu")):
         assert changed.lm_head.weight is changed.model.embed_tokens.weight
         assert changed.lm_head.weight is not model.model.embed_tokens.weight
+    model.model.embed_tokens = torch.nn.Embedding(30, 8)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
     with torch.no_grad():
         model.model.embed_tokens.weight[7] = 0
     assert (model(random_ids(1, 3)).logits[..., 7] == 0).all()

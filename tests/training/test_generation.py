@@ -61,8 +61,8 @@ def test_another_tokenizer_may_be_given(model):
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
-        ("", "prompts: '' holds no token, wanted at least one character"),
-        (["def ", ""], "prompts: '' holds no token"),
+        ("", "prompts: '' gives no token, wanted a text of at least one"),
+        (["def ", ""], "prompts: '' gives no token"),
         ([3], "prompts: found 3, wanted a text or a list of texts"),
     ],
 )
