@@ -370,7 +370,7 @@ class _Memory(dict[str, Tensor]):
 def _read_memory(model: MoEForCausalLM) -> _Memory:
     """The tensors of a model, on the CPU: those that are there already are not copied."""
     if any(tensor.is_meta for tensor in model.state_dict().values()):
-        raise ValueError("device='meta': wanted a model that has numbers, on any other device")
+        raise ValueError("device='meta': wanted a model on a device where its weights have values")
     return _Memory((name, tensor.cpu()) for name, tensor in tensors_on_disk(model, MINIMOE).items())
 
 

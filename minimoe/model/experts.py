@@ -22,7 +22,7 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from minimoe.model.layers import is_autocast
 
-FEW_SLOTS = 128  # N up to which calls take more time than products
+FEW_SLOTS = 1024  # N up to which grouped_mm is faster on a CPU than a loop; without gradients, four times as many
 GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that F.grouped_mm multiplies
 
 
@@ -46,7 +46,7 @@ def sorted_experts(
 
     Three choices make it fast, and equal from run to run: a stable sort; `index_select`, whose backward adds in a
     fixed order where that of `x[i]` does not; and `unbind`, since indexing `gate[e]` in a loop would build
-    a full-size zero gradient for every expert. Of few tokens, whose time goes into calls, see the next two functions.
+    a full-size zero gradient for every expert. Few tokens, whose time goes into calls, take one of the next two ways.
     """
     if hidden_states.is_meta:  # where nothing can be counted
         return grouped_experts(hidden_states, indices, weights, gate, up, down)
@@ -87,7 +87,8 @@ def _few_slots(x: Tensor, indices: Tensor, weights: Tensor, gate: Tensor, up: Te
 
 def _are_few(x: Tensor, indices: Tensor, *matrices: Tensor) -> bool:
     """Whether `_few_slots` is the way to run them, and can."""
-    few = 0 < indices.numel() <= FEW_SLOTS and x.is_cpu and x.dtype in GROUPED_DTYPES and not is_autocast(x)
+    most = FEW_SLOTS if torch.is_grad_enabled() else 4 * FEW_SLOTS
+    few = 0 < indices.numel() <= most and x.is_cpu and x.dtype in GROUPED_DTYPES and not is_autocast(x)
     fits = few and all(m.is_contiguous() and m.shape[-1] * m.element_size() % 16 == 0 for m in matrices)
     return fits and bool((indices < len(matrices[0])).all())
 
