@@ -32,7 +32,7 @@ def test_prints_a_table_and_writes_every_time(tiny, tmp_path, capsys, monkeypatc
     ways = {fingerprints.OURS, fingerprints.PEER, fingerprints.READ, fingerprints.BUFFER}
     assert set(speed["seconds"]) == ways and all(len(times) == 2 for times in speed["seconds"].values())
     assert [(target["peer"], target["wanted"]) for target in speed["targets"]] == [
-        (fingerprints.PEER, 5.0),
+        (fingerprints.PEER, 4.0),
         (fingerprints.READ, 0.6),
     ]
     assert memory["extra_megabytes"] == {fingerprints.OURS: 3.0, fingerprints.PEER: 500.0} and memory["reached"]
