@@ -173,7 +173,7 @@ def test_sample_needs_a_tokenizer_and_a_prompt(trained, tmp_path):
     result = runner.invoke(app, ["sample", str(tmp_path)])
     assert result.exit_code == 1 and "the model has no tokenizer.json: wanted one" in result.stderr
     result = runner.invoke(app, ["sample", str(trained[0]), "--prompt", ""])
-    assert result.exit_code == 1 and "wanted at least one character" in result.stderr
+    assert result.exit_code == 1 and "wanted a text of at least one" in result.stderr
 
 
 def test_a_run_with_other_settings_is_refused(trained, texts):

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 import tomllib
 import zipfile
@@ -83,7 +84,8 @@ def test_constraints_hold_anywhere():
 
 @pytest.mark.skipif(not (ROOT / ".venv/set-up-complete").exists(), reason="`make setup` did not make this environment")
 def test_constraints_are_what_is_installed():
-    installed = {canonicalize_name(each.name): each.version for each in metadata.distributions()}
+    here = [sysconfig.get_path("purelib")]  # setuptools, once imported, adds a folder of packages of its own
+    installed = {canonicalize_name(each.name): each.version for each in metadata.distributions(path=here)}
     differing = {
         name: (installed[name], pin)
         for name, pin in constraints().items()

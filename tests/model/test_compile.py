@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from minimoe.model import MoEConfig, MoEForCausalLM
+from tests.inductor import needs_inductor
 from tests.rounding import assert_near
 
 IDS = torch.randint(20, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -49,6 +50,7 @@ def test_compiled_without_a_graph_break(implementation, settings, padded):
     assert_alike(found, wanted)
 
 
+@needs_inductor
 def test_compiled_by_inductor():
     """The default backend, which writes and builds code: once, as it takes a while."""
     torch._dynamo.reset()

@@ -1,7 +1,5 @@
 """The implementations of the experts against a loop over slots and against each other; and what they must not cost."""
 
-import shutil
-
 import pytest
 import torch
 from hypothesis import given
@@ -13,6 +11,7 @@ from minimoe.model.config import EXPERTS_IMPLEMENTATIONS, MoEConfig
 from minimoe.model.experts import IMPLEMENTATIONS, eager_experts, grouped_experts, sorted_experts
 from minimoe.model.layers import initialise
 from minimoe.model.moe import Experts
+from tests.inductor import needs_inductor
 from tests.rounding import assert_near
 
 SEEDS = st.integers(0, 2**31)
@@ -277,10 +276,7 @@ def test_grouped_names_a_dtype_that_it_cannot_multiply():
         grouped_experts(*case(4, 3, 2, 8, 8, 0, 0.0, torch.float64))
 
 
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-
-
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_compiler)])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_inductor)])
 def test_grouped_compiles_as_one_graph(backend):
     torch.compiler.reset()
     compiled = torch.compile(grouped_experts, fullgraph=True, backend=backend)
