@@ -311,7 +311,7 @@ def test_the_scaling_of_llama_3_is_recovered_from_its_factors(tmp_path):
     assert weights.config.rope_scaling == scaling
     far = torch.arange(640).view(1, -1) % 160
     with torch.no_grad():
-        assert_near(weights.model()(far).logits, model(far).logits)
+        assert_near(weights.model().double()(far).logits, model.double()(far).logits)
     wrong = numpy.sqrt(factors)
     file = write(tmp_path / "b.gguf", model, change=lambda writer: writer.add_tensor("rope_freqs.weight", wrong))
     with pytest.raises(CheckpointError, match=r"b\.gguf: rope_freqs\.weight=\[1\.0, .*: wanted those that follow from"):
