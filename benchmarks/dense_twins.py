@@ -2,7 +2,7 @@
 
     python -m benchmarks.dense_twins [--rounds N] [--threads 1 2] [--json FILE]
 
-This is what decides how many steps each may take in equal time (`minimoe/training/experiments.py`). There is no target
+This is what decides how many steps each may take in equal time (`minimoe/training/presets.py`). There is no target
 to reach: the time of a twin as a share of the mixture's is the result, and notebook 04 reads it from
 data/runs/step_time.json.
 """

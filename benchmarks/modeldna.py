@@ -39,8 +39,8 @@ from minimoe.fingerprints.compare import METHODS, SAME, SHARED
 from minimoe.fingerprints.rates import interval
 from minimoe.lineage.zoo import Zoo
 from minimoe.progress import progress_bar
-from minimoe.training.experiments import to_csv
 from minimoe.training.tokenizer import load_tokenizer
+from workshop.experiments import to_csv
 
 Rows = Sequence[Mapping[str, Any]]
 ANSWERS = "modeldna_scores.csv"

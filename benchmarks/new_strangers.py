@@ -29,8 +29,8 @@ from minimoe.lineage.recipes import from_scratch
 from minimoe.lineage.tree import MEMBERS, MIXTURE
 from minimoe.model import MoEForCausalLM
 from minimoe.progress import progress_bar
-from minimoe.training.experiments import to_csv
 from minimoe.training.tokenizer import load_tokenizer
+from workshop.experiments import to_csv
 
 FIRST_SEED = 10_001  # the zoo has none above 2,100
 SHIPPED = ("alder", "birch", "stranger-01", "stranger-13")

@@ -16,7 +16,7 @@ from minimoe.data_files import data_path
 from minimoe.fingerprints.benchmark import COLUMNS, read_scores
 from minimoe.lineage.zoo import Zoo
 from minimoe.model import MoEForCausalLM
-from minimoe.training.experiments import to_csv
+from workshop.experiments import to_csv
 
 SHIPPED = data_path("zoo") / "benchmark"
 SCAN = """

@@ -7,9 +7,8 @@ import torch
 
 from benchmarks import dense_twins
 from minimoe.model import MoEConfig
-from minimoe.training.experiments import EXPERIMENTS
 from minimoe.training.loop import Settings
-from minimoe.training.presets import small_config
+from minimoe.training.presets import EXPERIMENTS, small_config
 
 
 @pytest.fixture

@@ -111,7 +111,7 @@ def imported_by(*folders: str) -> dict[str, str]:
             if isinstance(node, ast.ImportFrom) and node.level == 0:
                 names = [node.module]
             found |= {name.split(".")[0]: str(path.relative_to(ROOT)) for name in names}
-    own = {"minimoe", "tests", "benchmarks", *sys.stdlib_module_names}
+    own = {"minimoe", "workshop", "tests", "benchmarks", *sys.stdlib_module_names}
     return {name: path for name, path in found.items() if name not in own}
 
 

@@ -2,7 +2,7 @@
 
     python -m minimoe.course.measurements [NAME ...] [--seeds 0 1 2]
 
-reads the models that `python -m minimoe.training.experiments NAME` left in runs/, measures them on held-out text, and
+reads the models that `python -m workshop.experiments NAME` left in runs/, measures them on held-out text, and
 writes
 
     data/runs/NAME/specialization.csv   seed, step, metric, layer; value, null, low, high, as in `Measured`; the metrics
@@ -30,7 +30,7 @@ from minimoe.inspection import specialization as sp
 from minimoe.model import MoEForCausalLM
 from minimoe.progress import progress_bar
 from minimoe.training.corpus import Corpus
-from minimoe.training.experiments import EXPERIMENTS, RUNS, to_csv
+from workshop.experiments import EXPERIMENTS, RUNS, to_csv
 
 NAMES = ("planted-batch", "planted-sequence")
 LENGTH, STRETCHES = 128, 16  # tokens in a stretch of text, as in training; and stretches of each domain, or group
@@ -140,7 +140,7 @@ def _load(name: str, seed: int, runs: Path, step: int | None = None) -> MoEForCa
     folder = runs / f"{name}-{seed}" / ("" if step is None else f"step-{step}")
     if not (folder / "config.json").exists():
         raise FileNotFoundError(
-            f"{folder}: found no model there; `python -m minimoe.training.experiments {name} --seeds {seed}` trains it"
+            f"{folder}: found no model there; `python -m workshop.experiments {name} --seeds {seed}` trains it"
         )
     return MoEForCausalLM.from_pretrained(folder)
 

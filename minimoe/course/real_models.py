@@ -43,7 +43,7 @@ from minimoe.fingerprints.weights import Weights, open_weights
 from minimoe.lineage import upcycle
 from minimoe.lineage.derive import quantise
 from minimoe.model.checkpoint import CONFIG, SINGLE, sha256_of_file
-from minimoe.training.experiments import to_csv
+from workshop.experiments import to_csv
 
 SOURCE = "measured by python -m minimoe.course.real_models from the packages in real_models.csv"
 METHODS = ("std_profile", "norm_profile", "weight_cosine", "aligned_cka", "virtual_response_whitened")

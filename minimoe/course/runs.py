@@ -1,4 +1,4 @@
-"""What was measured in the shipped training runs (`minimoe.training.experiments` makes them), read from data/runs."""
+"""What was measured in the shipped training runs (`workshop.experiments` makes them), read from data/runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minimoe.data_files import data_path
 
 # Each table, and the command that makes it.
 TABLES = {
-    **dict.fromkeys(("train", "held_out", "final"), "python -m minimoe.training.experiments"),
+    **dict.fromkeys(("train", "held_out", "final"), "python -m workshop.experiments"),
     **dict.fromkeys(("specialization", "ablation"), "python -m minimoe.course.measurements"),
     "std": "python -m minimoe.course.profiles",
 }

@@ -1,6 +1,6 @@
 """Corpora: text of several domains as streams of token ids, split for good into text to train on and text held out.
 
-`Corpus.planted()` is generated, `Corpus.real()` is read from installed packages, `Corpus.from_folder(path)` reads
+`Corpus.planted()` is made up, `Corpus.real()` is read from installed packages, `Corpus.from_folder(path)` reads
 the files of a folder. All three give the same thing: for each domain and split one stream of ids, `<|endoftext|>`
 before every document and after the last. Shape legend: B batch, S sequence.
 """
@@ -25,13 +25,13 @@ from minimoe.atomic import write_atomically
 from minimoe.data_files import cache_folder
 from minimoe.progress import progress_bar
 from minimoe.training import planted, real
-from minimoe.training.documents import HELD_OUT, SPLITS, TRAIN, Document, digest, distinct, planted_documents
+from minimoe.training.documents import HELD_OUT, SPLITS, TRAIN, Document, digest, distinct
 from minimoe.training.tokenizer import END_OF_TEXT_ID, load_tokenizer
 
 FEWEST_TOKENS = 64  # that a domain must have in each split
 FEW_FILES = 20  # below this, a folder's files are split by block instead of by file
 BLOCK = 500  # characters
-CODE = ("corpus.py", "documents.py", "planted*.py", "real.py")  # the cache holds for these as they are
+CODE = ("corpus.py", "documents.py", "real.py")  # the cache holds for these as they are
 
 Documents = dict[str, list[Document]]  # by domain
 Streams = dict[str, dict[str, np.ndarray]]  # domain -> split -> ids, uint16
@@ -64,19 +64,16 @@ class Corpus:
         self.shares = _shares([len(streams[domain][TRAIN]) for domain in self.domains])
 
     @classmethod
-    def planted(cls, *, documents_per_domain: int = 1000, seed: int = 0) -> "Corpus":
-        """The generated corpus: four languages x four topics, code and arithmetic. Every tenth document is held out.
+    def planted(cls, *, documents_per_domain: int = 1000) -> "Corpus":
+        """The corpus with known labels: four languages x four topics, code and arithmetic; see `training/planted.py`.
 
-        Raises ValueError for fewer than 10 documents, which would leave none held out.
+        Every tenth document is held out.
+        Raises ValueError for fewer than 10 documents, which would leave none held out, or more than 1,000.
         """
-        if documents_per_domain < 10:
-            raise ValueError(f"documents_per_domain: found {documents_per_domain}, wanted at least 10")
-
-        def assemble() -> Documents:
-            domains = progress_bar(planted.DOMAINS, desc="planting", unit="domain", leave=False)
-            return {domain: planted_documents(domain, documents_per_domain, seed=seed) for domain in domains}
-
-        return cls._prepare(f"planted {documents_per_domain} {seed}", assemble)
+        if not 10 <= documents_per_domain <= 1000:
+            raise ValueError(f"documents_per_domain={documents_per_domain}: wanted 10 to 1000")
+        found = {domain: planted.planted_documents(domain, documents_per_domain) for domain in planted.DOMAINS}
+        return cls._prepare(f"planted {_digests(found)}", lambda: found)
 
     @classmethod
     def real(cls, *, domains: Sequence[str] | None = None) -> "Corpus":
@@ -108,8 +105,7 @@ class Corpus:
     def _prepare(cls, recipe: str, assemble: Callable[[], Documents]) -> "Corpus":
         """Assemble and tokenize, or take what an earlier call with the same recipe, tokenizer and code left."""
         tokenizer = load_tokenizer()
-        sources = [path for pattern in CODE for path in sorted(Path(__file__).parent.glob(pattern))]
-        code = "".join(path.read_text(encoding="utf-8") for path in sources)
+        code = "".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in CODE)
         key = hashlib.sha256("\0".join((recipe, tokenizer.to_str(), code)).encode()).hexdigest()
         cache = cache_folder() / f"corpus-{key[:32]}.npz"
         kept = _read_cache(cache)

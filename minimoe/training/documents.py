@@ -1,10 +1,8 @@
 """Documents: what a corpus is made of, before it becomes tokens."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
-
-from minimoe.training import planted
 
 TRAIN, HELD_OUT = "train", "held_out"
 SPLITS = (TRAIN, HELD_OUT)
@@ -35,18 +33,7 @@ def distinct(documents: Iterable[Document]) -> list[Document]:
     return list(first.values())
 
 
-def planted_documents(domain: str, count: int, *, seed: int = 0) -> list[Document]:
-    """Documents 0 to `count` - 1 of a planted domain; every tenth is held out.
-
-    The index decides the split, so the same meaning said in two languages is on the same side in both.
-    """
-    return distinct(
-        Document(planted.document(domain, index, seed=seed), HELD_OUT if index % 10 == 9 else TRAIN)
-        for index in range(count)
-    )
-
-
-def digest(documents: Sequence[Document]) -> str:
+def digest(documents: Iterable[Document]) -> str:
     """sha256 of the documents' text (UTF-8) and splits, in order."""
     state = hashlib.sha256()
     for text, split in documents:

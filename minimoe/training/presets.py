@@ -1,12 +1,14 @@
-"""The small models of the course: one shape, with or without experts, balanced in one way or another."""
+"""The small models of the course: one shape, with or without experts, balanced in one way or another; and the runs in
+which they were trained for its figures (`python -m workshop.experiments` repeats them).
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from minimoe.model import MoEConfig
 
 WIDTH = 128  # of one expert
-
-
 BALANCES = ("loss", "sequence", "bias", "none")  # over the batch, in each sequence, by a selection bias, not at all
 
 
@@ -43,3 +45,45 @@ def small_config(
         seq_aux=balance == "sequence",
         model_type="mixtral" if balance in ("loss", "none") and experts_per_token > 1 else "minimoe",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One recipe, run with several seeds. The defaults are those of `minimoe train`."""
+
+    about: str
+    corpus: str = "real"
+    experts: int = 8
+    experts_per_token: int = 2
+    balance: str = "loss"
+    steps: int = 1600
+    snapshots: tuple[int, ...] = ()
+
+
+# Steps of equal compute follow from the active parameters (544,608 of the mixture, 1,426,272 of the large dense twin).
+# That leaves out what attention spends on comparing tokens, as much for one as for the other, and so gives the twin
+# fewer steps than a count of all operations would: notebook 04 prints both. Those of equal time follow from what a step
+# costs on one thread (`python -m benchmarks.dense_twins`).
+EXPERIMENTS = {
+    "moe": Experiment(about="8 experts, 2 per token, balance loss"),
+    "dense-active": Experiment(about="dense, as many parameters as a token meets", experts=0),
+    "dense-active-clock": Experiment(about="the same, for as long as the mixture takes", experts=0, steps=2000),
+    "dense-total": Experiment(about="dense, as many parameters as the mixture stores", experts=0, experts_per_token=8),
+    "dense-total-compute": Experiment(
+        about="the same, for as much compute as the mixture", experts=0, experts_per_token=8, steps=611
+    ),
+    "dense-total-clock": Experiment(
+        about="the same, for as long as the mixture takes", experts=0, experts_per_token=8, steps=960
+    ),
+    "balance-none": Experiment(about="the mixture without balancing", balance="none"),
+    "balance-bias": Experiment(about="the mixture with a selection bias", balance="bias"),
+    "planted-batch": Experiment(
+        about="planted text, loss over the batch",
+        corpus="planted",
+        steps=800,
+        snapshots=(0, 25, 50, 100, 200, 400, 600),
+    ),
+    "planted-sequence": Experiment(
+        about="planted text, loss in each sequence", corpus="planted", balance="sequence", steps=800
+    ),
+}

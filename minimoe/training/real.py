@@ -6,10 +6,10 @@
 | prose                    | those docstrings without their doctests; a document is a module's docstrings    |
 | french, chinese, english | JupyterLab's language packs; a document is a message, said and split alike in   |
 |                          | all three                                                                       |
-| arithmetic               | generated, as in the planted corpus                                             |
+| arithmetic               | that of the planted corpus, and more of it                                      |
 
 The sources are read, never imported. Tests, benchmarks and generated parsers are left out. `data/corpora/manifest.json`
-records what the tested versions give; `python -m minimoe.training.rebuild` writes it again.
+records what the tested versions give; `python -m workshop.rebuild` writes it again.
 """
 
 import ast
@@ -26,7 +26,8 @@ from typing import NamedTuple
 
 from minimoe.data_files import data_path
 from minimoe.progress import progress_bar
-from minimoe.training.documents import Document, digest, distinct, planted_documents, split_of
+from minimoe.training.documents import Document, distinct, split_of
+from minimoe.training.planted import planted_documents
 
 
 class Package(NamedTuple):
@@ -232,24 +233,6 @@ def _catalogue(package: Package) -> dict[str, str]:
 
 
 # --- the manifest -----------------------------------------------------------------------------------------
-
-
-def describe(domain: str, documents: list[Document]) -> dict:
-    """A domain's entry in the manifest."""
-    return {
-        "packages": [
-            {
-                "name": package.name,
-                "version": installed_version(package),
-                "licence": package.licence,
-                "files": len(source_files(package)),
-            }
-            for package in PACKAGES[domain]
-        ],
-        "documents": len(documents),
-        "bytes": sum(len(document.text.encode()) for document in documents),
-        "sha256": digest(documents),
-    }
 
 
 def read_manifest() -> dict:

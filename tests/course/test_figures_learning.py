@@ -9,8 +9,8 @@ from minimoe.course import runs
 from minimoe.course.figures import learning
 from minimoe.course.style import render
 from minimoe.course.widgets import controls
-from minimoe.training import experiments
-from minimoe.training.experiments import EXPERIMENTS
+from minimoe.training.presets import EXPERIMENTS
+from workshop import experiments
 
 # Nats per token above the mixture, by run, and by domain where it depends on it.
 TRUTH = {

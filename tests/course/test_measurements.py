@@ -16,7 +16,7 @@ from minimoe.inspection import record_routing
 from minimoe.inspection import specialization as sp
 from minimoe.model import MoEConfig, MoEForCausalLM
 from minimoe.training import Corpus
-from minimoe.training.halve import halve
+from workshop.halve import halve
 
 SHARE, NATS = 2e-3, 0.01  # what float16 may change: in a share of information, in a loss
 
@@ -176,7 +176,7 @@ def test_tiny_models_are_measured_from_end_to_end(runs, corpus, tmp_path):
 @pytest.mark.parametrize("missing", ["planted-batch-1", "planted-batch-1/step-1"])
 def test_a_run_that_is_missing_is_named_with_its_command_and_nothing_is_written(runs, corpus, tmp_path, missing):
     (runs / missing / "config.json").unlink()
-    command = "python -m minimoe.training.experiments planted-batch --seeds 1"
+    command = "python -m workshop.experiments planted-batch --seeds 1"
     with pytest.raises(FileNotFoundError, match=rf"{missing}: found no model there; `{command}` trains it"):
         measurements.measure("planted-batch", (1,), runs=runs, out=tmp_path / "out", corpus=corpus)
     assert not (tmp_path / "out").exists()

@@ -14,8 +14,8 @@ from minimoe.course import real_models
 from minimoe.course.published import read_published
 from minimoe.course.real_models import L3, L6, PACKAGES, SMOLLM2, TABLES, TUNED, convert_onnx, layer_cosines, locate
 from minimoe.fingerprints.weights import open_weights
-from minimoe.training.experiments import to_csv
 from tests.fingerprints.toys import random_model, weights
+from workshop.experiments import to_csv
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minimoe.course import runs
-from minimoe.training import experiments
+from workshop import experiments
 
 ROWS = [
     {"seed": 0, "step": 100, "domain": "code", "nats": 3.25},
@@ -39,7 +39,7 @@ def test_rows_are_chosen_by_value(folder):
 
 @pytest.mark.parametrize("name, table", [("tiny", "train"), ("unknown", "held_out")])
 def test_a_missing_file_is_named_with_the_command_that_makes_it(folder, name, table):
-    wanted = rf"{name}/{table}\.csv is missing: `python -m minimoe\.training\.experiments {name}` makes it"
+    wanted = rf"{name}/{table}\.csv is missing: `python -m workshop\.experiments {name}` makes it"
     with pytest.raises(FileNotFoundError, match=wanted):
         runs.read_run(name, table)
 

@@ -1,280 +1,47 @@
-"""The planted corpus: the same bytes everywhere, true labels, true statements, correct small print."""
+"""The planted text as it is kept: the bytes of the manifest, one split for all languages, seen and unseen apart."""
 
-import ast
-import contextlib
-import gzip
-import io
-import math
-import operator
-import re
-from collections import Counter
-from functools import cache
-from hashlib import sha256
+import json
 
 import pytest
 
-from minimoe.training.planted import DOMAINS, LANGUAGES, TOPICS, document, parallel
-
-PROSE = [domain for domain in DOMAINS if "/" in domain]
-
-# sha256 over documents 0-19 of every domain with seed 0. It changes when a word or a rule changes, never with the
-# machine, the Python version or the order of the calls.
-DIGEST = "d4a833e032d98c9921e84ca68e9ddd74a87bf8fe97230e47fcc345f442e85cf1"
+from minimoe.data_files import data_path
+from minimoe.training.documents import digest
+from minimoe.training.planted import DOMAINS, LANGUAGES, TOPICS, document, parallel, planted_documents, texts
 
 
-def digest(domains: tuple[str, ...], indices: range, *, seed: int = 0) -> str:
-    texts = {(d, i): document(d, i, seed=seed) for i in indices for d in domains}
-    return sha256("".join(texts[d, i] for d in DOMAINS for i in sorted(indices)).encode()).hexdigest()
-
-
-@cache
-def texts(language: str, count: int = 600) -> list[str]:
-    return [document(f"{language}/{topic}", index) for topic in TOPICS for index in range(count)]
-
-
-def test_there_are_eighteen_domains():
-    assert len(DOMAINS) == 18 == len(set(DOMAINS))
-    assert set(PROSE) == {f"{language}/{topic}" for language in LANGUAGES for topic in TOPICS}
-
-
-def test_the_bytes_are_the_committed_ones_in_any_order():
-    assert digest(DOMAINS, range(20)) == DIGEST
-    assert digest(DOMAINS[::-1], range(19, -1, -1)) == DIGEST
-
-
-def test_another_seed_or_index_gives_another_document():
+def test_the_kept_text_is_that_of_the_manifest():
+    """Not a byte may change: checkpoints and tables record its sha256."""
+    manifest = json.loads(data_path("corpora/manifest.json").read_text(encoding="utf-8"))
+    assert tuple(manifest["planted"]) == DOMAINS and len(set(DOMAINS)) == 18
     for domain in DOMAINS:
-        different = {document(domain, index, seed=seed) for seed in range(4) for index in range(4)}
-        assert len(different) == 16, domain
+        found = planted_documents(domain, 1000)
+        entry = manifest["planted"][domain]
+        assert (len(found), digest(found)) == (entry["documents"], entry["sha256"]), domain
+    arithmetic = manifest["domains"]["arithmetic"]
+    assert digest(planted_documents("arithmetic", arithmetic["documents"])) == arithmetic["sha256"]
 
 
-@pytest.mark.parametrize("domain", ["klingon/kitchen", "french", "", "french/kitchen/", "Code"])
-def test_an_unknown_domain_is_named_with_the_known_ones(domain):
-    with pytest.raises(ValueError, match=re.escape(repr(domain))) as error:
-        document(domain, 0)
-    assert all(known in str(error.value) for known in DOMAINS)
+def test_a_meaning_is_held_out_in_every_language_or_in_none():
+    for topic in TOPICS:
+        splits = [[held.split for held in planted_documents(f"{language}/{topic}", 30)] for language in LANGUAGES]
+        assert splits == [[*["train"] * 9, "held_out"] * 3] * 4
+        for language, text in parallel(topic, 19).items():
+            assert text == document(f"{language}/{topic}", 19) == planted_documents(f"{language}/{topic}", 20)[19].text
 
 
-def test_an_unknown_topic_or_a_negative_index_is_refused():
-    with pytest.raises(ValueError, match=r"'opera'.*kitchen, weather, harbour, market"):
-        parallel("opera", 0)
-    for call in (lambda: document("code", -1), lambda: parallel("market", -1)):
-        with pytest.raises(ValueError, match="index is -1"):
-            call()
+def test_documents_are_read_whole_and_those_of_another_seed_are_in_no_corpus():
+    content = data_path("corpora/planted/seed-3/code.txt").read_bytes().decode()
+    assert "".join(text + "<|endoftext|>\n" for text in texts("code", seed=3)) == content
+    for domain in DOMAINS:
+        assert all(text.endswith("\n") for text in texts(domain))
+        assert len(texts(domain, seed=3)) == 20 and not set(texts(domain)) & set(texts(domain, seed=3)), domain
 
 
-# The same meaning in four languages
-
-NUMBER_WORDS = {
-    "english": ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"],
-    "french": ["deux", "trois", "quatre", "cinq", "six", "sept", "huit", "neuf", "dix", "onze", "douze"],
-    "german": ["zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun", "zehn", "elf", "zwölf"],
-    "spanish": ["dos", "tres", "cuatro", "cinco", "seis", "siete", "ocho", "nueve", "diez", "once", "doce"],
-}
-
-
-def quantities(text: str, language: str) -> list[int]:
-    values = {word: value for value, word in enumerate(NUMBER_WORDS[language], 2) if value != 9}  # neuf is also new
-    words = re.findall(r"\w+", text.lower())
-    return sorted(int(word) if word.isdigit() else values[word] for word in words if word.isdigit() or word in values)
-
-
-def sentences(text: str) -> list[str]:
-    return re.findall(r"[^.?]+[.?]", text.strip())
-
-
-@pytest.mark.parametrize("topic", TOPICS)
-def test_the_four_languages_say_the_same(topic):
-    for index in range(200):
-        said = parallel(topic, index)
-        assert said == {language: document(f"{language}/{topic}", index) for language in LANGUAGES}
-        assert len({tuple(quantities(said[language], language)) for language in LANGUAGES}) == 1, said
-        endings = {tuple(sentence[-1] for sentence in sentences(said[language])) for language in LANGUAGES}
-        assert len(endings) == 1, said
-
-
-@pytest.mark.parametrize(
-    ("nouns", "topic"),
-    [
-        ({"english": "carrots?", "french": "carottes?", "german": "Karotten?", "spanish": "zanahorias?"}, "kitchen"),
-        ({"english": "bridges?", "french": "ponts?", "german": "Brücken?", "spanish": "puentes?"}, "weather"),
-        ({"english": "anchors?", "french": "ancres?", "german": "Ankern?", "spanish": "anclas?"}, "harbour"),
-        ({"english": "candles?", "french": "bougies?", "german": "Kerzen?", "spanish": "velas?"}, "market"),
-    ],
-)
-def test_a_noun_is_said_equally_often_in_every_language(nouns, topic):
-    for index in range(200):
-        said = parallel(topic, index)
-        counts = {len(re.findall(rf"\b(?:{noun})\b", said[language])) for language, noun in nouns.items()}
-        assert len(counts) == 1, said
-
-
-# True labels
-
-
-def trigrams(text: str) -> Counter:
-    text = text.lower()
-    return Counter(text[i : i + 3] for i in range(len(text) - 2))
-
-
-def naive_bayes_accuracy(labelled: dict[str, list[str]], held_out: dict[str, list[str]]) -> float:
-    """Train multinomial naive Bayes on character trigrams; the share of held-out texts it labels right."""
-    counts = {label: sum(map(trigrams, docs), Counter()) for label, docs in labelled.items()}
-    vocabulary = len(set().union(*counts.values()))
-    totals = {label: count.total() + vocabulary for label, count in counts.items()}
-
-    def score(label: str, grams: Counter) -> float:
-        return sum(n * math.log((counts[label][gram] + 1) / totals[label]) for gram, n in grams.items())
-
-    right = [
-        label == max(counts, key=lambda guess: score(guess, grams))
-        for label, docs in held_out.items()
-        for grams in map(trigrams, docs)
-    ]
-    return sum(right) / len(right)
-
-
-def split(domains: dict[str, list[str]]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    def read(indices: range) -> dict[str, list[str]]:
-        return {label: [document(domain, i) for domain in group for i in indices] for label, group in domains.items()}
-
-    return read(range(60)), read(range(1000, 1040))
-
-
-def test_languages_can_be_told_apart():
-    groups = {language: [f"{language}/{topic}" for topic in TOPICS] for language in LANGUAGES}
-    assert naive_bayes_accuracy(*split(groups | {"code": ["code"], "arithmetic": ["arithmetic"]})) > 0.95
-
-
-@pytest.mark.parametrize("language", LANGUAGES)
-def test_topics_can_be_told_apart_within_a_language(language):
-    assert naive_bayes_accuracy(*split({topic: [f"{language}/{topic}"] for topic in TOPICS})) > 0.90
-
-
-# Variety
-
-
-@pytest.mark.parametrize("domain", DOMAINS)
-def test_there_is_something_to_learn(domain):
-    docs = [document(domain, index) for index in range(2000)]
-    assert len(docs) - len(set(docs)) <= 20
-    text = "".join(docs)
-    compressed = len(gzip.compress(text.encode(), 9)) / len(text.encode())
-    assert 0.1 < compressed < 0.6  # neither a loop nor noise
-    words = Counter(re.findall(r"\w+", text))
-    entropy = -sum(n / words.total() * math.log2(n / words.total()) for n in words.values())
-    assert entropy > 5
-    if domain in PROSE:
-        assert 200 < len([word for word in words if not word.isdigit()]) < 1200
-        sizes = Counter(len(sentences(doc)) for doc in docs)
-        assert min(sizes) >= 4 and max(sizes) <= 18  # a question comes with its answer
-        assert max(sizes.values()) < 0.4 * len(docs)
-
-
-# Spelling
-
-WRONG = {
-    "english": [r"\ba [aeiou]", r"\ban [^aeiou]", r"\b(a|this|one) \w+s (is|was)\b", r"\bdoes not \w+[^s]s\b"],
-    "french": [
-        r"\b(de|à) les? ",
-        r"\b(le|la|de|ne|que|ce) (?!onze)[aeiouâéèêîôœ]",
-        r"\b(le|la|de|que) hu(il|î)",
-        r"'(hareng|homard|huit|onze|halle)",
-        r"\b[Ii]l y (a|aura|avait) des (petit|gross?|grand|vieux|vieille|beaux|belle|joli|jeune)e?s? ",
-        r"\b(vieux|beau) [aeiou]\w+[^sx\W] ",
-    ],
-    "german": [
-        r"\bvon dem\b",
-        r"\b(den|dem|einen|einem|diesen|diesem) (Matrose|Nachbar|Hirte|Pilot|Bauer|Tourist)\b",
-        r"\b(das|dem|den|ein|einen|diesen) (Kartoffel|Pfanne|Wolke|Kiste|Blume)\b",
-        r"[^,] (weil|während) ",
-    ],
-    "spanish": [
-        r"\b(de|a) el ",
-        r"\by h?i(?![ae])",
-        r"\b(la|una) (agua|ancla)\b",
-        r"(ín|ón|án|én)es\b",
-        r"\b(los|las|unos|unas|estos|estas|varios|varias) \w+[^s\W\d] ",
-        r"(?<!¿)Quién",
-    ],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("language", LANGUAGES)
-def test_spelling(language):
-    for text in texts(language):
-        assert text.endswith(".\n") and text.count("\n") == 1
-        for wrong in [*WRONG[language], "  ", r" [.,]", r"[_*|+~^#]"]:
-            assert not re.search(wrong, text), (wrong, text)
-        for sentence in sentences(text):
-            assert sentence.lstrip(" ¿")[0].isupper() or sentence.lstrip()[0].isdigit(), sentence
-
-
-@pytest.mark.parametrize(
-    ("language", "wanted"),
-    [
-        ("english", ["an apple", "some bread", "knives", "does not", "women", "has already"]),
-        ("french", ["du pain", "de l'eau", "aux ", "au ", "qu'il", "n'a pas", "d'éplucher", "cet ", "le hareng"]),
-        ("french", ["vieil homme", "sont arrivé", "de petites ", "fraîches", "l'huile", "qu'elles", "mangeait"]),
-        (
-            "german",
-            ["dem Matrosen", "vom ", "weil er ", "rührt", "umrühren", "zubereitet", "teure", "dunkle", "bietet"],
-        ),
-        ("german", ["frisches Brot", "heißen Kaffee", "kam ", "einem", "mehreren", "Äpfeln", "abtrocknet"]),
-        ("spanish", ["al ", "del ", "el agua", "el ancla", "¿Quién", "ya ha", "limones", "está", "hay", "sirvió"]),
-        ("spanish", ["aprendices", "jóvenes", "a un ", "cubierto", "las anclas"]),
-    ],
-)
-def test_the_grammar_is_seen_at_work(language, wanted):
-    everything = " ".join(texts(language))
-    assert [form for form in wanted if form not in everything] == []
-
-
-# Arithmetic and code, checked by Python's own parser
-
-OPERATORS = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.FloorDiv: operator.floordiv,
-    ast.Div: operator.truediv,
-}
-COMPARISONS = {ast.Lt: operator.lt, ast.Gt: operator.gt, ast.Eq: operator.eq}
-
-
-def value(node: ast.expr) -> float:
-    if isinstance(node, ast.BinOp):
-        return OPERATORS[type(node.op)](value(node.left), value(node.right))
-    if isinstance(node, ast.UnaryOp):
-        assert isinstance(node.op, ast.USub)
-        return -value(node.operand)
-    assert isinstance(node, ast.Constant) and isinstance(node.value, int)
-    return node.value
-
-
-def test_arithmetic_is_true():
-    seen = Counter()
-    for index in range(500):
-        lines = document("arithmetic", index).splitlines()
-        assert 6 <= len(lines) <= 14
-        for line in lines:
-            assert re.fullmatch(r"\(?\d+( [-+*/<>=]+ -?\(?\d+\)?)+", line), line
-            statement = ast.parse(re.sub(r" = ", " == ", line), mode="eval").body
-            (comparison,) = statement.ops
-            assert COMPARISONS[type(comparison)](value(statement.left), value(statement.comparators[0])), line
-            seen.update(re.findall(r" (\D+?) ", line))
-    assert {"+", "-", "*", "//", "/", "=", "<", ">"} <= set(seen)
-
-
-def test_code_parses_and_runs():
-    calls = 0
-    for index in range(500):
-        text = document("code", index)
-        tree = ast.parse(text)
-        assert 1 <= sum(isinstance(node, ast.FunctionDef) for node in tree.body) <= 2
-        assert text.endswith("\n") and not text.endswith("\n\n")
-        namespace: dict[str, object] = {}
-        with contextlib.redirect_stdout(io.StringIO()):
-            exec(compile(tree, f"code {index}", "exec"), namespace)
-        calls += sum(not isinstance(node, ast.FunctionDef) for node in tree.body)
-    assert calls > 100
+def test_what_is_not_kept_is_refused():
+    with pytest.raises(ValueError, match=r"domain='klingon/kitchen': wanted one of english/kitchen, .*arithmetic"):
+        document("klingon/kitchen", 0)
+    for index in (-1, 20):
+        with pytest.raises(ValueError, match=rf"index={index}: wanted 0 to 19, .* of code"):
+            document("code", index, seed=3)
+    with pytest.raises(FileNotFoundError, match="seed-1"):
+        document("code", 0, seed=1)

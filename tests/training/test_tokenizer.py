@@ -1,8 +1,4 @@
-"""The tokenizer: every text survives it, digits stand alone, training it twice gives the same file."""
-
-import json
-import subprocess
-import sys
+"""The shipped tokenizer: every text survives it, digits stand alone."""
 
 import pytest
 from hypothesis import given, settings
@@ -10,9 +6,8 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from minimoe.data_files import data_path
-from minimoe.training import rebuild
 from minimoe.training import tokenizer as tokenizer_module
-from minimoe.training.tokenizer import END_OF_TEXT, END_OF_TEXT_ID, load_tokenizer, train_tokenizer
+from minimoe.training.tokenizer import END_OF_TEXT, END_OF_TEXT_ID, load_tokenizer
 
 SAMPLE = [
     "Der Hafen ist still. El puerto está en calma.",
@@ -77,33 +72,7 @@ def test_no_token_but_a_digit_holds_one(shipped):
     assert [token for token in shipped.get_vocab() if len(token) > 1 and set(token) & set("0123456789")] == []
 
 
-def test_training_is_deterministic_across_processes():
-    script = (
-        "import json, sys\n"
-        "from minimoe.training.tokenizer import train_tokenizer\n"
-        "print(train_tokenizer(json.load(sys.stdin), vocab_size=320).to_str())"
-    )
-    command = [sys.executable, "-c", script]
-    run = subprocess.run(command, input=json.dumps(SAMPLE), capture_output=True, encoding="utf-8", check=True)
-    for _ in range(5):
-        assert json.loads(run.stdout) == json.loads(train_tokenizer(SAMPLE, vocab_size=320).to_str())
-
-
-def test_a_frequent_word_becomes_a_token():
-    tokenizer = train_tokenizer(SAMPLE, vocab_size=512)
-    assert "ĠHafen" in tokenizer.encode(" Hafen").tokens
-
-
 def test_a_missing_file_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(tokenizer_module, "data_path", lambda name: tmp_path / name)
-    with pytest.raises(FileNotFoundError, match=r"python -m minimoe.training.rebuild"):
+    with pytest.raises(FileNotFoundError, match=r"python -m workshop.rebuild"):
         load_tokenizer()
-
-
-def test_retraining_replaces_the_file_whole(monkeypatch, tmp_path):
-    monkeypatch.setattr(rebuild, "data_path", lambda name: tmp_path / name)
-    monkeypatch.setattr(tokenizer_module, "training_texts", lambda: SAMPLE)
-    rebuild.rebuild_tokenizer()
-    written = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
-    assert json.loads(written) == json.loads(train_tokenizer(SAMPLE).to_str())
-    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]

@@ -13,9 +13,8 @@ from minimoe.course.figures.register import Drawing, figure
 from minimoe.course.runs import read_run, step_times, where
 from minimoe.course.style import INK, PALE, QUIET, SERIES, describe, new_figure
 from minimoe.model import MoEConfig
-from minimoe.training.experiments import EXPERIMENTS
 from minimoe.training.loop import Settings
-from minimoe.training.presets import small_config
+from minimoe.training.presets import EXPERIMENTS, small_config
 
 MIXTURE, EQUAL_ACTIVE, EQUAL_TOTAL = "mixture", "dense, equal active", "dense, equal total"
 # The runs to compare, by what they were given the same amount of. With equal active parameters, equal tokens are equal

@@ -1,6 +1,6 @@
 """A finished model in half the space.
 
-    python -m minimoe.training.halve SOURCE TARGET
+    python -m workshop.halve SOURCE TARGET
 
 reads the folder that training left and writes its model, in float16, with tokenizer and recipe to another folder.
 """

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from minimoe.model import MoEForCausalLM
-from minimoe.training import Corpus, evaluate, experiments
-from minimoe.training.experiments import EXPERIMENTS, run
-from minimoe.training.presets import small_config
+from minimoe.training import Corpus, evaluate
+from minimoe.training.presets import EXPERIMENTS, small_config
+from workshop import experiments
+from workshop.experiments import run
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +21,10 @@ def corpus():
 
 @pytest.fixture
 def short(monkeypatch, corpus):
-    """Experiments of 20 steps, evaluated every ten, on a little planted text."""
+    """Experiments of 20 steps, evaluated after the last, on a little planted text."""
     few = {name: replace(recipe, steps=20, corpus="planted", snapshots=()) for name, recipe in EXPERIMENTS.items()}
     monkeypatch.setattr(experiments, "EXPERIMENTS", few)
-    monkeypatch.setattr(experiments, "EVALUATE_EVERY", 10)
+    monkeypatch.setattr(experiments, "EVALUATE_EVERY", 20)
     monkeypatch.setattr(experiments, "FINAL_BATCHES", 2)
     monkeypatch.setattr(Corpus, "planted", lambda: corpus)
 

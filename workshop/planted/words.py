@@ -2,7 +2,7 @@
 
 Every line reads `kinds | english | french | german | spanish`. Kinds are letters that say which words go
 together: a verb `p>vf` takes a subject of kind p (people) and an object of kind v or f; an adjective `vf`
-describes nouns of those kinds. Regular forms are derived in `planted_grammar`; a line gives the rest:
+describes nouns of those kinds. Regular forms are derived in the files of the languages; a line gives the rest:
 
 noun       english `[m|f] singular [plural]`, plural `-` for a mass noun; the others `gender singular [plural]`
            with gender m, f, n; German `w` is a weak masculine (der Matrose, den Matrosen), Spanish `a` a

@@ -1,6 +1,6 @@
 """The training runs behind the course, and the tables made from them.
 
-    python -m minimoe.training.experiments [NAME ...] [--seeds 0 1 2]
+    python -m workshop.experiments [NAME ...] [--seeds 0 1 2]
 
 trains each (a few minutes a seed on one thread) into `runs/NAME-SEED`, continues what was interrupted, and writes
 
@@ -17,7 +17,6 @@ import argparse
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,59 +28,17 @@ from minimoe.data_files import data_path
 from minimoe.model import MoEForCausalLM
 from minimoe.training.corpus import Corpus
 from minimoe.training.loop import evaluate, train
-from minimoe.training.presets import small_config
+from minimoe.training.presets import EXPERIMENTS, Experiment, small_config
 
 RUNS = Path("runs")
 ROW_EVERY, EVALUATE_EVERY, FINAL_BATCHES = 10, 100, 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """One recipe, run with several seeds. The defaults are those of `minimoe train`."""
-
-    about: str
-    corpus: str = "real"
-    experts: int = 8
-    experts_per_token: int = 2
-    balance: str = "loss"
-    steps: int = 1600
-    snapshots: tuple[int, ...] = ()
-
-
-# Steps of equal compute follow from the active parameters (544,608 of the mixture, 1,426,272 of the large dense twin).
-# That leaves out what attention spends on comparing tokens, as much for one as for the other, and so gives the twin
-# fewer steps than a count of all operations would: notebook 04 prints both. Those of equal time follow from what a step
-# costs on one thread (`python -m benchmarks.dense_twins`).
-EXPERIMENTS = {
-    "moe": Experiment(about="8 experts, 2 per token, balance loss"),
-    "dense-active": Experiment(about="dense, as many parameters as a token meets", experts=0),
-    "dense-active-clock": Experiment(about="the same, for as long as the mixture takes", experts=0, steps=2000),
-    "dense-total": Experiment(about="dense, as many parameters as the mixture stores", experts=0, experts_per_token=8),
-    "dense-total-compute": Experiment(
-        about="the same, for as much compute as the mixture", experts=0, experts_per_token=8, steps=611
-    ),
-    "dense-total-clock": Experiment(
-        about="the same, for as long as the mixture takes", experts=0, experts_per_token=8, steps=960
-    ),
-    "balance-none": Experiment(about="the mixture without balancing", balance="none"),
-    "balance-bias": Experiment(about="the mixture with a selection bias", balance="bias"),
-    "planted-batch": Experiment(
-        about="planted text, loss over the batch",
-        corpus="planted",
-        steps=800,
-        snapshots=(0, 25, 50, 100, 200, 400, 600),
-    ),
-    "planted-sequence": Experiment(
-        about="planted text, loss in each sequence", corpus="planted", balance="sequence", steps=800
-    ),
-}
 
 
 def run(name: str, seeds: Sequence[int] = (0, 1, 2), *, runs: Path = RUNS, out: Path | None = None) -> None:
     """Train experiment `name` with each seed and write its tables.
 
     Args:
-        name: a key of `EXPERIMENTS`.
+        name: a key of `minimoe.training.presets.EXPERIMENTS`.
         seeds: of weights and batches.
         runs: where the training runs go; a finished one is not repeated.
         out: a folder for the tables; None: data/runs/NAME.
