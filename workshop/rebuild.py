@@ -22,6 +22,7 @@ from workshop.planted import planted_document
 CORPUS_DOCUMENTS, UNSEEN_DOCUMENTS = 1000, 20  # of each planted domain, with seed 0 and with seed 3
 SHARE = 100_000  # bytes of text that each group of domains has in the training of the tokenizer
 EXCERPT = 1000  # characters
+LICENCE = "BSD-3-Clause"  # of every package that the real corpus is read from
 
 
 # --- the planted text -------------------------------------------------------------------------------------
@@ -108,9 +109,9 @@ def real_entry(domain: str, documents: list[Document]) -> dict[str, Any]:
     """What the manifest says of a domain of the real corpus."""
     packages = [
         {
-            "name": package.name,
+            "name": package,
             "version": real.installed_version(package),
-            "licence": package.licence,
+            "licence": LICENCE,
             "files": len(real.source_files(package)),
         }
         for package in real.PACKAGES[domain]

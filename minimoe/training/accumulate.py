@@ -62,7 +62,7 @@ def accumulate_gradients(model: MoEForCausalLM, micro_batches: Sequence[MicroBat
         mask, labels = batch.get("attention_mask"), batch["labels"]
         output = model(batch["input_ids"], mask, labels=labels, output_router_logits=True)
         output.loss.backward()
-        return _detached(output.loss, output.cross_entropy, output.aux_loss, output)
+        return _batch_losses(output.loss, output.cross_entropy, output.aux_loss, output)
     sizes = [_size(batch) for batch in micro_batches]
     whole = _Size(*map(sum, zip(*sizes, strict=True)))
     if not whole.labels:
@@ -80,9 +80,8 @@ def accumulate_gradients(model: MoEForCausalLM, micro_batches: Sequence[MicroBat
 def _size(batch: MicroBatch) -> _Size:
     ids, mask = batch["input_ids"], batch.get("attention_mask")
     labels = int((next_token_targets(batch["labels"], mask) != -100).sum())
-    if mask is None:
-        return _Size(labels, ids.numel(), len(ids))
-    return _Size(labels, int((mask != 0).sum()), int((mask != 0).any(1).sum()))
+    there = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask != 0
+    return _Size(labels, int(there.sum()), int(there.any(1).sum()))
 
 
 @torch.no_grad()
@@ -113,9 +112,9 @@ def _backward(
     if chosen and config.router_z_loss_coef and model.training:
         loss = loss + config.router_z_loss_coef * tokens * router_z_loss(chosen, attention_mask=mask)
     loss.backward()
-    return _detached(loss, cross_entropy, aux_loss, output)
+    return _batch_losses(loss, cross_entropy, aux_loss, output)
 
 
-def _detached(loss: Tensor, cross_entropy: Tensor, aux_loss: Tensor | None, output: CausalLMOutput) -> BatchLosses:
+def _batch_losses(loss: Tensor, cross_entropy: Tensor, aux_loss: Tensor | None, output: CausalLMOutput) -> BatchLosses:
     load = [expert_load(chosen.indices, chosen.logits.shape[-1]) for chosen in output.router_outputs]
     return BatchLosses(loss.detach(), cross_entropy.detach(), None if aux_loss is None else aux_loss.detach(), load)

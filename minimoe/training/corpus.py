@@ -1,19 +1,18 @@
 """Corpora: text of several domains as streams of token ids, split for good into text to train on and text held out.
 
-`Corpus.planted()` is made up, `Corpus.real()` is read from installed packages, `Corpus.from_folder(path)` reads
-the files of a folder. All three give the same thing: for each domain and split one stream of ids, `<|endoftext|>`
-before every document and after the last. Shape legend: B batch, S sequence.
+`Corpus.planted()` has known labels, `Corpus.real()` is read from installed packages, `Corpus.from_folder(path)` reads
+the files of a folder; planted.py, real.py and folder.py give their documents. All three are the same thing here: for
+each domain and split one stream of ids, `<|endoftext|>` before every document and after the last.
+Shape legend: B batch, S sequence.
 """
 
 import hashlib
 import io
 import json
-import os
-import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import groupby, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,13 +24,12 @@ from minimoe.atomic import write_atomically
 from minimoe.data_files import cache_folder
 from minimoe.progress import progress_bar
 from minimoe.training import planted, real
-from minimoe.training.documents import HELD_OUT, SPLITS, TRAIN, Document, digest, distinct
+from minimoe.training.documents import HELD_OUT, SPLITS, TRAIN, Document, digest
+from minimoe.training.folder import read_folder
 from minimoe.training.tokenizer import END_OF_TEXT_ID, load_tokenizer
 
 FEWEST_TOKENS = 64  # that a domain must have in each split
-FEW_FILES = 20  # below this, a folder's files are split by block instead of by file
-BLOCK = 500  # characters
-CODE = ("corpus.py", "documents.py", "real.py")  # the cache holds for these as they are
+CODE = ("corpus.py", "documents.py", "real.py")  # what the cache holds was made by these files as they are
 
 Documents = dict[str, list[Document]]  # by domain
 Streams = dict[str, dict[str, np.ndarray]]  # domain -> split -> ids, uint16
@@ -48,8 +46,8 @@ class Corpus:
     """Token streams by domain. Make one with `planted`, `real` or `from_folder`.
 
     domains: the names, in order. vocab_size: 1,024. tokenizer: a `tokenizers.Tokenizer`.
-    sha256: of what was assembled, that is, of names, text and splits of all domains in order; the tokenizer has no
-    part in it. digests: the same for each domain. shares: the probability of each domain in a batch.
+    sha256: of the names, text and splits of all domains in order; the tokenizer has no part in it.
+    digests: the same for each domain. shares: the probability of each domain in a batch.
     """
 
     def __init__(self, streams: Streams, digests: dict[str, str], tokenizer: Tokenizer):
@@ -59,9 +57,10 @@ class Corpus:
         self.digests = digests
         self.sha256 = hashlib.sha256(json.dumps(list(digests.items())).encode()).hexdigest()
         self._streams = streams
-        for array in (array for splits in streams.values() for array in splits.values()):
-            array.flags.writeable = False
-        self.shares = _shares([len(streams[domain][TRAIN]) for domain in self.domains])
+        for splits in streams.values():
+            for ids in splits.values():
+                ids.flags.writeable = False
+        self.shares = _shares([len(splits[TRAIN]) for splits in streams.values()])
 
     @classmethod
     def planted(cls, *, documents_per_domain: int = 1000) -> "Corpus":
@@ -84,7 +83,7 @@ class Corpus:
         Raises ValueError for an unknown domain, ModuleNotFoundError for a named one whose package is missing.
         """
         wanted = real.available_domains(domains)
-        corpus = cls._prepare(f"real {wanted} {real.fingerprint(wanted)}", lambda: real.assemble(wanted))
+        corpus = cls._prepare(f"real {wanted} {real.sources_sha256(wanted)}", lambda: real.assemble(wanted))
         real.check_against_manifest(corpus.digests)
         return corpus
 
@@ -98,7 +97,7 @@ class Corpus:
         with a warning.
         Raises FileNotFoundError, PermissionError, or ValueError when the path is a file or holds too little text.
         """
-        found = _read_folder(Path(path))
+        found = read_folder(Path(path))
         return cls._prepare(f"folder {_digests(found)}", lambda: found)
 
     @classmethod
@@ -123,11 +122,11 @@ class Corpus:
         Raises ValueError when a domain's stream is shorter than `seq_len`.
         """
         streams = [self.tokens(domain, split) for domain in self.domains]
-        shortest = min(range(len(streams)), key=lambda index: len(streams[index]))
-        if not 0 < seq_len <= len(streams[shortest]):
+        shortest, domain = min((len(stream), domain) for stream, domain in zip(streams, self.domains, strict=True))
+        if not 0 < seq_len <= shortest:
             raise ValueError(
-                f"seq_len: found {seq_len}, wanted 1 to {len(streams[shortest])}, the number of tokens that domain "
-                f"{self.domains[shortest]!r} has in split {split!r}"
+                f"seq_len={seq_len}: wanted 1 to {shortest}, the number of tokens that domain {domain!r} has in split "
+                f"{split!r}"
             )
         # raw 64-bit words: numpy promises them to stay the same, but not what its distributions make of them
         words = np.random.PCG64([seed, step, SPLITS.index(split)]).random_raw(2 * batch_size)
@@ -142,9 +141,9 @@ class Corpus:
     def tokens(self, domain: str, split: str) -> np.ndarray:
         """The stream of a domain's split: ids, uint16, read-only. Raises ValueError for an unknown domain or split."""
         if domain not in self._streams:
-            raise ValueError(f"domain: found {domain!r}, wanted one of {list(self.domains)}")
+            raise ValueError(f"domain={domain!r}: wanted one of {list(self.domains)}")
         if split not in SPLITS:
-            raise ValueError(f"split: found {split!r}, wanted one of {list(SPLITS)}")
+            raise ValueError(f"split={split!r}: wanted one of {list(SPLITS)}")
         return self._streams[domain][split]
 
     def documents(self, domain: str, split: str = HELD_OUT) -> list[str]:
@@ -180,9 +179,6 @@ def _digests(documents: Documents) -> dict[str, str]:
     return {domain: digest(texts) for domain, texts in documents.items()}
 
 
-# --- tokens -----------------------------------------------------------------------------------------------
-
-
 def _tokenize(documents: Documents, tokenizer: Tokenizer) -> Streams:
     """Streams of ids. Raises ValueError when a domain has too few tokens in a split."""
     streams = {domain: {} for domain in documents}
@@ -205,14 +201,11 @@ def _tokenize(documents: Documents, tokenizer: Tokenizer) -> Streams:
     return streams
 
 
-# --- the cache --------------------------------------------------------------------------------------------
-
-
 def _write_cache(path: Path, streams: Streams, digests: dict[str, str]) -> None:
     """Keep the streams. A folder that cannot be written to costs only the time that the cache would save."""
     arrays = {"digests": np.array(json.dumps(digests))}
     for index, splits in enumerate(streams.values()):
-        arrays.update({f"{index}-{split}": array for split, array in splits.items()})
+        arrays |= {f"{index}-{split}": ids for split, ids in splits.items()}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     with suppress(OSError):
@@ -230,79 +223,3 @@ def _read_cache(path: Path) -> tuple[Streams, dict[str, str]] | None:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     return streams, digests
-
-
-# --- your own folder --------------------------------------------------------------------------------------
-
-
-def _read_folder(folder: Path) -> Documents:
-    """The documents of each domain of a folder. Raises as `Corpus.from_folder` says."""
-    if not folder.exists():
-        raise FileNotFoundError(f"{folder}: no such folder")
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: found a file, wanted a folder of text files")
-    files, skipped = {}, []
-    for path in _visible_files(folder):
-        try:
-            text = _read_text(path)
-        except ValueError as error:
-            skipped.append(str(error))
-            continue
-        if text.strip():
-            below = path.relative_to(folder).parts[:-1]
-            files.setdefault(below[0] if below else folder.resolve().name, []).append(text)
-    if not files:
-        raise ValueError(f"{folder}: wanted text files, found {skipped[0] if skipped else 'none that holds any text'}")
-    if skipped:
-        warnings.warn(f"{folder}: {len(skipped)} binary files ignored, the first is {skipped[0]}", stacklevel=3)
-    return {domain: distinct(_split_files(texts)) for domain, texts in sorted(files.items())}
-
-
-def _visible_files(folder: Path) -> list[Path]:
-    """The regular files below a folder that are not hidden, in an order that no machine changes."""
-
-    def refuse(error: OSError) -> None:
-        raise error  # os.walk would go on without the folder
-
-    found = []
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in names if not name.startswith(".")]
-    return sorted((path for path in found if path.is_file()), key=lambda path: path.relative_to(folder).as_posix())
-
-
-def _read_text(path: Path) -> str:
-    """A file's text, newlines as `\\n`. Raises ValueError, naming the file, when it is binary."""
-    data = path.read_bytes()
-    if b"\0" in data:
-        raise ValueError(f"{path} (a NUL at byte {data.index(0)}: no text)")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} (byte {error.start} is not UTF-8)") from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _split_files(texts: list[str]) -> list[Document]:
-    """Documents out of the files of one domain. The tenth of the pieces with the smallest sha256 is held out, so there
-    is always one, and equal pieces are on one side; neighbours on the same side make one document."""
-    files = [[text] if len(texts) >= FEW_FILES else _blocks(text) for text in texts]
-    pieces = sorted(
-        {piece for file in files for piece in file}, key=lambda text: hashlib.sha256(text.encode()).digest()
-    )
-    held_out = set(pieces[: max(1, round(len(pieces) / 10))])
-    return [
-        Document("".join(run), HELD_OUT if out else TRAIN)
-        for file in files
-        for out, run in groupby(file, key=held_out.__contains__)
-    ]
-
-
-def _blocks(text: str) -> list[str]:
-    """The text in pieces of about 500 characters that end with a paragraph, or at 1,000 with a line."""
-    blocks = [""]
-    for line in text.splitlines(keepends=True):
-        blocks[-1] += line
-        if len(blocks[-1]) >= (2 * BLOCK if line.strip() else BLOCK):
-            blocks.append("")
-    return [block for block in blocks if block]

@@ -19,6 +19,7 @@ import hashlib
 import json
 import math
 import time
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -41,6 +42,7 @@ from minimoe.training.tokenizer import read_tokenizer
 STATE_FILE = "training_state.safetensors"
 LOG_FILE = "log.jsonl"
 RECIPE_FILE = "training.json"
+LEAST = {"steps": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "seq_len": 2}  # of a setting; of the others 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +63,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, whole = getattr(self, field.name), field.type == "int"
-            counted = ("steps", "batch_size", "gradient_accumulation_steps")
-            least = 1 if field.name in counted else 2 if field.name == "seq_len" else 0
+            value, whole, least = getattr(self, field.name), field.type == "int", LEAST.get(field.name, 0)
             right_type = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
             if not (right_type and least <= value < math.inf):
                 wanted = "a whole number" if whole else "a finite number"
@@ -168,42 +168,45 @@ def learning_rate(step: int, settings: Settings) -> float:
     return settings.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+@dataclass
 class _Run:
     """The state of one training run and how it is stored."""
 
-    def __init__(
-        self,
-        model: MoEForCausalLM,
-        corpus: Corpus,
-        settings: Settings,
-        out: Path | None,
-        save_every: int,
-        evaluate_every: int | None,
-        snapshots: Collection[int],
-    ) -> None:
-        _require_full_precision(model)
-        _require_same_tokens(model, corpus)
-        if not model.config.router_learns:
+    model: MoEForCausalLM
+    corpus: Corpus
+    settings: Settings
+    out: Path | None
+    save_every: int
+    evaluate_every: int | None
+    snapshots: Collection[int]
+
+    def __post_init__(self) -> None:
+        self._check()
+        self.model.tokenizer_json = self.corpus.tokenizer.to_str(pretty=True)
+        self.first_weights = _weights_sha256(self.model)
+        self.optimizer = _optimizer(self.model, self.settings)
+        self.step = 0
+        self.log: list[dict[str, Any]] = []
+        self.seconds_before, self.started = 0.0, time.perf_counter()
+
+    def _check(self) -> None:
+        """Raise ValueError, as `train` says, for what could not be trained, or not as it is asked for."""
+        _require_full_precision(self.model)
+        _require_same_tokens(self.model, self.corpus)
+        if not self.model.config.router_learns:
             raise ValueError(
                 "num_experts_per_tok=1 with normalised weights: wanted 2 or more, or norm_topk_prob=False, since the "
                 "router gets no gradient of the loss where its only weight is always 1"
             )
-        for name, every in (("save_every", save_every), ("evaluate_every", evaluate_every)):
+        for name in ("save_every", "evaluate_every"):
+            every = getattr(self, name)
             if every is not None and every < 1:
                 raise ValueError(f"{name}={every}: wanted at least 1")
-        if snapshots and (out is None or not set(snapshots) <= set(range(settings.steps + 1))):
+        if self.snapshots and (self.out is None or not set(self.snapshots) <= set(range(self.settings.steps + 1))):
             raise ValueError(
-                f"snapshots={list(snapshots)}, out={out}: wanted steps from 0 to {settings.steps}, and a folder"
+                f"snapshots={list(self.snapshots)}, out={self.out}: wanted steps from 0 to {self.settings.steps}, and "
+                "a folder"
             )
-        model.tokenizer_json = corpus.tokenizer.to_str(pretty=True)
-        self.model, self.corpus, self.settings, self.out = model, corpus, settings, out
-        self.save_every, self.evaluate_every, self.snapshots = save_every, evaluate_every, snapshots
-        self.first_weights = _digest(model)
-        self.optimizer = _optimizer(model, settings)
-        self.step = 0
-        self.log: list[dict[str, Any]] = []
-        self.seconds_before = 0.0
-        self.started = time.perf_counter()
 
     def advance(self) -> dict[str, Any]:
         """Take one step, log it, and save if it is time."""
@@ -231,6 +234,7 @@ class _Run:
         return self.log[-1]
 
     def _record(self, losses: BatchLosses, rate: float, grad_norm: Tensor) -> None:
+        """Log the step that was just taken."""
         record = {
             "step": self.step,
             "loss": losses.loss.item(),
@@ -280,6 +284,7 @@ class _Run:
             self.take_snapshot()
 
     def _load(self, path: Path) -> None:
+        """Take weights, optimizer, random state and step from a file of `save`."""
         try:
             with safe_open(path, framework="pt") as file:
                 about = json.loads(file.metadata()["minimoe"])
@@ -288,11 +293,18 @@ class _Run:
             size = path.stat().st_size
             raise ValueError(f"{path}: {size} bytes, not a whole saved state; remove it to start again") from error
         self._check_identity(about)
-        self.model.load_state_dict(_with_prefix(tensors, "model."))
-        self.optimizer.load_state_dict(
-            {**self.optimizer.state_dict(), "state": _nested(_with_prefix(tensors, "optimizer."))}
-        )
-        torch.set_rng_state(tensors["torch_rng_state"])
+        torch.set_rng_state(tensors.pop("torch_rng_state"))
+        weights: dict[str, Tensor] = {}
+        moments: dict[int, dict[str, Tensor]] = defaultdict(dict)  # of each parameter, as AdamW numbers them
+        for name, tensor in tensors.items():
+            part, rest = name.split(".", maxsplit=1)
+            if part == "model":
+                weights[rest] = tensor
+            else:
+                index, moment = rest.split(".")
+                moments[int(index)][moment] = tensor
+        self.model.load_state_dict(weights)
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": dict(moments)})
         self.step, self.seconds_before = about["step"], about["seconds"]
 
     def _refuse_other_models(self) -> None:
@@ -318,24 +330,24 @@ class _Run:
         write_atomically(path, b"".join(line + b"\n" for line in lines))
 
     def _identity(self) -> dict[str, Any]:
-        """What must be the same for a run to be continued."""
-        config = json.loads(json.dumps(asdict(self.model.config)))  # as it will be read back
-        hashes = {"corpus_sha256": self.corpus.sha256, "first_weights_sha256": self.first_weights}
-        return {"settings": asdict(self.settings), "config": config, **hashes}
+        """What must be the same for a run to be continued, as JSON gives it back."""
+        identity = {
+            "settings": asdict(self.settings),
+            "config": asdict(self.model.config),
+            "corpus_sha256": self.corpus.sha256,
+            "first_weights_sha256": self.first_weights,
+        }
+        return json.loads(json.dumps(identity))
 
-    def _check_identity(self, found: dict[str, Any]) -> None:
-        wanted = self._identity()
-        found["settings"] = asdict(Settings()) | found["settings"]  # a setting that is younger than the run
+    def _check_identity(self, saved: dict[str, Any]) -> None:
+        """Raise ValueError, naming every difference, where the saved run is not the one that is asked for."""
+        saved["settings"] = asdict(Settings()) | saved["settings"]  # a setting that is younger than the run
+        there, wanted = (about | about["settings"] | about["config"] for about in (saved, self._identity()))
         differences = [
-            f"{name}={found[group].get(name)!r} there, {value!r} asked for"
-            for group in ("settings", "config")
-            for name, value in wanted[group].items()
-            if found[group].get(name) != value
+            f"{name}={there.get(name)!r} there, {value!r} asked for"
+            for name, value in wanted.items()
+            if name not in ("settings", "config") and there.get(name) != value
         ]
-        differences += ["another corpus"] * (found["corpus_sha256"] != wanted["corpus_sha256"])
-        differences += ["other weights to start from"] * (
-            found["first_weights_sha256"] != wanted["first_weights_sha256"]
-        )
         if differences:
             raise ValueError(
                 f"{self.out} holds another run: {'; '.join(differences)}. "
@@ -362,13 +374,11 @@ def _require_full_precision(model: nn.Module) -> None:
 
 
 def _require_same_tokens(model: MoEForCausalLM, corpus: Corpus) -> None:
-    """Whether the ids of the corpus mean to the model what they mean there."""
+    """The ids of the corpus must mean to the model what they mean there."""
+    rows, needed = model.config.vocab_size, corpus.vocab_size
     if model.tokenizer_json is None:
-        if model.config.vocab_size != corpus.vocab_size:
-            raise ValueError(
-                f"vocab_size={model.config.vocab_size}: wanted {corpus.vocab_size}, that of the corpus, for a model "
-                "without a tokenizer"
-            )
+        if rows != needed:
+            raise ValueError(f"vocab_size={rows}: wanted {needed}, that of the corpus, for a model without a tokenizer")
         return
     ours, theirs = read_tokenizer(model.tokenizer_json).get_vocab(), corpus.tokenizer.get_vocab()
     if ours != theirs:
@@ -378,18 +388,14 @@ def _require_same_tokens(model: MoEForCausalLM, corpus: Corpus) -> None:
             f"the same tokens with the same ids, but {token!r} is {ours.get(token)} in the first and "
             f"{theirs.get(token)} in the second"
         )
-    if model.config.vocab_size < corpus.vocab_size:
-        raise ValueError(
-            f"vocab_size={model.config.vocab_size}: wanted at least {corpus.vocab_size}, that of the corpus"
-        )
+    if rows < needed:
+        raise ValueError(f"vocab_size={rows}: wanted at least {needed}, that of the corpus")
 
 
 def _optimizer(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
-    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
     groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [it for it in model.parameters() if it.dim() > 1], "weight_decay": settings.weight_decay},
+        {"params": [it for it in model.parameters() if it.dim() <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95), fused=True)
 
@@ -398,7 +404,7 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _digest(model: nn.Module) -> str:
+def _weights_sha256(model: nn.Module) -> str:
     """The sha256 of all weights, with their names and dtypes."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
@@ -413,16 +419,3 @@ def _update_biases(model: MoEForCausalLM, loads: list[Tensor], rate: float) -> N
     sparse = [block.mlp for block in model.model.layers if block.is_sparse]
     for layer, load in zip(sparse, loads, strict=True):
         update_bias(layer.gate.e_score_correction_bias, load, rate)
-
-
-def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _nested(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """{"3.exp_avg": x} -> {3: {"exp_avg": x}}, as an optimizer's state_dict has it."""
-    nested: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, key = name.split(".")
-        nested.setdefault(int(index), {})[key] = tensor
-    return nested

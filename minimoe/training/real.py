@@ -16,43 +16,20 @@ import ast
 import hashlib
 import importlib.metadata
 import importlib.util
-import inspect
 import json
 import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from minimoe.data_files import data_path
 from minimoe.progress import progress_bar
 from minimoe.training.documents import Document, distinct, split_of
 from minimoe.training.planted import planted_documents
 
-
-class Package(NamedTuple):
-    """An installed package that text is read from."""
-
-    name: str  # on PyPI
-    module: str
-    licence: str
-    install: str  # what brings it
-
-
-LIBRARIES = (
-    Package("sympy", "sympy", "BSD-3-Clause", "pip install sympy"),
-    Package("networkx", "networkx", "BSD-3-Clause", "pip install networkx"),
-)
-LANGUAGE_PACKS = tuple(
-    Package(
-        f"jupyterlab-language-pack-{locale}",
-        f"jupyterlab_language_pack_{locale.replace('-', '_')}",
-        "BSD-3-Clause",
-        "pip install 'minimoe[text]'",
-    )
-    for locale in ("fr-FR", "zh-CN")
-)
-PACKAGES = {
+LIBRARIES = ("sympy", "networkx")
+LANGUAGE_PACKS = ("jupyterlab-language-pack-fr-FR", "jupyterlab-language-pack-zh-CN")
+PACKAGES = {  # names on PyPI
     "code": LIBRARIES,
     "prose": LIBRARIES,
     "french": LANGUAGE_PACKS,
@@ -61,6 +38,7 @@ PACKAGES = {
     "arithmetic": (),
 }
 DOMAINS = tuple(PACKAGES)
+WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 LEFT_OUT = {"tests", "benchmarks", "_antlr"}  # folders of the libraries
 ARITHMETIC_DOCUMENTS = 10_000
 
@@ -68,10 +46,10 @@ ARITHMETIC_DOCUMENTS = 10_000
 # --- which packages are here ------------------------------------------------------------------------------
 
 
-def installed_version(package: Package) -> str | None:
+def installed_version(package: str) -> str | None:
     """The version of an installed package, or None."""
     try:
-        return importlib.metadata.version(package.name)
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
 
@@ -82,31 +60,30 @@ def available_domains(domains: Sequence[str] | None = None) -> tuple[str, ...]:
     Raises ValueError for an unknown domain, and ModuleNotFoundError when a named domain's package is not installed.
     """
     wanted = DOMAINS if domains is None else tuple(dict.fromkeys(domains))
-    unknown = [domain for domain in wanted if domain not in DOMAINS]
-    if unknown or not wanted:
-        raise ValueError(f"domains: found {list(wanted)}, wanted some of {list(DOMAINS)}")
-    missing = {
-        domain: [package for package in PACKAGES[domain] if installed_version(package) is None] for domain in wanted
-    }
-    lacking = [domain for domain in wanted if missing[domain]]
+    if not wanted or not set(wanted) <= set(DOMAINS):
+        raise ValueError(f"domains={list(wanted)}: wanted some of {list(DOMAINS)}")
+    missing = {package for domain in wanted for package in PACKAGES[domain] if installed_version(package) is None}
+    lacking = [domain for domain in wanted if missing & set(PACKAGES[domain])]
     if lacking:
-        packages = list(dict.fromkeys(package for domain in lacking for package in missing[domain]))
+        libraries = [package for package in LIBRARIES if package in missing]
+        packs = [package for package in LANGUAGE_PACKS if package in missing]
+        packs_extra = ["'minimoe[text]'"] if packs else []
         message = (
-            f"{', '.join(lacking)}: not installed: {', '.join(package.name for package in packages)}; "
-            f"get it with: {' && '.join(dict.fromkeys(package.install for package in packages))}"
+            f"{', '.join(lacking)}: not installed: {', '.join(libraries + packs)}; "
+            f"get it with: pip install {' '.join(libraries + packs_extra)}"
         )
         if domains is not None:
             raise ModuleNotFoundError(message)
         warnings.warn(f"going on without {message}", stacklevel=3)
-    return tuple(domain for domain in wanted if not missing[domain])
+    return tuple(domain for domain in wanted if domain not in lacking)
 
 
-def _root(package: Package) -> Path:
+def _root(package: str) -> Path:
     """The package's folder, found without importing it."""
-    return Path(importlib.util.find_spec(package.module).submodule_search_locations[0])
+    return Path(importlib.util.find_spec(package.replace("-", "_")).submodule_search_locations[0])
 
 
-def source_files(package: Package) -> dict[str, Path]:
+def source_files(package: str) -> dict[str, Path]:
     """The files that text is read from, by their path inside the package, in an order that no machine changes."""
     root = _root(package)
     pattern = "*.py" if package in LIBRARIES else "locale/*/LC_MESSAGES/*.json"
@@ -114,13 +91,13 @@ def source_files(package: Package) -> dict[str, Path]:
     return {name: names[name] for name in sorted(names) if not LEFT_OUT & set(name.split("/"))}
 
 
-def fingerprint(domains: Sequence[str]) -> str:
+def sources_sha256(domains: Sequence[str]) -> str:
     """sha256 of every file that the domains are assembled from, names included."""
     state = hashlib.sha256()
     for package in dict.fromkeys(package for domain in domains for package in PACKAGES[domain]):
         for name, path in source_files(package).items():
             data = path.read_bytes()
-            state.update(f"{package.name}/{name} {len(data)}\n".encode())
+            state.update(f"{package}/{name} {len(data)}\n".encode())
             state.update(data)
     return state.hexdigest()
 
@@ -149,7 +126,7 @@ def assemble(domains: Sequence[str]) -> dict[str, list[Document]]:
 
 def _modules() -> Iterator[tuple[str, str]]:
     """Name and source of every module of the libraries, newlines as `\\n`."""
-    paths = {f"{package.name}/{name}": path for package in LIBRARIES for name, path in source_files(package).items()}
+    paths = {f"{package}/{name}": path for package in LIBRARIES for name, path in source_files(package).items()}
     for name, path in progress_bar(paths.items(), desc="reading modules", unit="file", leave=False):
         yield name, path.read_text(encoding="utf-8")
 
@@ -163,36 +140,18 @@ def code_and_prose(source: str) -> tuple[str, str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)  # old escapes such as "\d" are the libraries' concern
         tree = ast.parse(source)
+    documented = [
+        node for node in ast.walk(tree) if isinstance(node, WITH_DOCSTRING) and ast.get_docstring(node) is not None
+    ]
+    documented.sort(key=lambda node: node.body[0].lineno)
     lines = source.encode().splitlines(keepends=True)  # ast counts columns in bytes
-    owners = list(_documented(tree))
-    for node in reversed(owners):  # from the end, so that earlier positions stay true
-        _cut(lines, node)
-    paragraphs = (
-        paragraph
-        for node in owners
-        for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(node.body[0].value.value))
-        if ">>>" not in paragraph
-    )
-    return b"".join(lines).decode(), "\n\n".join(paragraphs)
+    for node in reversed(documented):  # from the end, so that earlier positions stay true
+        _cut_docstring(lines, node)
+    paragraphs = (text for node in documented for text in re.split(r"\n\s*\n", ast.get_docstring(node)))
+    return b"".join(lines).decode(), "\n\n".join(text for text in paragraphs if ">>>" not in text)
 
 
-def _documented(node: ast.AST) -> Iterator[ast.AST]:
-    """The module, classes and functions below and at `node` that have a docstring, in the order of the source."""
-    if _has_docstring(node):
-        yield node
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case):  # no expression holds a definition
-            yield from _documented(child)
-
-
-def _has_docstring(node: ast.AST) -> bool:
-    if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or not node.body:
-        return False
-    value = getattr(node.body[0], "value", None)
-    return isinstance(node.body[0], ast.Expr) and isinstance(value, ast.Constant) and isinstance(value.value, str)
-
-
-def _cut(lines: list[bytes], node: ast.AST) -> None:
+def _cut_docstring(lines: list[bytes], node: ast.AST) -> None:
     """Take the docstring of `node` out of `lines`, in place."""
     docstring = node.body[0]
     first, last = docstring.lineno - 1, docstring.end_lineno - 1
@@ -212,7 +171,7 @@ def _messages() -> list[dict[str, str]]:
     Left out: a message that a pack leaves in English (names, mostly), and one whose text another has in any language.
     The order is that of a hash, since neighbours in the alphabet resemble each other.
     """
-    french, chinese = (_catalogue(package) for package in LANGUAGE_PACKS)
+    french, chinese = (_translations(package) for package in LANGUAGE_PACKS)
     messages, seen = [], set()
     for english in sorted(french.keys() & chinese.keys(), key=lambda text: hashlib.sha256(text.encode()).digest()):
         texts = {"french": french[english], "chinese": chinese[english], "english": english}
@@ -222,7 +181,7 @@ def _messages() -> list[dict[str, str]]:
     return messages
 
 
-def _catalogue(package: Package) -> dict[str, str]:
+def _translations(package: str) -> dict[str, str]:
     """English message -> translation. A pack's catalogues say `{"context\\x04message": [singular, plural]}`."""
     translations = {}
     for path in source_files(package).values():
@@ -247,7 +206,7 @@ def check_against_manifest(digests: dict[str, str]) -> None:
     if not changed:
         return
     tested = {package["name"]: package["version"] for domain in changed for package in manifest[domain]["packages"]}
-    installed = {package.name: installed_version(package) for domain in changed for package in PACKAGES[domain]}
+    installed = {package: installed_version(package) for domain in changed for package in PACKAGES[domain]}
     others = [f"{name} {found} (tested: {tested[name]})" for name, found in installed.items() if found != tested[name]]
     warnings.warn(
         f"{', '.join(changed)}: other text than the tested one, because of "

@@ -1,5 +1,7 @@
 """Text in, text out: what `generate` adds to the model's own, and what it refuses."""
 
+from itertools import product
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -22,27 +24,22 @@ def tokenizer():
 SAMPLING = [{}, {"temperature": 0.8, "top_k": 40, "seed": 3}, {"temperature": 1.1, "top_p": 0.9, "seed": 4}]
 
 
-@pytest.mark.parametrize("sampling", SAMPLING, ids=str)
-def test_it_is_the_tokenizer_around_the_model(model, tokenizer, sampling):
-    for prompt in ("def ", "Le chat", "\u4f60\u597d"):
+def test_it_is_the_tokenizer_around_the_model(model, tokenizer):
+    for sampling, prompt in product(SAMPLING, ("def ", "Le chat", "\u4f60\u597d")):
         ids = torch.tensor([tokenizer.encode(prompt).ids])
         wanted = tokenizer.decode(model.generate(ids, 12, **sampling)[0].tolist(), skip_special_tokens=False)
         assert generate(model, prompt, 12, **sampling) == wanted
         assert wanted.startswith(prompt)
 
 
-@pytest.mark.parametrize("sampling", SAMPLING, ids=str)
-def test_several_prompts_give_a_list_and_greedily_what_each_gives_alone(model, sampling):
+def test_several_prompts_give_a_list_and_greedily_what_each_gives_alone(model):
     prompts = ["def ", "The quick brown fox jumps over", "x"]
-    together = generate(model, prompts, 10, **sampling)
-    assert isinstance(together, list) and len(together) == 3
-    assert all(text.startswith(prompt) for text, prompt in zip(together, prompts, strict=True))
-    assert generate(model, tuple(prompts), 10, **sampling) == together  # the seed decides
-    if not sampling:
-        assert together == [generate(model, prompt, 10) for prompt in prompts]
-
-
-def test_no_prompt_gives_no_text(model):
+    for sampling in SAMPLING:
+        together = generate(model, prompts, 10, **sampling)
+        assert isinstance(together, list) and len(together) == 3
+        assert all(text.startswith(prompt) for text, prompt in zip(together, prompts, strict=True))
+        assert generate(model, tuple(prompts), 10, **sampling) == together  # the seed decides
+    assert generate(model, prompts, 10) == [generate(model, prompt, 10) for prompt in prompts]
     assert generate(model, [], 10) == []
 
 
@@ -58,20 +55,12 @@ def test_another_tokenizer_may_be_given(model):
         generate(small, "cab", 5)
 
 
-@pytest.mark.parametrize(
-    ("prompts", "message"),
-    [
-        ("", "prompts: '' gives no token, wanted a text of at least one"),
-        (["def ", ""], "prompts: '' gives no token"),
-        ([3], "prompts: found 3, wanted a text or a list of texts"),
-    ],
-)
-def test_a_prompt_without_tokens_is_refused(model, prompts, message):
-    with pytest.raises(ValueError, match=message):
-        generate(model, prompts, 5)
-
-
-def test_settings_are_those_of_the_model_and_checked_there(model):
+def test_impossible_prompts_and_settings_are_refused(model):
+    for prompts in ("", ["def ", ""]):
+        with pytest.raises(ValueError, match="prompts: '' gives no token"):
+            generate(model, prompts, 5)
+    with pytest.raises(ValueError, match="prompts: found 3, wanted a text"):
+        generate(model, [3], 5)
     with pytest.raises(ValueError, match="max_new_tokens=0: wanted at least 1"):
         generate(model, "def ", 0)
     with pytest.raises(ValueError, match=r"temperature=-1\.0: wanted 0"):

@@ -14,28 +14,24 @@ def test_dense_twins_match_what_a_token_meets_and_what_is_stored():
 
 
 def test_balances_differ_in_nothing_else():
-    same = {(config.hidden_size, config.num_experts, config.num_parameters()) for config in map(balanced, BALANCES)}
-    assert len(same) == 1
-    ways = {(c.router_aux_loss_coef, c.seq_aux, c.e_score_correction_bias) for c in map(balanced, BALANCES)}
+    configs = [small_config(balance=balance) for balance in BALANCES]
+    assert len({(config.hidden_size, config.num_experts, config.num_parameters()) for config in configs}) == 1
+    ways = {(config.router_aux_loss_coef, config.seq_aux, config.e_score_correction_bias) for config in configs}
     assert ways == {(0.01, False, False), (0.01, True, False), (0.0, False, True), (0.0, False, False)}
 
 
-def balanced(balance):
-    return small_config(balance=balance)
-
-
-@pytest.mark.parametrize("balance", BALANCES)
-def test_one_expert_per_token_is_weighted_as_in_switch_transformer(balance):
+def test_one_expert_per_token_is_weighted_as_in_switch_transformer():
     """By its probability: the router learns, whatever balances it."""
-    config = small_config(experts_per_token=1, balance=balance)
-    assert config.router_learns and not config.norm_topk_prob
-    router, x = Router(config), torch.randn(5, config.hidden_size)
-    torch.nn.init.normal_(router.weight)
-    chosen = router(x)
-    if balance != "bias":
-        wanted = route_switch(torch.nn.functional.linear(x, router.weight))
-        assert torch.equal(chosen.indices, wanted.indices)
-        torch.testing.assert_close(chosen.weights, wanted.weights)
+    for balance in BALANCES:
+        config = small_config(experts_per_token=1, balance=balance)
+        assert config.router_learns and not config.norm_topk_prob
+        router, x = Router(config), torch.randn(5, config.hidden_size)
+        torch.nn.init.normal_(router.weight)
+        chosen = router(x)
+        if balance != "bias":
+            wanted = route_switch(torch.nn.functional.linear(x, router.weight))
+            assert torch.equal(chosen.indices, wanted.indices)
+            torch.testing.assert_close(chosen.weights, wanted.weights)
 
 
 def test_an_unknown_balance_is_refused():
