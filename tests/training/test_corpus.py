@@ -1,5 +1,6 @@
 """Corpora: streams hold the documents whole, batches depend on seed and step alone, bad folders are named."""
 
+import io
 import os
 import sys
 
@@ -57,29 +58,15 @@ def planted_corpus(tmp_path_factory):
 def test_planted_holds_every_document_whole(planted_corpus):
     assert planted_corpus.domains == tuple(planted.DOMAINS) and planted_corpus.vocab_size == 1024
     for domain in planted.DOMAINS:
-        train, held_out = (
-            planted_corpus.documents(domain, "train"),
-            planted_corpus.documents(domain, "held_out"),
-        )
-        assert not set(train) & set(held_out)
-        assert set(train) | set(held_out) == {planted.document(domain, index) for index in range(40)}
-        assert set(held_out) <= {planted.document(domain, index) for index in (9, 19, 29, 39)}
+        texts = [planted.document(domain, index) for index in range(40)]
+        assert planted_corpus.documents(domain, "held_out") == texts[9::10]
+        assert planted_corpus.documents(domain, "train") == [text for text in texts if text not in texts[9::10]]
 
 
-def test_a_larger_planted_corpus_keeps_the_split(planted_corpus):
-    larger = Corpus.planted(documents_per_domain=80)
-    for domain in planted.DOMAINS:
-        assert not set(larger.documents(domain, "train")) & set(planted_corpus.documents(domain, "held_out"))
-
-
-def test_the_seed_changes_the_text_and_the_hash(planted_corpus):
-    again, other = (Corpus.planted(documents_per_domain=40, seed=seed) for seed in (0, 1))
-    assert again.sha256 == planted_corpus.sha256 != other.sha256
-
-
-def test_too_few_documents_are_refused():
-    with pytest.raises(ValueError, match="documents_per_domain: found 9, wanted at least 10"):
-        Corpus.planted(documents_per_domain=9)
+def test_more_or_fewer_documents_than_there_are_are_refused():
+    for count in (9, 1001):
+        with pytest.raises(ValueError, match=f"documents_per_domain={count}: wanted 10 to 1000"):
+            Corpus.planted(documents_per_domain=count)
 
 
 # --- batches ----------------------------------------------------------------------------------------------
@@ -139,14 +126,14 @@ def test_shares_grow_slower_than_sizes():
 def test_a_window_longer_than_a_stream_is_refused(planted_corpus):
     shortest = min(planted_corpus.domains, key=lambda domain: len(planted_corpus.tokens(domain, "held_out")))
     length = len(planted_corpus.tokens(shortest, "held_out"))
-    with pytest.raises(ValueError, match=f"seq_len: found 100000, wanted 1 to {length}.*{shortest}.*held_out"):
+    with pytest.raises(ValueError, match=f"seq_len=100000: wanted 1 to {length}.*{shortest}.*held_out"):
         planted_corpus.batch("held_out", batch_size=1, seq_len=100_000, seed=0, step=0)
 
 
 def test_unknown_names_are_refused(planted_corpus):
-    with pytest.raises(ValueError, match=r"domain: found 'nowhere', wanted one of .*arithmetic"):
+    with pytest.raises(ValueError, match=r"domain='nowhere': wanted one of .*arithmetic"):
         planted_corpus.tokens("nowhere", "train")
-    with pytest.raises(ValueError, match=r"split: found 'test', wanted one of .*held_out"):
+    with pytest.raises(ValueError, match=r"split='test': wanted one of .*held_out"):
         planted_corpus.batch("test", batch_size=1, seq_len=8, seed=0, step=0)
 
 
@@ -223,13 +210,11 @@ def test_an_empty_folder(tmp_path):
         Corpus.from_folder(tmp_path / "empty")
 
 
-@pytest.mark.parametrize(
-    ("data", "why"), [(b"text\0text", "NUL at byte 4"), (b"caf\xe9 au lait", "byte 3 is not UTF-8")]
-)
-def test_only_binary_files(tmp_path, data, why):
-    write(tmp_path / "bin" / "image.png", data)
-    with pytest.raises(ValueError, match=rf"wanted text files, found .*image\.png \(.*{why}"):
-        Corpus.from_folder(tmp_path / "bin")
+def test_only_binary_files(tmp_path):
+    for data, why in ((b"text\0text", "byte 4 is NUL"), (b"caf\xe9 au lait", "byte 3 is not UTF-8")):
+        write(tmp_path / "bin" / "image.png", data)
+        with pytest.raises(ValueError, match=rf"wanted text files, found .*image\.png \(.*{why}"):
+            Corpus.from_folder(tmp_path / "bin")
 
 
 def test_binary_files_among_texts_are_named_and_ignored(folder):
@@ -299,27 +284,19 @@ def test_the_second_time_nothing_is_tokenized(folder, cache, monkeypatch):
     assert same(first, Corpus.from_folder(folder))
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "garbage", "another file"])
-def test_a_damaged_cache_is_rebuilt(folder, cache, damage):
+def test_a_damaged_cache_is_rebuilt(folder, cache):
     first = Corpus.from_folder(folder)
     (path,) = cache.iterdir()
     whole = path.read_bytes()
     middle = len(whole) // 2
-    if damage == "another file":
-        np.savez(path, something=np.zeros(3))
-    else:
-        path.write_bytes(
-            {
-                "empty": b"",
-                "cut": whole[:middle],
-                "flipped": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
-                "garbage": b"\x80\x04garbage",
-            }[damage]
-        )
-    assert same(first, Corpus.from_folder(folder))
-    assert path.read_bytes() == whole or same(first, Corpus.from_folder(folder))
-    with np.load(path) as file:
-        assert "digests" in file  # the damaged file was replaced
+    other = io.BytesIO()
+    np.savez(other, something=np.zeros(3))
+    flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    for damaged in (b"", whole[:middle], flipped, b"\x80\x04garbage", other.getvalue()):
+        path.write_bytes(damaged)
+        assert same(first, Corpus.from_folder(folder))
+        with np.load(path) as file:
+            assert "digests" in file  # the damaged file was replaced
 
 
 def test_a_changed_file_is_seen(folder):
