@@ -1,8 +1,9 @@
 """Corpora: text of several domains as streams of token ids, split for good into text to train on and text held out.
 
-`Corpus.planted()` has known labels, `Corpus.real()` is read from installed packages, `Corpus.from_folder(path)` reads
-the files of a folder; planted.py, real.py and folder.py give their documents. All three are the same thing here: for
-each domain and split one stream of ids, `<|endoftext|>` before every document and after the last.
+`Corpus.planted()` is generated text with known labels, `Corpus.real()` is read from installed packages, and
+`Corpus.from_folder(path)` reads the files of a folder; planted.py, real.py and folder.py give their documents. Here all
+three are the same thing: for each domain and split one stream of ids, `<|endoftext|>` before every document and after
+the last.
 Shape legend: B batch, S sequence.
 """
 
@@ -64,7 +65,7 @@ class Corpus:
 
     @classmethod
     def planted(cls, *, documents_per_domain: int = 1000) -> "Corpus":
-        """The corpus with known labels: four languages x four topics, code and arithmetic; see `training/planted.py`.
+        """Generated text with known labels: four languages x four topics, code and arithmetic; see training/planted.py.
 
         Every tenth document is held out.
         Raises ValueError for fewer than 10 documents, which would leave none held out, or more than 1,000.

@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ def short(monkeypatch, corpus):
     monkeypatch.setattr(experiments, "EXPERIMENTS", few)
     monkeypatch.setattr(experiments, "EVALUATE_EVERY", 20)
     monkeypatch.setattr(experiments, "FINAL_BATCHES", 2)
+    monkeypatch.setattr("minimoe.training.loop.evaluate", partial(evaluate, batches=1))
     monkeypatch.setattr(Corpus, "planted", lambda: corpus)
 
 
