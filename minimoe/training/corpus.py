@@ -71,7 +71,9 @@ class Corpus:
         Raises ValueError for fewer than 10 documents, which would leave none held out, or more than 1,000.
         """
         if not 10 <= documents_per_domain <= 1000:
-            raise ValueError(f"documents_per_domain={documents_per_domain}: wanted 10 to 1000")
+            raise ValueError(
+                f"documents_per_domain={documents_per_domain}: wanted 10 to 1000, as many as data/corpora/planted holds"
+            )
         found = {domain: planted.planted_documents(domain, documents_per_domain) for domain in planted.DOMAINS}
         return cls._prepare(f"planted {_digests(found)}", lambda: found)
 
