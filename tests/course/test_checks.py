@@ -65,7 +65,7 @@ def test_setup_says_what_is_missing_and_what_to_do(tmp_path, monkeypatch, capsys
     check_setup(tmp_path)
     printed = capsys.readouterr().out
     lost = ", ".join(f"data/zoo/moe-real/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json"))
-    assert f"MISSING  the shipped model: {lost}\n         -> restore them from the repository: `git checkout" in printed
+    assert f"MISSING  the shipped model: {lost}\n         -> restore it: `git checkout data`" in printed
     assert "MISSING  the packages: scipy\n         -> run `make setup`" in printed
     assert "MISSING  one thread\n         -> run `torch.set_num_threads(1)`" in printed
     assert "3 to put right" in printed

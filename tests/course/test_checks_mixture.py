@@ -198,7 +198,7 @@ WRONG = [
     (checks.check_grouped_choice, group_starts(lambda k, n: 0), "places within"),
     (checks.check_grouped_choice, lambda x, k, n: x.topk(k).indices, "best of all"),
     (checks.check_biased_weights, lambda x, b, k: weighed(x.sigmoid() + b, x.sigmoid() + b, k), "got into the weights"),
-    (checks.check_biased_weights, lambda x, b, k: weighed(x + b, x.sigmoid(), k), "added the bias to the logits"),
+    (checks.check_biased_weights, lambda x, b, k: weighed(x + b, x.sigmoid(), k), "Not yet: entry"),
     (checks.check_biased_weights, lambda x, b, k: x.sigmoid() * (biased_by_package(x, b, k) > 0), "add up to 1 yet"),
     (checks.check_biased_weights, lambda x, b, k: chosen_by_bias(x, b, k).weights, "one for each expert"),
     (checks.check_looks_ahead, by_all_rows, "top-2 looks ahead. Only the tokens before"),
@@ -209,7 +209,11 @@ WRONG = [
     (checks.check_looks_ahead, lambda *x: by_many_edits(*x, rows=slice(1)), "does not look ahead. .* all rows"),
     (checks.check_looks_ahead, lambda route, x, p: route(x)[:p], "wanted True or False"),
     (checks.check_balance_per_layer, balance_of_pooled_layers, "opposite ways"),
-    (checks.check_balance_per_layer, lambda x, i: balance(x, i) / x.shape[-1], "factor E is missing"),
+    (
+        checks.check_balance_per_layer,
+        lambda x, i: balance(x, i) / x.shape[-1],
+        "factor E, the number of experts, is missing",
+    ),
     (checks.check_balance_per_layer, lambda x, i: balance(x, i) / i.shape[-1], "adds up to 1, not to K"),
     (checks.check_balance_per_layer, lambda x, i: balance(x, i) + 1, r"Not yet: your answer is \d\.\d+; wanted"),
     (checks.check_balance_per_layer, lambda x, i: balance(x, i).item(), "which `backward` can start from"),
@@ -217,7 +221,7 @@ WRONG = [
     (checks.check_balance_per_layer, balance_with_gradient_in_f, "not its gradient"),
     (checks.check_bias_update, lambda b, n, r: b + r * (n - n.mean()).sign(), "wrong way round"),
     (checks.check_bias_update, lambda b, n, r: b + r * (n.mean() - n), "Only the sign counts"),
-    (checks.check_bias_update, lambda b, n, r: r * (n.mean() - n).sign(), "add it to the old one"),
+    (checks.check_bias_update, lambda b, n, r: r * (n.mean() - n).sign(), "not the new bias"),
 ]
 
 

@@ -300,7 +300,7 @@ WRONG = [
     (check_slices, with_factors(0, 0, -1), "Not yet: entry 0 of what tokens get"),
     (check_slices, lambda g, u, d, s: (g, u, d), "gate has shape"),
     (check_slices, lambda g, u, d, s: g, "three things"),
-    (check_slices, lambda g, u, d, s: ("a", "b", "c"), "a tensor each"),
+    (check_slices, lambda g, u, d, s: ("a", "b", "c"), "wanted a tensor of numbers"),
     (check_drop, dropped_in_place, "gate you were given changed"),
     (check_drop, three_draws, "not the same ones"),
     (check_drop, dropping(exactly, like_the_whole, where=(0, 1)), "0 in down"),

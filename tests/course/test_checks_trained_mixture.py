@@ -152,7 +152,7 @@ def test_right_answers_are_accepted(check, answer):
 WRONG = [
     (checks.check_training_flop, flop_of_all_experts, "all experts"),
     (checks.check_training_flop, lambda c, t: 6 * t * c.num_parameters(active=True), "counted the embedding"),
-    (checks.check_training_flop, lambda c, t: flop_of_matrices(c, t, without="head"), "although it is tied"),
+    (checks.check_training_flop, lambda c, t: flop_of_matrices(c, t, without="head"), "mixture with tied embeddings"),
     (checks.check_training_flop, lambda c, t: flop_of_matrices(c, t) / 3, "forward pass"),
     (
         checks.check_training_flop,

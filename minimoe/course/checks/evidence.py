@@ -1,7 +1,4 @@
-"""The checks of the exercises on evidence: scores, and what they are worth (notebooks 08, 10, 11 and 12).
-
-Each returns a line of praise, or raises `WrongAnswer` with a hint.
-"""
+"""The checks of the exercises on evidence: scores, and what they are worth (notebooks 08, 10, 11 and 12)."""
 
 from __future__ import annotations
 
@@ -33,10 +30,7 @@ def check_profile_correlation(answer: Callable[[Model, Model], float | None]) ->
 
     varied = [(_model(0, layers=4), _model(10, layers=4)), (_model(1, layers=6), _model(11, layers=6))]
     if any(refuses(*pair) for pair in varied):
-        raise WrongAnswer(
-            "You returned nothing for two models whose curves all vary by more than 10 %. Does the function end with "
-            "`return ...`? The spread is the standard deviation of a curve over its mean, and 1 % is 0.01."
-        )
+        raise WrongAnswer("You returned nothing for two models whose curves all vary by more than 10 %; 1 % is 0.01.")
     praise = judge(
         answer,
         tries=varied,
@@ -57,8 +51,8 @@ def check_profile_correlation(answer: Callable[[Model, Model], float | None]) ->
         raise WrongAnswer("You refuse a model whose curves vary by 1.4 % and more. The task asks to refuse below 1 %.")
     if not (refuses(good, flat) and refuses(flat, good)):
         raise WrongAnswer(
-            "You gave a score where the V of one model varies by 0.6 % over the layers: z-scoring made noise as tall "
-            "as any curve. Return None if any one of the eight curves of the two models is that flat."
+            "You gave a score although the V of one of the two models varies by 0.6 % over its layers. Z-scored, such "
+            "noise is as tall as any curve."
         )
     return praise
 

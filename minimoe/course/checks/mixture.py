@@ -1,7 +1,6 @@
 """The checks of the exercises on a mixture and its routers (notebooks 00 to 03).
 
-Each returns a line of praise, or raises `WrongAnswer` with a hint. Shapes: L layers, T tokens, E experts, K experts per
-token.
+Shapes: L layers, T tokens, E experts, K experts per token.
 """
 
 from __future__ import annotations
@@ -41,8 +40,7 @@ def check_first_choice_shares(answer: Callable[[Tensor, int], Tensor]) -> str:
 
 def check_topk_weights(answer: Callable[[Tensor, int], Tensor]) -> str:
     """Check `topk_weights(logits, k)`: from the logits [T, E], the weights [T, K] of the k best experts, best first,
-    scaled to sum to 1. Softmax first and then dividing, or softmax over the k best logits: both are right, and equal.
-    """
+    scaled to sum to 1. Softmax first and then dividing, or softmax over the k best logits: both are right."""
     return judge(
         answer,
         tries=[(normal(5, 8), 2), (normal(6, 9), 4)],
@@ -77,7 +75,7 @@ def check_grouped_choice(answer: Callable[[Tensor, int, int], Tensor]) -> str:
             "Some ids are off by a multiple. In which id does a group start? It depends on how many experts a group "
             "holds, not on how many it gives.": starting_at(lambda k, n_group: k // n_group),
             "These are places within the groups, and not ids of experts.": starting_at(lambda k, n_group: 0),
-            "These are the best of all; every group has to give some.": lambda logits, k, _: logits.topk(k).indices,
+            "These are the best of all. Every group has to give some.": lambda logits, k, _: logits.topk(k).indices,
         },
         praise="Right: every group gives the same number of experts, also where a group holds more than it gives.",
         form=lambda ids: ids.sort().values,
@@ -101,9 +99,6 @@ def check_biased_weights(answer: Callable[[Tensor, Tensor, int], Tensor]) -> str
             "The bias got into the weights. It may only choose: take the weights from the scores without it.": (
                 lambda x, bias, k: _normalised(kept(x.sigmoid() + bias, x.sigmoid() + bias, k))
             ),
-            "You added the bias to the logits. It belongs to the scores, after the sigmoid.": (
-                lambda x, bias, k: _normalised(kept(x + bias, x.sigmoid(), k))
-            ),
             "The weights do not add up to 1 yet.": lambda x, bias, k: kept(x.sigmoid() + bias, x.sigmoid(), k),
             "You returned a weight for each choice. Wanted one for each expert, 0 for those not chosen: `scatter` puts "
             "values into the places that an index names.": lambda logits, bias, k: (
@@ -120,11 +115,8 @@ def _normalised(weights: Tensor) -> Tensor:
 
 def check_looks_ahead(answer: Callable[[Callable[[Tensor], Tensor], Tensor, int], bool]) -> str:
     """Check `looks_ahead(route, logits, position)`: whether `route`, which maps logits [T, E] to choices [T, K],
-    chooses for the tokens before `position` by the logits from there on.
-
-    Every router is tried with several logits and positions, and torch's random numbers are the same at each check: an
-    answer that needs luck is rejected, and a right one does not depend on it.
-    """
+    chooses for the tokens before `position` by the logits from there on. Every router is tried with several logits and
+    positions, always with the same random numbers: an answer that needs luck is rejected."""
     seeds = (2, 6, 8, 16)  # with these, a third or more of all edits of the later logits show each leak
     tries = [torch.randn(24, 5, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     with seeded():
@@ -191,14 +183,10 @@ def check_balance_per_layer(answer: Callable[[Tensor, Tensor], Tensor]) -> str:
             "balanced: take a loss for each layer, and average the losses.": (
                 lambda logits, indices: loss(f(logits, indices).mean(0), p(logits).mean(0))
             ),
-            "The factor E is missing: without it, the balanced value depends on the number of experts.": (
-                lambda logits, indices: right(logits, indices) / logits.shape[-1]
-            ),
-            "Your f adds up to 1, not to K: divide the counts by the number of tokens, not by the number of choices.": (
-                lambda logits, indices: right(logits, indices) / indices.shape[-1]
-            ),
+            "The factor E, the number of experts, is missing.": lambda x, indices: right(x, indices) / x.shape[-1],
+            "Your f adds up to 1, not to K.": lambda logits, indices: right(logits, indices) / indices.shape[-1],
         },
-        praise="Right: the loss is K when the load is balanced, and its gradient pulls busy experts down and idle ones "
+        praise="Right: the loss is K when the load is balanced, and a gradient pulls busy experts down and idle ones "
         "up.",
     )
     for logits, indices in tries:
@@ -231,9 +219,7 @@ def check_bias_update(answer: Callable[[Tensor, Tensor, float], Tensor]) -> str:
             "Your step grows with the distance from the mean. Only the sign counts: all steps have the size `rate`.": (
                 lambda bias, load, rate: bias + rate * (load.mean() - load)
             ),
-            "You returned the step, not the new bias: add it to the old one.": lambda bias, load, rate: step(
-                load, rate
-            ),
+            "You returned the step, not the new bias.": lambda bias, load, rate: step(load, rate),
         },
         praise="Right: idle experts move up, busy ones down, all by the same step.",
         form=lambda bias: bias - bias.mean(),

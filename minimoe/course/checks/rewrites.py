@@ -1,7 +1,6 @@
 """The checks of the exercises that rewrite weights: an MLP cut or damaged (notebook 07), a model disguised (09).
 
-Each returns a line of praise, or raises `WrongAnswer` with a hint. Much is free in a rewrite, so most answers are not
-compared with a solution: what counts is what the new weights compute.
+Much is free in a rewrite, so an answer is not compared with a solution: what counts is what the new weights compute.
 
 Shapes: H hidden size, I width of an MLP, D head size; a group is a key-value head with the query heads that share it.
 """
@@ -15,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minimoe.course.checks.answers import WrongAnswer, judge
+from minimoe.course.checks.answers import WrongAnswer, judge, numbers
 from minimoe.fingerprints.weight_cosine import weight_cosine
 from minimoe.fingerprints.weights import open_weights
 from minimoe.model import MoEConfig, MoEForCausalLM
@@ -132,11 +131,7 @@ def _returned(answer: Callable, *inputs: object, shapes: Sequence[tuple[int, ...
             raise WrongAnswer(f"The {name} you were given changed. Work on a copy of it: `{name}.clone()`.")
     if not isinstance(found, tuple | list) or len(found) != 3:
         raise WrongAnswer("The function should return three things: gate, up and down.")
-    try:
-        parts = [torch.stack(tuple(part)) if isinstance(part, tuple | list) else part for part in found]
-        found = tuple(torch.as_tensor(part).detach().double() for part in parts)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise WrongAnswer("Gate, up and down: wanted a tensor each, or a list of tensors of one shape.") from error
+    found = tuple(numbers(part) for part in found)
     for name, tensor, shape in zip(_NAMES, found, shapes, strict=True):
         if tensor.shape != shape:
             raise WrongAnswer(
@@ -225,12 +220,13 @@ def _copy_by(answer: Gauge, model: MoEForCausalLM, seed: int) -> MoEForCausalLM:
 def _what_was_forgotten(model: MoEForCausalLM, found: MoEForCausalLM) -> str:
     """A hint about the first part of the model that computes something else."""
 
-    old, new = model.state_dict(), found.state_dict()
+    old = model.state_dict()
+    new = {name: t for name, t in found.state_dict().items() if name in old and t.shape == old[name].shape}
 
     def same(*parts: str) -> bool:
         """Whether the logits are the same with some tensors of the rewritten model, told by how their names begin."""
         mixed = deepcopy(model)
-        mixed.load_state_dict({name: new.get(name, old[name]) if name.startswith(parts) else old[name] for name in old})
+        mixed.load_state_dict(old | {name: tensor for name, tensor in new.items() if name.startswith(parts)})
         return bool((mixed(_IDS).logits - model(_IDS).logits).abs().max() <= MOVED)
 
     if any("layernorm" in name or "layers" not in name for name in _changed(found, model)):
@@ -267,8 +263,8 @@ def _what_was_forgotten(model: MoEForCausalLM, found: MoEForCausalLM) -> str:
 def _changed(a: MoEForCausalLM, b: MoEForCausalLM) -> set[str]:
     """The tensors of `a` that are not those of `b`."""
     theirs = b.state_dict()
-    return {name for name, tensor in a.state_dict().items() if name not in theirs or _differs(tensor, theirs[name])}
 
+    def same(name: str, tensor: Tensor) -> bool:
+        return name in theirs and tensor.shape == theirs[name].shape and torch.allclose(tensor, theirs[name], 0, 1e-5)
 
-def _differs(a: Tensor, b: Tensor) -> bool:
-    return a.shape != b.shape or not torch.allclose(a, b, rtol=0, atol=1e-5)
+    return {name for name, tensor in a.state_dict().items() if not same(name, tensor)}

@@ -25,21 +25,9 @@ def check_setup(root: Path | None = None) -> None:
     lost = [f"data/{name}" for name in SHIPPED if not (root / name).is_file()]
     steps = [  # what is needed, whether it is there, and what to do if not
         ("Python 3.11 or newer", sys.version_info >= (3, 11), "install a newer Python, then run `make setup`"),
-        (
-            f"the packages: {', '.join(absent or PACKAGES)}",
-            not absent,
-            "run `make setup` in the folder of the kit, and start with `make lab`",
-        ),
-        (
-            f"the shipped model: {', '.join(lost or ['data/zoo/moe-real'])}",
-            not lost,
-            "restore them from the repository: `git checkout data`",
-        ),
-        (
-            "one thread",
-            torch.get_num_threads() == 1,
-            "run `torch.set_num_threads(1)`: more are slower here, and change the last digits",
-        ),
+        (f"the packages: {', '.join(absent or PACKAGES)}", not absent, "run `make setup`, and start with `make lab`"),
+        (f"the shipped model: {', '.join(lost or ['data/zoo/moe-real'])}", not lost, "restore it: `git checkout data`"),
+        ("one thread", torch.get_num_threads() == 1, "run `torch.set_num_threads(1)`: more threads change last digits"),
     ]
     for what, there, remedy in steps:
         print(f"{'ok' if there else 'MISSING':8} {what}" + ("" if there else f"\n{'':8} -> {remedy}"))

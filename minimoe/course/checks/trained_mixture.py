@@ -1,6 +1,6 @@
 """The checks of the exercises on a trained mixture: what it costs, and what its routers follow (notebooks 04 to 06).
 
-Each returns a line of praise, or raises `WrongAnswer` with a hint. Shapes: T tokens, K experts per token.
+Shapes: T tokens, K experts per token.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from minimoe.training.presets import small_config
 
 _ONE_PER_CENT = 0.01  # norms and biases are a small part of a model; a count by hand may leave them out
 _SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
-_TIED = MoEConfig(**_SHAPE, num_experts=8, num_experts_per_tok=2)
 _UNTIED = MoEConfig(**_SHAPE, num_experts=16, num_experts_per_tok=4, tie_word_embeddings=False)
 _UNTIED_DENSE = MoEConfig(**_SHAPE, num_experts=0, tie_word_embeddings=False)
 # Attention that is not four square matrices, a shared expert, and a router that is a large part of the model.
@@ -44,13 +43,10 @@ def check_training_flop(answer: Callable[[MoEConfig, int], float]) -> str:
         "You counted the embedding. Where the output head is a matrix of its own, the embedding is only looked up.": (
             lambda config, tokens: 6 * config.num_parameters(active=True) * tokens
         ),
-        "You left out the embedding although it is tied: then the same matrix is the output head, and multiplies.": (
-            lambda config, tokens: 6 * (config.num_parameters(active=True) - _embedding(config)) * tokens
-        ),
         "That is the forward pass. Backwards it costs twice as much again.": lambda *inputs: training_flop(*inputs) / 3,
     }
     models = {
-        "a mixture with tied embeddings": _TIED,
+        "a mixture with tied embeddings": MoEConfig(**_SHAPE, num_experts=8, num_experts_per_tok=2),
         "a mixture with an output head of its own": _UNTIED,
         "a dense model with an output head of its own": _UNTIED_DENSE,
         "a mixture of many small experts": _MANY_EXPERTS,
@@ -147,7 +143,6 @@ def _routed(seed: int, lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 Labels = np.ndarray  # [T] int64
-_SHUFFLES = 1000
 
 
 def check_mutual_information(answer: Callable[[Labels, Labels], float]) -> str:
@@ -173,15 +168,12 @@ def check_mutual_information(answer: Callable[[Labels, Labels], float]) -> str:
 
 def check_information_by_chance(answer: Callable[[Labels, Labels, Labels, int], float]) -> str:
     """Check `chance(labels, experts, documents, shuffles)`: the mean of the information, in nats, when the labels are
-    dealt out anew among the documents, `shuffles` times. All tokens of a document [T] share a label.
-
-    The answer is random. There are so few documents that every way to deal is known: it must be within 5 standard
-    errors of the mean over all of them.
-    """
+    dealt out anew among the documents, `shuffles` times. All tokens of a document [T] share a label. The answer is
+    random: it must be within 5 standard errors of the mean over all ways to deal, which are few here."""
     for seed in (57, 38):  # texts in which the median over all dealings is far from their mean
         text = labels, experts, _ = _few_documents(seed)
         possible = _information_of_all_dealings(*text)
-        found = numbers(answer(*(column.copy() for column in text), _SHUFFLES))
+        found = numbers(answer(*(column.copy() for column in text), 1000))
         if found.numel() == 1 and abs(possible - found.item()).min() < 1e-7:
             raise WrongAnswer(
                 "This is what one order of the labels gives. The task asks for the mean of many, each of them another: "
@@ -193,7 +185,7 @@ def check_information_by_chance(answer: Callable[[Labels, Labels, Labels, int], 
             "You shuffled the tokens. Then no document is left whole, and chance looks smaller than it is: the tokens "
             "of a document resemble each other for many reasons. Give each document one label."
         )
-        compare(found, possible.mean(), {hint: of_tokens}, atol=5 * possible.std() / _SHUFFLES**0.5)
+        compare(found, possible.mean(), {hint: of_tokens}, atol=5 * possible.std() / 1000**0.5)
     return "Right: this is how much a router that ignores the label would seem to know."
 
 
