@@ -207,7 +207,6 @@ WRONG = [
     (checks.check_looks_ahead, lambda *x: by_many_edits(*x, last=x[2] + 1), "does not look ahead. Replace all"),
     (checks.check_looks_ahead, lambda *x: by_many_edits(*x, rows=slice(-1, None)), "does not look ahead. .* all rows"),
     (checks.check_looks_ahead, lambda *x: by_many_edits(*x, rows=slice(1)), "does not look ahead. .* all rows"),
-    (checks.check_looks_ahead, lambda route, x, p: route(x)[:p], "wanted True or False"),
     (checks.check_balance_per_layer, balance_of_pooled_layers, "opposite ways"),
     (
         checks.check_balance_per_layer,

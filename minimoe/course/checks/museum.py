@@ -115,9 +115,7 @@ def check_moge_choice(answer: Callable[[Tensor, int, int], Choice]) -> str:
         mistakes={
             "Still right only where a group holds as many experts as a token uses, 8 and 8. Here 24 experts form 4 "
             "groups, and a token uses 4.": starting_at(lambda k, n_group: k),
-            "Now each group starts where the choices of the last one end.": starting_at(
-                lambda k, n_group: k // n_group
-            ),
+            "Now each group starts where the choices of the last one end.": starting_at(lambda k, groups: k // groups),
             "These are places within a group, the same in every group.": starting_at(lambda k, n_group: 0),
         },
         praise="Right: a group starts in the right place, however many experts it holds and gives.",
@@ -138,17 +136,19 @@ def check_fresh_layer(answer: Callable[[int, int, int, int], nn.Module]) -> str:
         for name, parameter in first.named_parameters():
             if not parameter.isfinite().all():
                 raise WrongAnswer(f"`{name}` holds numbers that nobody wrote (nan here; elsewhere, anything).")
+            if parameter.dim() < 2:
+                continue
             mean, spread = parameter.mean().item(), parameter.std().item()
-            if parameter.dim() > 1 and not (abs(mean) <= spread / 2 and 0.005 < spread < 0.5):
+            if not (abs(mean) <= spread / 2 and 0.005 < spread < 0.5):
                 raise WrongAnswer(
                     f"`{name}` has mean {mean:.2f} and standard deviation {spread:.2g}; a layer that neither swells "
                     "nor silences its input has random numbers around 0 here, with a deviation of about 0.02 to 0.2."
                 )
         for part, shape in {"router": (experts, hidden), "up": (width, hidden), "down": (hidden, width)}.items():
-            found = [matrix.shape for name, matrix in _matrices(first) if part in name.split(".")]
-            wanted = [shape] * (1 if part == "router" else experts)
-            if found != wanted:
-                raise WrongAnswer(f"`{part}` has {len(found)} matrices, {set(map(tuple, found))}; wanted {wanted}.")
+            found = [tuple(matrix.shape) for name, matrix in _matrices(first) if part in name.split(".")]
+            count = 1 if part == "router" else experts
+            if found != [shape] * count:
+                raise WrongAnswer(f"`{part}` has matrices of shapes {found}; wanted {count} of shape {shape}.")
         matrices, repeated, others = ([matrix for _, matrix in _matrices(layer)] for layer in (first, again, other))
         if any(a.shape == b.shape and torch.equal(a, b) for a, b in combinations(matrices, 2)):
             raise WrongAnswer("Two experts start out equal. What would ever make them differ?")
@@ -248,9 +248,8 @@ def check_coactivation(answer: Callable[[Tensor, int], Tensor]) -> str:
             "You divided by the tokens of the other expert.": lambda indices, experts: share(indices, experts).T,
         },
         praise="Right: every pair in a token's choice counts, whatever the ranks.",
-        form=lambda table: (
-            table.clone().fill_diagonal_(0).index_fill_(0, torch.tensor(0), 0)
-        ),  # nobody chooses expert 0
+        # Nobody chooses expert 0.
+        form=lambda table: table.clone().fill_diagonal_(0).index_fill_(0, torch.tensor(0), 0),
     )
 
 

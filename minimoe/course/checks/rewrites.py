@@ -105,12 +105,12 @@ def check_drop(answer: Callable[[Tensor, Tensor, Tensor, float, torch.Generator]
         drawn = new[(new != old).any(1)]
         spread = min(drawn.std(0).mean(), drawn.std(1).mean()) / old.std()  # small where rows or columns are equal, too
         shift = (drawn.mean() - old.mean()) / old.std()
-        if abs(spread - 1) > _TOLERANCE:
+        if not abs(spread - 1) <= _TOLERANCE:
             raise WrongAnswer(
                 f"The new numbers of {name} have {spread:.2f} times the standard deviation of the old ones. Draw one "
                 "for every weight, and scale it; each of the three has a spread of its own."
             )
-        if abs(shift) > _TOLERANCE:
+        if not abs(shift) <= _TOLERANCE:
             raise WrongAnswer(f"The mean of the new numbers of {name} is off by {shift:.1f} standard deviations.")
     return "Right: this share of the neurons is new, all of each, and the others are as they were."
 
