@@ -29,13 +29,11 @@ def test_the_answer_of_the_guide_is_right():
     assert check_case(answer()).startswith("All 6 are right")
 
 
-@pytest.mark.parametrize("child", "abcdef")
-def test_one_wrong_parent_is_counted_and_not_named(child):
-    others = [model for model in (*"abcdef", None) if model not in (child, answer()[child])]
-    for parent in others:
-        wrong = answer() | {child: parent}
-        with pytest.raises(WrongAnswer, match=r"5 of 6 are right|cannot descend from itself"):
-            check_case(wrong)
+def test_one_wrong_parent_is_counted_and_not_named():
+    for child, right in answer().items():
+        for parent in {*"abcdef", None} - {child, right}:
+            with pytest.raises(WrongAnswer, match=r"^5 of 6 are right|cannot descend from itself"):
+                check_case(answer() | {child: parent})
 
 
 def test_claiming_no_relation_scores_the_models_that_have_none():
@@ -47,11 +45,9 @@ def test_claiming_no_relation_scores_the_models_that_have_none():
 @pytest.mark.parametrize(
     ("tree", "hint"),
     [
-        ({}, "Found entries for none; wanted one for each of a to f"),
-        (NO_TREE | {"g": None}, "Found entries for a, b, c, d, e, f, g"),
+        (None, "parents is None; wanted a dictionary"),
+        (NO_TREE | {"g": None}, "wanted a dictionary with an entry for each of a to f"),
         (NO_TREE | {"a": "alder"}, "The parent of a is 'alder'; wanted one of a to f, or None"),
-        (NO_TREE | {"a": "ab"}, "The parent of a is 'ab'"),
-        (NO_TREE | {"a": "a"}, "a from a: a model cannot descend from itself"),
         (NO_TREE | {"a": "b", "b": "c", "c": "a"}, "a from b from c from a: a model cannot"),
     ],
 )

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 from minimoe.course.checks.answers import WrongAnswer
 
-MODELS = "abcdef"
 # sha256 of "child<parent", so that nobody reads the answer here by accident. It stands in docs/instructor.md.
 _ANSWERS = {
     "a": "de02c07374630ae170e112e717ae5e3d616bcb6fdcd1db9abcf84efe507a18f8",
@@ -28,29 +27,20 @@ def check_case(parents: Mapping[str, str | None]) -> str:
     Raises:
         WrongAnswer: how many of the six are right, not which; or what is no tree.
     """
-    _require_tree(parents)
-    right = sum(_digest(child, parents[child]) == _ANSWERS[child] for child in MODELS)
-    if right < len(MODELS):
-        raise WrongAnswer(
-            f"{right} of {len(MODELS)} are right. Say of each pair what speaks for it before you change it."
-        )
-    return f"All {right} are right. Now say how sure you are of each, and what would have fooled you."
-
-
-def _require_tree(parents: Mapping[str, str | None]) -> None:
-    if sorted(parents) != list(MODELS):
-        raise WrongAnswer(f"Found entries for {', '.join(sorted(parents)) or 'none'}; wanted one for each of a to f.")
+    if not isinstance(parents, Mapping) or sorted(parents) != list(_ANSWERS):
+        raise WrongAnswer(f"parents is {parents!r}; wanted a dictionary with an entry for each of a to f.")
     for child, parent in parents.items():
-        if parent is not None and parent not in tuple(MODELS):
+        if parent is not None and parent not in _ANSWERS:
             raise WrongAnswer(f"The parent of {child} is {parent!r}; wanted one of a to f, or None.")
-    for child in parents:
-        line, model = [child], parents[child]
-        while model is not None:
-            line.append(model)
-            if model in line[:-1]:
+    for child, parent in parents.items():
+        line = [child]
+        while parent is not None:
+            line.append(parent)
+            if parent in line[:-1]:
                 raise WrongAnswer(f"{' from '.join(line)}: a model cannot descend from itself.")
-            model = parents[model]
-
-
-def _digest(child: str, parent: str | None) -> str:
-    return hashlib.sha256(f"{child}<{parent}".encode()).hexdigest()
+            parent = parents[parent]
+    digests = {child: hashlib.sha256(f"{child}<{parent}".encode()).hexdigest() for child, parent in parents.items()}
+    right = sum(digests[child] == wanted for child, wanted in _ANSWERS.items())
+    if right < len(_ANSWERS):
+        raise WrongAnswer(f"{right} of 6 are right. Say of each pair what speaks for it before you change it.")
+    return f"All {right} are right. Now say how sure you are of each, and what would have fooled you."
