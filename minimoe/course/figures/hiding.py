@@ -70,7 +70,7 @@ def has_degrees(gauge: str) -> bool:
     return "amount" in signature(GAUGES[gauge]).parameters
 
 
-@figure
+@figure()
 def gauge_bench(gauge: str = "rotate_residual", amount: float = 1.0) -> Drawing:
     """The largest difference that a rewrite makes to a logit, and what it leaves of each method's score.
 
@@ -146,7 +146,7 @@ def _draw_scores(axes: Axes, found: dict[str, float | None], strangers: dict[str
 # --- framing ----------------------------------------------------------------------------------------------
 
 
-@figure
+@figure()
 def frame_bench(degree: float = 1.0) -> Drawing:
     """A stranger on the way to alder's std profile: its own at degree 0, alder's at 1; no logit moves.
 

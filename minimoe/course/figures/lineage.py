@@ -42,7 +42,7 @@ def _of(rows: Rows, use: str, method: str, kind: str | None = None) -> list[floa
     return [row[method] for row in rows if row["use"] == use and kind in (None, row["kind"])]
 
 
-@figure
+@figure()
 def std_profile_of_strangers(folder: Path | None = None) -> Drawing:
     """How alike the std profiles of strangers and of relatives are, beside the value that was claimed to show descent.
 
@@ -94,7 +94,7 @@ def _both(row: dict[str, Any], prefixes: tuple[str, ...]) -> bool:
     return row["a"].startswith(prefixes) and row["b"].startswith(prefixes)
 
 
-@figure
+@figure()
 def roc_curves(folder: Path | None = None) -> Drawing:
     """How many relatives each method finds for how many strangers taken for relatives, over all transformations.
 
@@ -121,7 +121,7 @@ def roc_curves(folder: Path | None = None) -> Drawing:
     return drawn, columns(names, rows)
 
 
-@figure
+@figure()
 def p_values_of_strangers(folder: Path | None = None) -> Drawing:
     """Whether p-values keep their promise: among strangers, a share p of them is at most p.
 
@@ -148,7 +148,7 @@ def p_values_of_strangers(folder: Path | None = None) -> Drawing:
     return drawn, columns(("method", "p_value", "share"), rows)
 
 
-@figure
+@figure()
 def p_values_by_promise(folder: Path | None = None) -> Drawing:
     """What every p-value of the benchmark says of strangers, by what it is: exact, nominal, or not about lineage.
 
@@ -195,7 +195,7 @@ def _p_values_of_strangers(folder: Path | None) -> dict[str, list[float]]:
     return tests
 
 
-@figure
+@figure()
 def orders_remembered(folder: Path | None = None) -> Drawing:
     """Which models tell the order in which alder or birch was trained: palimpsest, beside a reference, within domains.
 
@@ -238,7 +238,7 @@ def _seen_from_its_root(row: dict[str, Any]) -> str:
     return suspect.removeprefix(f"{root}-")
 
 
-@figure
+@figure()
 def found_by_transformation(folder: Path | None = None) -> Drawing:
     """What share of its relatives each method finds at 1 % false positives, group by group of transformations.
 
@@ -287,7 +287,7 @@ def _group(row: dict[str, Any]) -> str:
     return next(name for name, kinds in _GROUPS.items() if {kind, plain} & set(kinds)) + end
 
 
-@figure
+@figure()
 def gauge_map(folder: Path | None = None) -> Drawing:
     """What each gauge leaves of the score of a model with itself: 1 is everything.
 
@@ -339,7 +339,7 @@ def _map(axes: Axes, rows: list[Cell]) -> str:
     return down[int(np.nanargmin(np.nanmean(cells, axis=1)))]
 
 
-@figure
+@figure()
 def framed_strangers(folder: Path | None = None) -> Drawing:
     """What frames do to four scores: strangers that imitate a model, beside strangers that do not.
 

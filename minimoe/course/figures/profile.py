@@ -28,7 +28,7 @@ _READ = ("readable", "too flat: refused")
 _SHOWN = {"alder": "alder", "alder-continued-4": "a descendant of alder", "birch": "birch, a stranger"}
 
 
-@figure
+@figure()
 def profile_curves() -> Drawing:
     """The z-scored profiles of a model, of one that descends from it, and of a stranger.
 
@@ -60,7 +60,7 @@ def profile_curves() -> Drawing:
     return drawn, columns(("role", "model", "layer", "std", "z"), rows)
 
 
-@figure
+@figure()
 def strangers_over_training() -> Drawing:
     """How alike the profiles of strangers are before training, and after some steps of it.
 
@@ -99,7 +99,7 @@ def _compared(table: Table, step: int, a: int, b: int) -> tuple[float, float]:
     return result.score, min(value for name, value in result.details.items() if "spread" in name)
 
 
-@figure
+@figure()
 def monotone_curves(pairs: int = 1000) -> Drawing:
     """What curves score that nothing made but chance: in any order, and sorted, so that they rise or fall throughout.
 
@@ -131,7 +131,7 @@ def monotone_curves(pairs: int = 1000) -> Drawing:
     return drawn, columns(("layers", "order", "low", "share"), rows)
 
 
-@figure
+@figure()
 def random_strangers(layers: int = 8, width: int = 96, fall: float = 4.0) -> Drawing:
     """What models score that are nothing but random numbers, when their initialisation falls a little with depth.
 

@@ -52,7 +52,7 @@ def zoo_weights(name: str) -> Weights:
 # --- the order of neurons ---------------------------------------------------------------------------------
 
 
-@figure
+@figure()
 def neuron_order(layer: int = 1) -> Drawing:
     """Which neuron of three other models each neuron of alder is assigned to, by the cosine of their up rows.
 
@@ -81,7 +81,7 @@ def neuron_order(layer: int = 1) -> Drawing:
 # --- what a verdict is worth ------------------------------------------------------------------------------
 
 
-@figure
+@figure()
 def worth_of_a_verdict(one_in: int = 1_000, found: int = 486, flagged: int = 0) -> Drawing:
     """How many of the pairs that a method calls related are related, if one in so many pairs is.
 
@@ -144,7 +144,7 @@ def _right_of_called(prior: float, true: float, false: float) -> float:
 # --- behaviour --------------------------------------------------------------------------------------------
 
 
-@figure
+@figure()
 def behaviour_misleads() -> Drawing:
     """How much relatives and students of alder and birch agree with them, beside strangers trained on the same text.
 
@@ -190,7 +190,7 @@ def behaviour_misleads() -> Drawing:
 # --- where experts come from ------------------------------------------------------------------------------
 
 
-@figure
+@figure()
 def attribution_map(suspect: str = SUSPECTS[0]) -> Drawing:
     """Which neurons of a parent are found in which expert of a mixture; below it the same for a stranger to both.
 

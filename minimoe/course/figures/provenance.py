@@ -47,7 +47,7 @@ def shallow(kept: str = EVERY_SECOND, rewriting: str = "none") -> MoEForCausalLM
     return REWRITINGS[rewriting](prune_layers(_deep(), set(range(depth)) - set(map(int, layers))))
 
 
-@figure
+@figure()
 def layers_of_a_copy(kept: str = EVERY_SECOND, rewriting: str = "none") -> Drawing:
     """The cosine of every layer of a shallow copy with every layer of the model it was made from.
 
@@ -78,7 +78,7 @@ def measured_cosines(a: str, b: str) -> np.ndarray:
     return table
 
 
-@figure
+@figure()
 def layer_origins() -> Drawing:
     """The cosine of every layer of a real model with every layer of another, for two pairs.
 

@@ -97,7 +97,7 @@ _LINE, _PAD, _TOP = 0.172, 0.05, 0.42
 Box = tuple[float, float, float, float]  # left, bottom, width, height
 
 
-@figure
+@figure()
 def family_tree(root: str = "alder") -> Drawing:
     """All members that are called after a root, in boxes by what was done, with arrows for what was passed on.
 
@@ -266,7 +266,7 @@ DESCENDANTS = (
 )
 
 
-@figure
+@figure()
 def turned_vectors(descendant: str = "finetuned") -> Drawing:
     """How far the vectors of a member of alder's family are from the most similar ones of alder, by role and layer.
 
@@ -362,7 +362,7 @@ _NAMED = {  # what is written to the right of a point, or to the left of it
 }
 
 
-@figure
+@figure()
 def weights_and_behaviour() -> Drawing:
     """How far members are from alder in their weights and in what they predict, for text of the kind alder learnt from.
 
