@@ -8,6 +8,9 @@ import json
 import numpy as np
 
 from minimoe.data_files import data_path
+from minimoe.model import MoEConfig
+from minimoe.training.experiments import EXPERIMENTS
+from minimoe.training.presets import small_config
 
 # Each table, and the command that makes it.
 TABLES = {
@@ -61,6 +64,22 @@ def where(table: Table, **values: int | str) -> Table:
     return {column: cells[keep] for column, cells in table.items()}
 
 
+def pivot(table: Table, column: str, *by: str) -> tuple[np.ndarray, ...]:
+    """A column of `table` as an array with an axis for each column in `by`, and the entries of each of these axes.
+
+    Entries are numbers ascending, or names in the order of the table. NaN where the table has no row.
+    """
+    axes = []
+    for name in by:
+        entries, first = np.unique(table[name], return_index=True)
+        axes.append(entries[first.argsort()] if entries.dtype.kind == "U" else entries)
+    values = np.full([len(entries) for entries in axes], np.nan)
+    values[tuple((table[name][:, None] == entries).argmax(1) for name, entries in zip(by, axes, strict=True))] = table[
+        column
+    ]
+    return values, *axes
+
+
 def step_times() -> dict[str, float]:
     """What a training step of each model of `benchmarks.dense_twins` costs on one thread; the mixture's is 1.
 
@@ -86,3 +105,73 @@ def step_time_ratios() -> dict[str, np.ndarray]:
         raise FileNotFoundError(f"{path} is missing: {remedy}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not the times on one thread ({error}); {remedy}") from error
+
+
+# A mixture and its dense twins.
+MIXTURE, EQUAL_ACTIVE, EQUAL_TOTAL = "mixture", "dense, equal active", "dense, equal total"
+# The runs to compare, by what they were given the same amount of. With equal active parameters, equal tokens are equal
+# compute, so one run serves both.
+RUNS = {
+    "tokens": {MIXTURE: "moe", EQUAL_ACTIVE: "dense-active", EQUAL_TOTAL: "dense-total"},
+    "compute": {MIXTURE: "moe", EQUAL_ACTIVE: "dense-active", EQUAL_TOTAL: "dense-total-compute"},
+    "time": {MIXTURE: "moe", EQUAL_ACTIVE: "dense-active-clock", EQUAL_TOTAL: "dense-total-clock"},
+}
+# Every twin and what it was given as much of as the mixture; each run once.
+TWINS = {
+    "dense-active": (EQUAL_ACTIVE, "same tokens and compute"),
+    "dense-active-clock": (EQUAL_ACTIVE, "same time"),
+    "dense-total": (EQUAL_TOTAL, "same tokens"),
+    "dense-total-compute": (EQUAL_TOTAL, "same compute"),
+    "dense-total-clock": (EQUAL_TOTAL, "same time"),
+}
+ALL = "all domains"
+
+
+def config_of(run: str) -> MoEConfig:
+    """The model that was trained in a shipped run."""
+    recipe = EXPERIMENTS[run]
+    return small_config(experts=recipe.experts, experts_per_token=recipe.experts_per_token, balance=recipe.balance)
+
+
+def final_losses(run: str, domain: str = ALL) -> np.ndarray:
+    """Held-out nats per token after the last step, one number a seed: of one domain, or the mean of all.
+
+    Raises:
+        ValueError: there is no such domain; else as `read_run`.
+    """
+    return losses(read_run(run, "final"), domain)
+
+
+def final_differences(run: str, domain: str = ALL) -> np.ndarray:
+    """By how many nats per token a run ends above the mixture, seed by seed. Positive: the mixture is better."""
+    return final_losses(run, domain) - final_losses(RUNS["tokens"][MIXTURE], domain)
+
+
+def losses_while_training(run: str, domain: str = ALL) -> tuple[np.ndarray, np.ndarray]:
+    """Steps [n], and the held-out nats per token after each of them [seeds, n]: of one domain, or the mean of all.
+
+    Raises:
+        ValueError: there is no such domain; else as `read_run`.
+    """
+    table = read_run(run, "held_out")
+    return np.unique(table["step"]), losses(table, domain)
+
+
+def better(gap: np.ndarray) -> str:
+    """Who ends lower with every seed, "mixture" or "twin", or "open" where the seeds differ; of twin minus mixture."""
+    return "mixture" if gap.min() > 0 else "twin" if gap.max() < 0 else "open"
+
+
+def losses(table: Table, domain: str = ALL) -> np.ndarray:
+    """Held-out nats per token in a table "final" [seeds], or "held_out" [seeds, steps]: of one domain, or their mean.
+
+    Raises:
+        ValueError: there is no such domain.
+    """
+    by = ("seed", "step", "domain") if "step" in table else ("seed", "domain")
+    nats, *_, domains = pivot(table, "nats", *by)
+    if domain == ALL:
+        return nats.mean(-1)
+    if domain not in domains:
+        raise ValueError(f"domain={domain!r}: wanted one of {', '.join([ALL, *domains])}")
+    return nats[..., domains.tolist().index(domain)]

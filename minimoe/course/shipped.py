@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from minimoe.data_files import data_path
 from minimoe.inspection import RoutingTrace, record_routing
-from minimoe.model import MoEForCausalLM
+from minimoe.model import MoEForCausalLM, RouterOutput
 from minimoe.training.corpus import Corpus
 from minimoe.training.planted import DOMAINS, document
 
@@ -21,6 +22,7 @@ NAMES = (
     "planted-batch",
     "planted-sequence",
 )  # experiments with the planted corpus, by what their balance loss looks at
+MAX_TOKENS = 256
 LENGTH, STRETCHES = 128, 16  # tokens in a stretch of text, as in training; and stretches of each domain
 
 
@@ -29,6 +31,11 @@ def shipped_model() -> tuple[MoEForCausalLM, Tokenizer]:
     """The mixture that was trained on text people wrote, and its tokenizer."""
     model = MoEForCausalLM.from_pretrained(data_path("zoo/moe-real"))
     return model, tokenizer_of(model)
+
+
+def real_text_model() -> MoEForCausalLM:
+    """The same mixture alone: it knows the text of its tokenizer."""
+    return shipped_model()[0]
 
 
 def tokenizer_of(model: MoEForCausalLM) -> Tokenizer:
@@ -42,6 +49,29 @@ def tokenizer_of(model: MoEForCausalLM) -> Tokenizer:
     tokenizer = Tokenizer.from_str(model.tokenizer_json)
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+class RoutedText(NamedTuple):
+    """One text of S tokens, and what the router of each layer of a model decided."""
+
+    tokens: list[str]  # S pieces of text; a piece of a character is a replacement character
+    input_ids: Tensor  # [S]
+    routers: tuple[RouterOutput, ...]  # one a layer
+
+
+def route_text(text: str, model: MoEForCausalLM) -> RoutedText:
+    """Run `model` on `text`.
+
+    Raises:
+        ValueError: the text is empty or longer than `MAX_TOKENS` tokens, or the model has no tokenizer.
+    """
+    tokenizer = tokenizer_of(model)
+    ids = tokenizer.encode(text).ids
+    if not 1 <= len(ids) <= MAX_TOKENS:
+        raise ValueError(f"the text has {len(ids)} tokens: wanted 1 to {MAX_TOKENS}")
+    with torch.no_grad():
+        routers = model(torch.tensor([ids]), output_router_logits=True).router_outputs
+    return RoutedText([tokenizer.decode([i]) for i in ids], torch.tensor(ids), tuple(routers))
 
 
 @cache

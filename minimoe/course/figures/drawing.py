@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from numpy import ndarray
 
@@ -26,6 +27,11 @@ def set_panel_title(axes: Axes, text: str, size: int = 11) -> None:
     axes.set_title(text, size=size, weight="normal")
 
 
+def label_values(axes: Axes, bars: BarContainer) -> None:
+    """Write the height of each bar above it."""
+    axes.bar_label(bars, fmt="{:.2f}", padding=3, size=10)
+
+
 def remove_frame(axes: Axes) -> None:
     """Leave the labels of the ticks, without the ticks and the lines around the panel."""
     axes.tick_params(length=0)
@@ -40,6 +46,7 @@ def heatmap(
     rows: Sequence[Any] | None = None,
     columns: Sequence[Any] | None = None,
     top: float = 1.0,
+    shade: ndarray | None = None,
     bold: ndarray | None = None,
     size: float = 10,
 ) -> None:
@@ -50,11 +57,13 @@ def heatmap(
         values: [rows, columns].
         text: a format, or what makes the text of a number ("z" in a format writes -0 as 0).
         rows, columns: names; None: numbers from 0.
-        top: the value of the darkest shade, on which the number is white.
+        top: what the darkest shade stands for, on which the number is white.
+        shade: [rows, columns], what the shades show; None: the values.
         bold: [rows, columns], whether a number is bold.
         size: of the numbers, in points.
     """
-    axes.imshow(values, cmap=FILL, vmin=0, vmax=top, aspect="auto")
+    shade = values if shade is None else shade
+    axes.imshow(shade, cmap=FILL, vmin=0, vmax=top, aspect="auto")
     for row, column in np.argwhere(~np.isnan(values)):
         value = values[row, column]
         axes.text(
@@ -65,12 +74,20 @@ def heatmap(
             va="center",
             size=size,
             weight="bold" if bold is not None and bold[row, column] else "normal",
-            color="white" if value > 0.9 * top else INK,
+            color="white" if shade[row, column] > 0.9 * top else INK,
         )
     down, across = values.shape
     axes.set_yticks(range(down), range(down) if rows is None else rows)
     axes.set_xticks(range(across), range(across) if columns is None else columns)
     remove_frame(axes)
+
+
+def panel_grid(figure: Figure, number: int, across: int = 2) -> list[Axes]:
+    """`number` panels with common axes, `across` in a line; what is left of the last line stays empty."""
+    panels = figure.subplots(-(-number // across), across, sharex=True, sharey=True, squeeze=False).flatten()
+    for panel in panels[number:]:
+        panel.set_axis_off()
+    return list(panels[:number])
 
 
 def curve_with_seeds(axes: Axes, x: ndarray, values: ndarray, style: dict[str, Any], label: str) -> None:
@@ -85,5 +102,13 @@ def shared_legend(figure: Figure, axes: Axes, loc: str, columns: int) -> None:
 
 
 def span(values: Sequence[float] | ndarray, digits: int = 2) -> str:
-    """The smallest and the largest in words, as "0.10 to 0.25"."""
-    return f"{np.min(values):.{digits}f} to {np.max(values):.{digits}f}"
+    """The smallest and the largest in words, as "0.10 to 0.25"; one number where both read alike."""
+    return " to ".join(dict.fromkeys(f"{end:.{digits}f}" for end in (np.min(values), np.max(values))))
+
+
+def check_layer(layer: int, layers: int) -> None:
+    """Raises:
+    ValueError: there is no such layer.
+    """
+    if layer not in range(layers):
+        raise ValueError(f"layer={layer}: wanted 0 to {layers - 1}")
