@@ -2,10 +2,10 @@
 
 from minimoe.course.figures import (  # noqa: F401 (each puts its figures into the register)
     balance,
+    benchmark_results,
     dispute,
     hiding,
     learning,
-    lineage,
     profile,
     promises,
     provenance,

@@ -11,9 +11,9 @@ from functools import cache
 
 import numpy as np
 
-from minimoe.course.figures.lineage import CLAIMED, Rows, is_rewritten, scores
+from minimoe.course.benchmark_tables import Rows, is_rewritten, scores
 from minimoe.course.figures.register import Drawing, columns, figure
-from minimoe.course.published import read_published
+from minimoe.course.published import CLAIMED, read_published
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe, new_figure
 from minimoe.data_files import data_path
 from minimoe.fingerprints.norm_profile import read_norms

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from minimoe.course.figures.lineage import scores
+from minimoe.course.benchmark_tables import scores
 from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.style import INK, MAIN, PALE, QUIET, describe, new_figure
 from minimoe.fingerprints.anchors import read_anchors, shared_tokens
