@@ -15,11 +15,11 @@ from matplotlib.axes import Axes
 from sklearn.metrics import auc, roc_curve
 
 from minimoe.course.benchmark_tables import Row, Rows, is_rewritten, known, read_table, scores, strangers_of
-from minimoe.course.figures.drawing import heatmap
+from minimoe.course.figures.drawing import heatmap, label_rows, new_panels
 from minimoe.course.figures.profile import BINS, CLAIM_LINE
 from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.published import CLAIMED
-from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe, new_figure
+from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe
 from minimoe.fingerprints.compare import METHODS
 from minimoe.lineage.tree import FAMILIES, FRAMES
 
@@ -44,8 +44,7 @@ def std_profile_of_strangers(scores: Rows) -> Drawing:
     Data: group, score; one row a pair.
     """
     groups = std_profile_groups(scores)
-    drawn = new_figure(4.6)
-    panels = drawn.subplots(len(groups), 1, sharex=True)
+    drawn, panels = new_panels(4.6, len(groups), sharex=True)
     for axes, (group, found) in zip(panels, groups.items(), strict=True):
         axes.hist(found, BINS, color=MAIN if "relatives" in group else PALE, edgecolor=INK, linewidth=0.5)
         axes.axvline(CLAIMED, **CLAIM_LINE)
@@ -72,8 +71,8 @@ def roc_curves(scores: Rows, methods: Mapping[str, str] = _CURVES) -> Drawing:
 
     Data: method, false_positive_rate, true_positive_rate; the corners of each curve.
     """
-    drawn = new_figure(4.2)
-    axes, rows, areas = drawn.subplots(), [], []
+    rows, areas = [], []
+    drawn, (axes,) = new_panels(4.2)
     asked = [row for row in scores if row["use"] in ("positive", "evaluation")]
     for style, (label, method) in zip(SERIES, methods.items(), strict=False):
         found = [LOWEST if row[method] is None else row[method] for row in asked]
@@ -105,9 +104,9 @@ def framed_strangers(scores: Rows) -> Drawing:
         "strangers as they are": [row for row in scores if row["use"] == "evaluation" and row["kind"] == "roots"],
         **{f"framed-{frame}": [row for row in scores if row["kind"] == f"framed-{frame}"] for frame in FRAMES},
     }
-    drawn, rows = new_figure(3.4), []
+    rows = []
+    drawn, panels = new_panels(3.4, 1, len(methods), sharey=True)
     drawn.get_layout_engine().set(wspace=0.06)  # the outer tick labels of neighbours need room
-    panels = drawn.subplots(1, len(methods), sharey=True)
     for axes, (label, method) in zip(panels, methods.items(), strict=True):
         for place, (kind, pairs) in enumerate(kinds.items()):
             found = known(pairs, method)
@@ -115,8 +114,7 @@ def framed_strangers(scores: Rows) -> Drawing:
             rows += [(kind, label, score) for score in found]
         axes.set_title(label)
         axes.set(xlim=(-1.05, 1.05), xticks=(-1, 0, 1), xlabel="score")
-    panels[0].set_yticks(range(len(kinds)), [kind.replace("-", ", ") for kind in kinds])
-    panels[0].invert_yaxis()
+    label_rows(panels[0], [kind.replace("-", ", ") for kind in kinds])
     panels[-1].set(xlim=(-0.03, 1.03), xticks=(0, 0.5, 1))
     panels[-1].axvline(0.5, color=INK, linestyle="--", linewidth=1)
     describe(
@@ -142,8 +140,8 @@ def p_values_of_strangers(scores: Rows, tests: Iterable[str] = ("csu", "permutat
 
     Data: method, p_value, share; every p-value in ascending order, and the share of strangers up to it.
     """
-    drawn = new_figure(3.6)
-    axes, rows, small = drawn.subplots(), [], []
+    rows, small = [], []
+    drawn, (axes,) = new_panels(3.6)
     axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, label="what is promised")
     for style, test in zip(SERIES, tests, strict=False):
         found = sorted(known(strangers_of(scores), f"{test}_p"))
@@ -185,8 +183,9 @@ def p_values_by_promise(scores: Rows, p_values: Rows, calibration: Rows) -> Draw
             else [one["p_value"] for one in p_values if one["test"] == test]
         )
         promises.setdefault(row["p_value"], {})[test] = sorted(found)
-    drawn, rows, small = new_figure(3.7), [], []
-    for axes, (promise, tests) in zip(drawn.subplots(1, len(promises), sharey=True), promises.items(), strict=True):
+    rows, small = [], []
+    drawn, panels = new_panels(3.7, 1, len(promises), sharey=True)
+    for axes, (promise, tests) in zip(panels, promises.items(), strict=True):
         axes.plot([LEAST_P, 1], [LEAST_P, 1], color=QUIET, linewidth=1)
         for style, (test, found) in zip(SERIES, tests.items(), strict=False):
             label = f"{test.removeprefix('token_agreement, ')}, {len(found)}"
@@ -196,7 +195,7 @@ def p_values_by_promise(scores: Rows, p_values: Rows, calibration: Rows) -> Draw
         axes.set_yticks([1e-3, 1e-2, 1e-1, 1])
         axes.set_title(promise, fontsize=11)
         axes.legend(loc="upper left", frameon=False, fontsize=8)
-    drawn.axes[0].set_ylabel("share of strangers up to it")
+    panels[0].set_ylabel("share of strangers up to it")
     describe(
         drawn,
         "Shares of tests of strangers up to each p-value, both on a logarithmic scale, in three panels with a diagonal "
@@ -217,8 +216,8 @@ def orders_remembered(palimpsest: Rows) -> Drawing:
     Data: order_of, suspect, relation, rho, p_value.
     """
     names = list(dict.fromkeys(map(_seen_from_its_root, palimpsest)))
-    drawn = new_figure(1.3 + 0.22 * len(names))
-    axes, told = drawn.subplots(), []
+    told = []
+    drawn, (axes,) = new_panels(1.3 + 0.22 * len(names))
     for style, root in zip(SERIES, dict.fromkeys(row["order_of"] for row in palimpsest), strict=False):
         rows = [row for row in palimpsest if row["order_of"] == root]
         heights = [names.index(_seen_from_its_root(row)) for row in rows]
@@ -228,8 +227,7 @@ def orders_remembered(palimpsest: Rows) -> Drawing:
     rare = NormalDist().inv_cdf(1 - RARE) / (EXAMPLES - 1) ** 0.5
     axes.axvline(0, color=QUIET, linewidth=0.8)
     axes.axvline(rare, color=INK, linestyle="--", linewidth=1, label=f"p = {RARE}")
-    axes.set_yticks(range(len(names)), names, fontsize=9)
-    axes.invert_yaxis()
+    label_rows(axes, names, fontsize=9)
     axes.set_xlabel("rho of order and log-likelihood, beside a reference, within domains")
     axes.legend(loc="lower right", frameon=False, fontsize=9)
     describe(
@@ -324,8 +322,9 @@ def _draw_tables(
 ) -> Drawing:
     """Tables below each other with a column for each method, given as panel -> row -> numbers; `names` of the data."""
     heights = [len(table) for table in tables.values()]
-    drawn, rows, lowest = new_figure(1.6 + 0.22 * sum(heights) + 0.3 * len(tables)), [], []
-    panels = drawn.subplots(len(tables), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
+    rows, lowest = [], []
+    height = 1.6 + 0.22 * sum(heights) + 0.3 * len(tables)
+    drawn, panels = new_panels(height, len(tables), sharex=True, height_ratios=heights)
     for axes, (panel, table) in zip(panels, tables.items(), strict=True):
         values = np.array(list(table.values()), dtype=float)
         labels = [name.removesuffix(", gauged").replace("_", " ") for name in table]

@@ -16,11 +16,11 @@ from scipy.stats import binomtest
 
 from minimoe.course.benchmark_tables import Rows, known, scores
 from minimoe.course.figures.benchmark_results import std_profile_groups
-from minimoe.course.figures.drawing import remove_frame
+from minimoe.course.figures.drawing import label_rows, new_panels, remove_frame
 from minimoe.course.figures.profile import mean_correlation
 from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.published import CLAIMED, read_published
-from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe, new_figure
+from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe
 from minimoe.data_files import data_path
 from minimoe.fingerprints.norm_profile import read_norms
 from minimoe.fingerprints.weights import Weights, open_weights
@@ -64,8 +64,7 @@ def dispute_timeline(record: Sequence[Mapping[str, str]]) -> Drawing:
         for row in record
         if row["date"][0].isdigit()
     ]
-    drawn = new_figure(0.42 * len(rows) + 0.6)
-    axes = drawn.subplots()
+    drawn, (axes,) = new_panels(0.42 * len(rows) + 0.6)
     for place, (lane, style) in enumerate(lanes.items()):
         axes.axvline(place, color=QUIET, linewidth=0.8, zorder=0)
         heights = [height for height, (_, side, *_) in enumerate(rows) if side == lane]
@@ -115,8 +114,8 @@ def chance_by_depth(trend: float = 0.9, depths: Sequence[int] = (4, 8, 16, 32, 4
     Data: assumption, layers, low, median, high (95 % of the draws lie between low and high), at_least (their share at
     the claimed value or above).
     """
-    drawn, rows, parts = new_figure(3.6), [], []
-    panels = drawn.subplots(1, len(CHANCE), sharey=True)
+    rows, parts = [], []
+    drawn, panels = new_panels(3.6, 1, len(CHANCE), sharey=True)
     for axes, kind, style in zip(panels, CHANCE, SERIES, strict=False):
         found = [chance(kind, layers, trend=trend) for layers in depths]
         low, median, high = np.quantile(found, (0.025, 0.5, 0.975), axis=1)
@@ -206,8 +205,8 @@ def worth_of_the_number(related: np.ndarray, backgrounds: Mapping[str, np.ndarra
     Data: group, pairs, low, median, high (95 % of the scores lie between low and high), at_least, about (pairs).
     """
     groups = {"relatives in the zoo": related, **backgrounds}
-    drawn, rows = new_figure(0.46 * len(groups) + 0.9), []
-    axes = drawn.subplots()
+    rows = []
+    drawn, (axes,) = new_panels(0.46 * len(groups) + 0.9)
     for height, (group, found) in enumerate(groups.items()):
         low, median, high = np.quantile(found, (0.025, 0.5, 0.975))
         colour = MAIN if height == 0 else QUIET if group.startswith("chance") else SERIES[1]["color"]
@@ -219,8 +218,8 @@ def worth_of_the_number(related: np.ndarray, backgrounds: Mapping[str, np.ndarra
         axes.text(1.06, height, f"{hits[0]:,} of {len(found):,}", va="center", color=INK)
         rows.append((group, len(found), low, median, high, *hits))
     axes.axvline(CLAIMED, color=INK, linestyle="--", linewidth=1)
-    axes.set_yticks(range(len(groups)), groups)
-    axes.set(xlim=(-0.9, 1.02), ylim=(len(groups) - 0.5, -0.6), xlabel="score: median and 95 % of the pairs")
+    label_rows(axes, groups)
+    axes.set(xlim=(-0.9, 1.02), xlabel="score: median and 95 % of the pairs")
     axes.set_title(f"How many pairs reach {CLAIMED}", loc="left")
     counts = ", ".join(f"{group} {hits} of {pairs}" for group, pairs, *_, hits, _ in rows)
     describe(
@@ -257,8 +256,8 @@ def belief(
         raise ValueError(f"prior={prior}: wanted a probability between 0 and 1, without the ends")
     if background not in backgrounds:
         raise ValueError(f"background={background!r}: wanted one of {', '.join(backgrounds)}")
-    drawn, rows = new_figure(0.42 * len(backgrounds) + 1.2), []
-    axes = drawn.subplots()
+    rows = []
+    drawn, (axes,) = new_panels(0.42 * len(backgrounds) + 1.2)
     for height, (name, found) in enumerate(backgrounds.items()):
         low, middle, high = (posterior(prior, ratio) for ratio in likelihood_ratio(related, found, reading))
         colour, width, size, weight = (MAIN, 9, 7, "bold") if name == background else (PALE, 6, 5, "normal")
@@ -270,11 +269,10 @@ def belief(
     axes.axvline(prior, color=QUIET, linestyle=":", linewidth=1.5)
     axes.text(prior + 0.01, -0.6, "before", color=QUIET, va="center")
     axes.set_title(f"The score is {reading}")
-    axes.set_yticks(range(len(rows)), backgrounds)
+    label_rows(axes, backgrounds, 0.7)
     axes.get_yticklabels()[list(backgrounds).index(background)].set_weight("bold")
     axes.set_xticks(np.linspace(0, 1, 5), [f"{share:.0%}" for share in np.linspace(0, 1, 5)])
-    axes.set(xlim=(-0.01, 1.01), ylim=(len(rows) - 0.5, -0.7))
-    axes.set_xlabel("belief after the number, if this background holds")
+    axes.set(xlim=(-0.01, 1.01), xlabel="belief after the number, if this background holds")
     described = "; ".join(f"{name} {in_words(low, high)}" for name, _, low, _, high in rows)
     describe(drawn, f"From a belief of {prior:.0%}, a score of {reading} leads to these ranges of belief: {described}.")
     return drawn, columns(("background", "prior", "low", "belief", "high"), rows)
@@ -309,13 +307,13 @@ def if_measured(situations: Mapping[str, Rows], methods: Sequence[str] = METHODS
     """What each method finds where attention was reused, where nothing is shared, and in between: median and range.
 
     Args:
-        situations: what is true of pairs -> their rows in a table of scores; the first two are held against "independent".
+        situations: what is true of pairs -> their rows of a table of scores; one is "independent".
         methods: columns of the rows.
 
     Data: method, situation, pairs (with a score), low, median, high. Where a method refuses all pairs, no row.
     """
-    drawn, rows = new_figure(0.45 * len(methods) + 1.3), []
-    axes = drawn.subplots()
+    rows = []
+    drawn, (axes,) = new_panels(0.45 * len(methods) + 1.3)
     for place, ((situation, pairs), style) in enumerate(zip(situations.items(), SERIES, strict=False)):
         found = {method: known(pairs, method) for method in methods if known(pairs, method)}
         heights = [methods.index(method) + 0.15 * (place - 2) for method in found]
@@ -326,8 +324,8 @@ def if_measured(situations: Mapping[str, Rows], methods: Sequence[str] = METHODS
         rows += [(method, situation, *row) for method, *row in zip(found, pairs, low, median, high, strict=True)]
     for line in range(len(methods) - 1):
         axes.axhline(line + 0.5, color=PALE, linewidth=0.8)
-    axes.set_yticks(range(len(methods)), [method.replace("_", " ") for method in methods])
-    axes.set(ylim=(len(methods) - 0.5, -0.5), xlim=(-0.65, 1.03), xlabel="score in the zoo: median, lowest and highest")
+    label_rows(axes, [method.replace("_", " ") for method in methods])
+    axes.set(xlim=(-0.65, 1.03), xlabel="score in the zoo: median, lowest and highest")
     drawn.legend(loc="outside lower center", ncols=2, frameon=False)
     describe(
         drawn,
@@ -368,7 +366,10 @@ def shipped_similarities() -> Similarities:
     """Of strangers and of a fine-tuned model in the zoo, and of a published pair."""
     names = ("alder", "birch", "stranger-01", "stranger-13", "alder-finetuned")
     *roots, tuned = (open_weights(data_path("zoo") / name) for name in names)
-    pairs = [(f"{a} and {b}", norm_similarities(x, y)) for (a, x), (b, y) in combinations(zip(names, roots), 2)]
+    pairs = [
+        (f"{a} and {b}", norm_similarities(x, y))
+        for (a, x), (b, y) in combinations(zip(names[:4], roots, strict=True), 2)
+    ]
     published = {
         row["statistic"].replace(" of norm weights", ""): float(row["score"])
         for row in read_published("profile_correlations")
@@ -389,8 +390,7 @@ def norms_of_strangers(similarities: Similarities) -> Drawing:
     """
     rows = [(pair, *item) for pairs in similarities.values() for pair, found in pairs.items() for item in found.items()]
     statistics = list(dict.fromkeys(statistic for _, statistic, _ in rows))
-    drawn = new_figure(3.2)
-    axes = drawn.subplots()
+    drawn, (axes,) = new_panels(3.2)
     looks = (
         {"marker": "o", "color": PALE, "markeredgecolor": INK},
         {"marker": "s", "color": MAIN},
@@ -401,8 +401,8 @@ def norms_of_strangers(similarities: Similarities) -> Drawing:
             (value, statistics.index(of) + 0.2 * offset) for found in pairs.values() for of, value in found.items()
         ]
         axes.plot(*zip(*points, strict=True), linestyle="", markersize=7, label=label, **look)
-    axes.set_yticks(range(len(statistics)), statistics)
-    axes.set(ylim=(len(statistics) - 0.5, -0.5), xlim=(-0.15, 1.05), xlabel="similarity of norm weights")
+    label_rows(axes, statistics)
+    axes.set(xlim=(-0.15, 1.05), xlabel="similarity of norm weights")
     axes.axvline(0, color=QUIET, linewidth=0.8)
     drawn.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=10)
     strangers = next(iter(similarities.values())).values()

@@ -11,10 +11,10 @@ from inspect import signature
 import torch
 from matplotlib.axes import Axes
 
-from minimoe.course.figures.drawing import set_panel_title, set_title, shared_legend
+from minimoe.course.figures.drawing import new_panels, set_panel_title, set_title, shared_legend
 from minimoe.course.figures.profile import z_score
 from minimoe.course.figures.register import Drawing, columns, figure
-from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe, new_figure
+from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe
 from minimoe.fingerprints.compare import METHODS, background_of_the_zoo
 from minimoe.fingerprints.std_profile import ATTENTION, read_std_profile, std_profile
 from minimoe.fingerprints.weights import open_weights
@@ -102,8 +102,7 @@ def gauge_bench(
     strangers = {method: max(background[method]) for method in found}
     moved = largest_difference(model, rewritten)
 
-    drawn = new_figure(4.8)
-    readout, bars = drawn.subplots(2, 1, height_ratios=[1, 9])
+    drawn, (readout, bars) = new_panels(4.8, 2, height_ratios=[1, 9])
     _draw_readout(readout, moved)
     _draw_scores(bars, found, strangers)
     how = f", amount {amount:g}" if has_degrees(gauge) else " (all or nothing)"
@@ -189,8 +188,8 @@ def frame_bench(
     before, now = (std_profile(weights, goal).score for weights in (own, after))
     profiles = dict(zip((*names, "framed"), (start, end, read_std_profile(after)), strict=True))
 
-    drawn, rows = new_figure(3.4), []
-    panels = drawn.subplots(1, len(ATTENTION), sharey=True)
+    rows = []
+    drawn, panels = new_panels(3.4, 1, len(ATTENTION), sharey=True)
     for axes, role in zip(panels, ATTENTION, strict=True):
         curves = [z_score(profile[role]) for profile in profiles.values()]
         for label, curve, look in zip(profiles, curves, _LOOKS, strict=True):

@@ -11,11 +11,11 @@ from itertools import combinations
 
 import numpy as np
 
-from minimoe.course.figures.drawing import shared_legend
+from minimoe.course.figures.drawing import new_panels, shared_legend
 from minimoe.course.figures.register import Drawing, cell_columns, columns, figure
 from minimoe.course.published import CLAIMED
 from minimoe.course.runs import Table, read_run, where
-from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe, new_figure
+from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe
 from minimoe.fingerprints.result import Features
 from minimoe.fingerprints.std_profile import ATTENTION, LEAST_SPREAD, compare_std_profiles, read_std_profile
 from minimoe.fingerprints.weights import open_weights
@@ -54,19 +54,19 @@ def profile_curves(profiles: Mapping[str, Features], *, labels: Mapping[str, str
 
     Data: role, model, layer, std and z, the standard deviation after z-scoring over the layers.
     """
-    drawn, rows = new_figure(4.6), []
-    panels = drawn.subplots(2, 2, sharex=True, sharey=True)
-    for axes, role in zip(panels.flat, ATTENTION, strict=True):
+    rows = []
+    drawn, panels = new_panels(4.6, 2, 2, sharex=True, sharey=True)
+    for axes, role in zip(panels, ATTENTION, strict=True):
         for style, (name, profile) in zip(SERIES, profiles.items(), strict=False):
             z = z_score(profile[role])
             axes.plot(z, **style, label=labels.get(name, name))
             rows += [(role, name, *values) for values in zip(range(len(z)), profile[role], z, strict=True)]
         axes.set_title(role.upper())
         axes.set_xticks(range(len(z)))
-    for axes in panels[1]:
+    for axes in panels[2:]:
         axes.set_xlabel("layer")
     drawn.supylabel("standard deviation, z-scored over the layers", size=11)
-    shared_legend(drawn, panels[0, 0], "outside upper left", 3)
+    shared_legend(drawn, panels[0], "outside upper left", 3)
     first, *others = profiles
     scores = {name: compare_std_profiles(profiles[first], profiles[name]).score for name in others}
     described = ", ".join(f"{labels.get(name, name)} {score:.2f}" for name, score in scores.items())
@@ -100,8 +100,8 @@ def strangers_over_training(trainings: Mapping[str, Table]) -> Drawing:
 
     Data: strangers, a, b (their seeds), step, score, and spread, the least spread sd / mean of the eight curves.
     """
-    drawn, rows, ends = new_figure(4.0), [], []
-    panels = drawn.subplots(1, len(trainings), sharey=True, squeeze=False)[0]
+    rows, ends = [], []
+    drawn, panels = new_panels(4.0, 1, len(trainings), sharey=True)
     for axes, (strangers, table) in zip(panels, trainings.items(), strict=True):
         steps, seeds = (np.unique(table[name]).tolist() for name in ("step", "seed"))
         pairs = list(combinations(seeds, 2))
@@ -143,8 +143,8 @@ def monotone_curves(depths: Sequence[int] = (4, 8, 48), pairs: int = 1000) -> Dr
     Data: layers, order ("as drawn" or "sorted"), low (of a bin of the score) and share of the pairs in it.
     """
     rng = np.random.default_rng(0)
-    drawn, shares, medians = new_figure(4.6), [], []
-    panels = drawn.subplots(len(depths), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    shares, medians = [], []
+    drawn, panels = new_panels(4.6, len(depths), sharex=True, sharey=True)
     for axes, layers in zip(panels, depths, strict=True):
         curves = rng.random((2, pairs, len(ATTENTION), layers))
         in_order, by_size = mean_correlation(*curves), mean_correlation(*np.sort(curves))
@@ -186,8 +186,7 @@ def random_strangers(layers: int = 8, width: int = 96, fall: float = 4.0) -> Dra
     flat = (stds.std(-1) / stds.mean(-1) < LEAST_SPREAD).any(-1)  # [M]
     first, second = np.triu_indices(MODELS, k=1)
     scores, refused = mean_correlation(stds[first], stds[second]), flat[first] | flat[second]
-    drawn = new_figure(3.2)
-    axes = drawn.subplots()
+    drawn, (axes,) = new_panels(3.2)
     labels, looks = ("readable", "too flat: refused"), {"color": (MAIN, PALE), "hatch": ("", "///")}
     axes.hist([scores[~refused], scores[refused]], BINS, stacked=True, ec=INK, lw=0.5, label=labels, **looks)
     axes.axvline(CLAIMED, **CLAIM_LINE)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from minimoe.course.benchmark_tables import Rows, scores
 from minimoe.course.figures.benchmark_results import draw_strip
+from minimoe.course.figures.drawing import label_rows, new_panels
 from minimoe.course.figures.register import Drawing, columns, figure
-from minimoe.course.style import INK, MAIN, PALE, QUIET, describe, new_figure
+from minimoe.course.style import INK, MAIN, PALE, QUIET, describe
 from minimoe.fingerprints.anchors import read_anchors, shared_tokens
 from minimoe.fingerprints.expert_attribution import attribute_experts
 from minimoe.fingerprints.folded import mean_up, mlps
@@ -45,8 +46,8 @@ def neuron_order(parent: Weights, others: Mapping[str, Weights], layer: int = 1,
 
     Data: pair, neuron, partner, cosine.
     """
-    drawn, rows, in_place = new_figure(2.9), [], []
-    panels = drawn.subplots(1, len(others), sharey=True, squeeze=False)[0]
+    rows, in_place = [], []
+    drawn, panels = new_panels(2.9, 1, len(others), sharey=True)
     for axes, (pair, other) in zip(panels, others.items(), strict=True):
         left, right = (F.normalize(mean_up(weights, layer), dim=1) for weights in (parent, other))
         cosines = left @ right.mT
@@ -111,8 +112,7 @@ def worth_of_a_verdict(
     high = share_related(1 / priors, true.high, false.low)
     marked = priors == one_in
     (worst,), (usual,), (best,) = low[marked], right[marked], high[marked]
-    drawn = new_figure(3.9)
-    axes = drawn.subplots()
+    drawn, (axes,) = new_panels(3.9)
     axes.fill_between(priors, low, high, color=PALE, label="both rates within 95 %")
     axes.plot(priors, right, color=MAIN, label="rates as counted")
     axes.plot([one_in] * 2, [worst, best], color=INK, linewidth=2.5, label=f"one in {one_in:,}")
@@ -159,8 +159,7 @@ def behaviour_misleads(scores: Rows) -> Drawing:
     pairs = {(row["a"], row["b"]): row for row in scores}
     groups = {"strangers": [row for row in scores if row["relation"] == "strangers" and row["kind"] == "roots"]}
     groups |= {group: [pairs[root, f"{root}-{kind}"] for root in ("alder", "birch")] for kind, group in BEHAVED.items()}
-    drawn = new_figure(3.4)
-    panels = drawn.subplots(1, len(methods), sharey=True)
+    drawn, panels = new_panels(3.4, 1, len(methods), sharey=True)
     for axes, (method, title) in zip(panels, methods.items(), strict=True):
         for place, (group, rows) in enumerate(groups.items()):
             found = [row[method] for row in rows]
@@ -173,8 +172,7 @@ def behaviour_misleads(scores: Rows) -> Drawing:
                 axes.plot(found, [place] * len(found), marker, color=colour, markersize=7, markeredgecolor=INK)
         axes.set_title(title, fontsize=11)
         axes.set(xlim=(0, 1), xticks=[0, 0.5, 1])
-    panels[0].set_yticks(range(len(groups)), groups)
-    panels[0].invert_yaxis()
+    label_rows(panels[0], groups)
     drawn.supxlabel("score with the parent or teacher (dotted: where strangers lie)", size=11)
     medians = {
         group: [np.median([row[method] for row in rows]) for method in methods] for group, rows in groups.items()
@@ -219,8 +217,8 @@ def attribution_map(
 
     Data: parent, layer and expert of the suspect, parent_layer, agreeing, neurons, and drop_rate, of the expert.
     """
-    drawn, rows, parts = new_figure(2.7 * len(parents)), [], []
-    panels = drawn.subplots(len(parents), 1, sharex=True, squeeze=False)[:, 0]
+    rows, parts = [], []
+    drawn, panels = new_panels(2.7 * len(parents), len(parents), sharex=True)
     for axes, (parent, weights) in zip(panels, parents.items(), strict=True):
         partners, rates = trace_experts(weights, suspect)
         _draw_partners(axes, partners, rates, weights.config.intermediate_size)

@@ -8,11 +8,11 @@ from functools import cache, partial
 import numpy as np
 from matplotlib.axes import Axes
 
-from minimoe.course.figures.drawing import heatmap
+from minimoe.course.figures.drawing import heatmap, new_panels
 from minimoe.course.figures.register import Drawing, cell_columns, columns, figure
 from minimoe.course.published import read_published
 from minimoe.course.real_models import layer_cosines
-from minimoe.course.style import describe, new_figure
+from minimoe.course.style import describe
 from minimoe.fingerprints.weights import open_weights
 from minimoe.lineage.derive import prune_layers, quantise
 from minimoe.lineage.gauge import all_gauges, permute_neurons
@@ -62,8 +62,7 @@ def layers_of_a_copy(
         ValueError: as for `shallow`.
     """
     table = layer_cosines(open_weights(shallow(kept, rewriting, deep=deep)), open_weights(deep)).mean(-1)
-    drawn = new_figure(0.9 + 0.36 * len(table))
-    axes = drawn.subplots()
+    drawn, (axes,) = new_panels(0.9 + 0.36 * len(table))
     _draw_cosines(axes, table)
     axes.set(ylabel="layer of the copy", xlabel=f"layer of {name}")
     describe(
@@ -92,9 +91,9 @@ def layer_origins(tables: Mapping[tuple[str, str], np.ndarray]) -> Drawing:
 
     Data: a, b, layer_a, layer_b, cosine.
     """
-    drawn, rows, said = new_figure(4.6), [], []
-    panels = drawn.subplots(len(tables), 1, height_ratios=[len(table) for table in tables.values()], squeeze=False)
-    for axes, ((a, b), table) in zip(panels[:, 0], tables.items(), strict=True):
+    rows, said = [], []
+    drawn, panels = new_panels(4.6, len(tables), height_ratios=[len(table) for table in tables.values()])
+    for axes, ((a, b), table) in zip(panels, tables.items(), strict=True):
         _draw_cosines(axes, table)
         axes.set(ylabel="its layer", xlabel=f"layer of {b}")
         axes.set_title(a)

@@ -20,7 +20,7 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.transforms import Bbox
 from torch import Tensor
 
-from minimoe.course.figures.drawing import heatmap, set_panel_title, set_title
+from minimoe.course.figures.drawing import heatmap, new_panels, set_panel_title, set_title
 from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.shipped import stretches
 from minimoe.course.style import INK, PALE, QUIET, SERIES, describe, new_figure
@@ -255,8 +255,7 @@ def turned_vectors(
     found = angles(open_weights(child), open_weights(parent))
     layers = child.config.num_hidden_layers
     degrees = np.array([values.mean() for values in found.values()]).reshape(layers, len(ROLES))
-    drawn = new_figure(0.42 * layers + 1.9)
-    left, right = drawn.subplots(1, 2, width_ratios=[1.7, 1])
+    drawn, (left, right) = new_panels(0.42 * layers + 1.9, 1, 2, width_ratios=[1.7, 1])
     heatmap(left, degrees, ".0f", columns=ROLES, top=90)
     left.set_ylabel("layer")
     set_panel_title(left, "degrees, mean", 12)
@@ -339,8 +338,7 @@ def weights_and_behaviour(
     Data: name, group, degrees (mean angle of a vector to the most similar one of the parent), moved
     (`moved_probability`).
     """
-    drawn = new_figure(4.4)
-    axes = drawn.subplots()
+    drawn, (axes,) = new_panels(4.4)
     relations, apart = (*_ARROWS, "strangers"), "no similar vector"
     points: dict[str, list] = {}
     for one in places:
