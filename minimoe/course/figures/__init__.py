@@ -1,9 +1,9 @@
 """The figures of the course, one module a subject. Every figure is a name of this package and an entry of `FIGURES`."""
 
 from minimoe.course.figures import (  # noqa: F401 (each puts its figures into the register)
+    benchmark_results,
     dispute,
     hiding,
-    lineage,
     load,
     profile,
     promises,

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from numpy import ndarray
 
-from minimoe.course.style import INK, MAIN
+from minimoe.course.style import INK, MAIN, new_figure
 
 FILL = LinearSegmentedColormap.from_list("white to main", ["white", MAIN])  # darker is more, in greyscale too
+
+
+def new_panels(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A new figure with panels in reading order; options are those of `Figure.subplots`."""
+    figure = new_figure(height)
+    return figure, list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+
+
+def new_pairs(number: int, height: float, extra: float = 0.0) -> tuple[Figure, list[Axes]]:
+    """A new figure with `number` panels of common axes, two to a line of `height` inches, and `extra` inches beside.
+
+    Where the number is odd, the last place stays empty.
+    """
+    lines = -(-number // 2)
+    figure, panels = new_panels(lines * height + extra, lines, 2, sharex=True, sharey=True)
+    for panel in panels[number:]:
+        panel.set_axis_off()
+    return figure, panels[:number]
 
 
 def set_title(figure: Figure, text: str, size: int = 12) -> None:
@@ -27,9 +44,10 @@ def set_panel_title(axes: Axes, text: str, size: int = 11) -> None:
     axes.set_title(text, size=size, weight="normal")
 
 
-def label_values(axes: Axes, bars: BarContainer) -> None:
-    """Write the height of each bar above it."""
-    axes.bar_label(bars, fmt="{:.2f}", padding=3, size=10)
+def label_rows(axes: Axes, labels: Sequence[Any], margin: float = 0.5, **look: Any) -> None:
+    """Names at the heights 0, 1, ... of a panel, the first at the top."""
+    axes.set_yticks(range(len(labels)), labels, **look)
+    axes.set_ylim(len(labels) - 1 + margin, -margin)
 
 
 def remove_frame(axes: Axes) -> None:
@@ -41,7 +59,7 @@ def remove_frame(axes: Axes) -> None:
 def heatmap(
     axes: Axes,
     values: ndarray,
-    text: str | Callable[[float], str] = "z.2f",
+    text: str = "z.2f",
     *,
     rows: Sequence[Any] | None = None,
     columns: Sequence[Any] | None = None,
@@ -55,7 +73,7 @@ def heatmap(
     Args:
         axes: to draw on.
         values: [rows, columns].
-        text: a format, or what makes the text of a number ("z" in a format writes -0 as 0).
+        text: the format of a number ("z" writes -0 as 0).
         rows, columns: names; None: numbers from 0.
         top: what the darkest shade stands for, on which the number is white.
         shade: [rows, columns], what the shades show; None: the values.
@@ -69,7 +87,7 @@ def heatmap(
         axes.text(
             column,
             row,
-            text(value) if callable(text) else format(value, text),
+            format(value, text),
             ha="center",
             va="center",
             size=size,
@@ -80,14 +98,6 @@ def heatmap(
     axes.set_yticks(range(down), range(down) if rows is None else rows)
     axes.set_xticks(range(across), range(across) if columns is None else columns)
     remove_frame(axes)
-
-
-def panel_grid(figure: Figure, number: int, across: int = 2) -> list[Axes]:
-    """`number` panels with common axes, `across` in a line; what is left of the last line stays empty."""
-    panels = figure.subplots(-(-number // across), across, sharex=True, sharey=True, squeeze=False).flatten()
-    for panel in panels[number:]:
-        panel.set_axis_off()
-    return list(panels[:number])
 
 
 def curve_with_seeds(axes: Axes, x: ndarray, values: ndarray, style: dict[str, Any], label: str) -> None:

@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from minimoe.course.cost import place_experts
-from minimoe.course.figures.drawing import heatmap, remove_frame, set_panel_title, set_title, span
+from minimoe.course.figures.drawing import heatmap, new_panels, remove_frame, set_panel_title, set_title, span
 from minimoe.course.figures.register import Drawing, cell_columns, columns, figure, styled
 from minimoe.course.runs import Table, read_run, where
-from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe, expert_colour, new_figure
+from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe, expert_colour
 from minimoe.model import RouterOutput, route_topk
 from minimoe.model.balance import expert_load, load_balancing_loss
 
@@ -37,8 +37,7 @@ def load_curves(log: Sequence[dict[str, Any]], title: str = "Share of the choice
     steps = np.cumsum([len(window) for window in windows])
     shares = torch.stack([_shares(window) for window in windows], dim=1)  # [L, points, E]
     layers, points, experts = shares.shape
-    drawn = new_figure(2.6)
-    panels = drawn.subplots(1, layers, sharex=True, sharey=True, squeeze=False)[0]
+    drawn, panels = new_panels(2.6, 1, layers, sharex=True, sharey=True)
     for layer, axes in enumerate(panels):
         _draw_bands(axes, steps, shares[layer].numpy())
         set_panel_title(axes, f"layer {layer}")
@@ -102,8 +101,7 @@ def hidden_by_averaging(routers: Mapping[str, Sequence[RouterOutput]]) -> Drawin
     Args:
         routers: of each kind some router outputs with as many experts, one a layer or a sequence.
     """
-    drawn = new_figure(2.9)
-    panels = drawn.subplots(1, len(routers), squeeze=False)[0]
+    drawn, panels = new_panels(2.9, 1, len(routers))
     rows, findings = [], []
     for axes, (kind, outputs) in zip(panels, routers.items(), strict=True):
         together = RouterOutput(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
@@ -151,8 +149,7 @@ def price_of_balance(runs: Mapping[str, tuple[Table, Table]]) -> Drawing:
     data = columns(names, [(name, *row) for name, tables in runs.items() for row in _end_of_run(*tables)])
     seeds = list(dict.fromkeys(data["seed"]))
     by_run = {name: np.reshape(data[name], (len(runs), len(seeds))) for name in names[2:]}
-    drawn = new_figure(3.2)
-    left, middle, right = drawn.subplots(1, 3)
+    drawn, (left, middle, right) = new_panels(3.2, 1, 3)
     panels = {
         "max_violation": (left, "Uneven in one step"),
         "together": (middle, "Over 100 steps"),
@@ -215,8 +212,7 @@ def device_simulator(experts: int = 64, k: int = 8, devices: int = 8, skew: floa
     time = {rule: [placed[rule].time for placed in by_skew] for rule in here}
     kept = {rule: [placed[rule].kept for placed in by_skew] for rule in here}
     lost = 1 - here["MoGE"].kept / here["top-k"].kept
-    drawn = new_figure(5.6)
-    bars, (below_left, below_right) = drawn.subplots(2, 2)
+    drawn, (*bars, below_left, below_right) = new_panels(5.6, 2, 2)
     for axes, (rule, placed) in zip(bars, here.items(), strict=True):
         _draw_work(axes, placed.work.numpy(), _COLOURS[rule])
         set_panel_title(axes, f"{rule}: the step takes {placed.time:.2f}")

@@ -14,11 +14,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
-from minimoe.course.figures.drawing import panel_grid, set_panel_title, set_title, span
+from minimoe.course.figures.drawing import new_pairs, new_panels, set_panel_title, set_title, span
 from minimoe.course.figures.register import Drawing, columns, figure, styled
 from minimoe.course.figures.tokens import visible
 from minimoe.course.shipped import real_text_model, route_text
-from minimoe.course.style import INK, MAIN, PALE, QUIET, describe, new_figure, token_fonts
+from minimoe.course.style import INK, MAIN, PALE, QUIET, describe, token_fonts
 from minimoe.model import (
     MoEForCausalLM,
     RouterOutput,
@@ -74,8 +74,7 @@ def draw_routes(tokens: Sequence[str], routes: Routes, asked: Routes | None = No
     chosen = {name: _weights((asked or {}).get(name, output)) for name, output in routes.items()}
     kept = {name: _weights(output) for name, output in routes.items()}
     experts = max(weights.shape[1] for weights in kept.values())
-    drawn = new_figure(-(-(len(routes) + 1) // 2) * (0.16 * experts + 0.36) + 1.35)
-    *grids, key = panel_grid(drawn, len(routes) + 1)
+    drawn, (*grids, key) = new_pairs(len(routes) + 1, 0.16 * experts + 0.36, 1.35)
     findings = []
     for place, (axes, name) in enumerate(zip(grids, routes, strict=True)):
         met, nobody, dropped = _met(kept[name]), _nobody(kept[name]), _dropped(chosen[name], kept[name])
@@ -189,8 +188,7 @@ def draw_changes(tokens: Sequence[str], before: Routes, after: Routes, edited: i
         after: the same for the edited text, which has as many tokens.
         edited: the first token that differs.
     """
-    drawn = new_figure(-(-len(before) // 2) * 1.75 + 0.85)
-    grids = panel_grid(drawn, len(before))
+    drawn, grids = new_pairs(len(before), 1.75, 0.85)
     rows, counts = [], []
     for axes, name in zip(grids, before, strict=True):
         old, new = _weights(before[name]), _weights(after[name])
@@ -272,8 +270,7 @@ def playground(
     kept = chosen if router == "expert choice" else _weights(apply_capacity(choice, capacity))
     dropped, nobody, load = _dropped(chosen, kept), _nobody(kept), _met(chosen).sum(0)
 
-    drawn = new_figure(0.21 * experts + 1.7)
-    grid, bars = drawn.subplots(1, 2, sharey=True, width_ratios=[3.6, 1])
+    drawn, (grid, bars) = new_panels(0.21 * experts + 1.7, 1, 2, sharey=True, width_ratios=[3.6, 1])
     _draw_grid(grid, kept, dropped, nobody)
     grid.set(xlabel="token", ylabel="expert")
     grid.set_xticks([token + 0.5 for token in range(0, len(ids), 4)], range(0, len(ids), 4))

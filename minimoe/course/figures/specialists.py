@@ -16,7 +16,8 @@ from minimoe.course.figures.drawing import (
     check_layer,
     curve_with_seeds,
     heatmap,
-    panel_grid,
+    new_pairs,
+    new_panels,
     set_panel_title,
     set_title,
     span,
@@ -24,7 +25,7 @@ from minimoe.course.figures.drawing import (
 from minimoe.course.figures.register import Drawing, cell_columns, columns, figure
 from minimoe.course.runs import Table, pivot, read_run, where
 from minimoe.course.shipped import NAMES, held_out_trace
-from minimoe.course.style import QUIET, SERIES, describe, new_figure
+from minimoe.course.style import QUIET, SERIES, describe
 from minimoe.inspection import RoutingTrace
 from minimoe.inspection import specialization as sp
 
@@ -44,8 +45,7 @@ def expert_use(trace: RoutingTrace, label: str = "domain", layer: int = 1) -> Dr
     names = sp.labels(trace, label).names
     above = low > chance
 
-    drawn = new_figure(0.33 * len(names) + 1.68)
-    axes = drawn.subplots()
+    drawn, (axes,) = new_panels(0.33 * len(names) + 1.68)
     share_and_all = np.vstack([share, chance[:1]])
     bold = np.vstack([above, np.zeros_like(above[:1])])
     heatmap(axes, 100 * share_and_all, "z.0f", rows=[*names, "all"], top=100, bold=bold)
@@ -86,8 +86,7 @@ def followed_labels(table: Table) -> Drawing:
         table: "specialization", as `read_run` returns it; its last step is drawn.
     """
     table = where(table, step=table["step"].max())
-    drawn = new_figure(4.2)
-    both = drawn.subplots(1, 2, sharey=True)
+    drawn, both = new_panels(4.2, 1, 2, sharey=True)
     styles = dict(zip(_FOLLOWED["alone"], SERIES, strict=False))
     parts = []
     for axes, (title, metrics) in zip(both, _FOLLOWED.items(), strict=True):
@@ -128,8 +127,7 @@ def routing_over_training(table: Table) -> Drawing:
         for metric in ("saturation", *labels)
     }  # value and chance, each [layers, steps]; no saturation at the last step
     layers, steps = (np.unique(table[name]) for name in ("layer", "step"))
-    drawn = new_figure(3.9)
-    left, right = drawn.subplots(1, 2)
+    drawn, (left, right) = new_panels(3.9, 1, 2)
     saturation, chance = means["saturation"]
     for layer, curve, style in zip(layers, saturation, SERIES, strict=False):
         left.plot(curve, **style, label=f"layer {layer}")
@@ -178,8 +176,7 @@ def batch_or_sequence(runs: Mapping[str, tuple[Table, Table]]) -> Drawing:
         runs: what the balance loss is -> the tables "specialization" and "final" of the run, as `read_run` returns
             them, with the same seeds; their last step is drawn.
     """
-    drawn = new_figure(3.9)
-    left, right = drawn.subplots(1, 2, width_ratios=[1.6, 1])
+    drawn, (left, right) = new_panels(3.9, 1, 2, width_ratios=[1.6, 1])
     rows, parts, losses = [], [], []
     for place, (style, (balance, (followed, final))) in enumerate(zip(SERIES, runs.items(), strict=False)):
         last = where(followed, metric="language", step=followed["step"].max())
@@ -223,9 +220,9 @@ def ablation_map(table: Table, seed: int = 0) -> Drawing:
     if seed not in seeds:
         raise ValueError(f"seed={seed}: wanted one of {', '.join(map(str, seeds))}")
     nats, layers, groups, experts = pivot(where(table, seed=seed), "nats", "layer", "group", "expert")
-    drawn = new_figure(5.0)
+    drawn, panels = new_pairs(len(layers), 2.5)
     parts = []
-    for values, layer, axes in zip(nats, layers, panel_grid(drawn, len(layers)), strict=True):
+    for values, layer, axes in zip(nats, layers, panels, strict=True):
         heatmap(axes, 100 * values, "z.0f", rows=groups, columns=experts, top=100 * values.max())
         set_panel_title(axes, f"layer {layer}", size=12)
         group, expert = np.unravel_index(values.argmax(), values.shape)
@@ -258,8 +255,7 @@ def load_and_worth(table: Table) -> Drawing:
     """
     share, nats = use_and_worth(table)
     views = {"expert": (share.mean(-1), nats.mean(-1)), "expert and group": (share, nats)}
-    drawn = new_figure(4.0)
-    both = drawn.subplots(1, 2, sharey=True)
+    drawn, both = new_panels(4.0, 1, 2, sharey=True)
     rows = []
     for axes, (view, (x, y)) in zip(both, views.items(), strict=True):
         for layer, style in zip(range(x.shape[1]), SERIES, strict=False):

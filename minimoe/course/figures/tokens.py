@@ -13,11 +13,11 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
-from minimoe.course.figures.drawing import check_layer, label_values, set_panel_title, set_title
+from minimoe.course.figures.drawing import check_layer, new_panels, set_panel_title, set_title
 from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.published import REAL_MODELS
 from minimoe.course.shipped import real_text_model, route_text
-from minimoe.course.style import INK, MAIN, PALE, QUIET, describe, expert_colour, new_figure, token_fonts
+from minimoe.course.style import INK, MAIN, PALE, QUIET, describe, expert_colour, token_fonts
 from minimoe.model import MoEConfig, MoEForCausalLM, RouterOutput
 
 # Four kinds of text, written for this figure. The shipped model has met code, technical English and sums, and of French
@@ -58,8 +58,7 @@ def token_map(text: str = SHOWCASE, layer: int = 0, *, model: MoEForCausalLM) ->
     check_layer(layer, len(routers))
     experts, probabilities, margins = first_choices(routers[layer])
     places, lines = _wrap(tokens)
-    drawn = new_figure(_LINE * lines + 0.95)
-    grid, legend = drawn.subplots(2, height_ratios=[_LINE * lines, 0.45])
+    drawn, (grid, legend) = new_panels(_LINE * lines + 0.95, 2, height_ratios=[_LINE * lines, 0.45])
     _draw_tiles(grid, tokens, experts, places, lines)
     grid.set_title(f"Which expert each token meets first (layer {layer})")
     shares = [experts.count(e) / len(experts) for e in range(routers[layer].scores.shape[1])]
@@ -90,8 +89,7 @@ def token_layers(
     tokens, _, routers = route_text(text, model)
     choices = [first_choices(router) for router in routers]
     places, lines = _wrap(tokens)
-    drawn = new_figure((_LINE * lines + 0.3) * len(routers))
-    panels = drawn.subplots(len(routers), squeeze=False).flat
+    drawn, panels = new_panels((_LINE * lines + 0.3) * len(routers), len(routers))
     for layer, (axes, (experts, *_)) in enumerate(zip(panels, choices, strict=True)):
         _draw_tiles(axes, tokens, experts, places, lines)
         axes.set_title(f"layer {layer}")
@@ -195,16 +193,16 @@ def token_journey(text: str = "The river was", token: int = -1, layer: int = 1, 
     others = [expert for expert in range(len(probabilities)) if expert not in weights]
     chosen = {"color": [expert_colour(expert) for expert in weights], "edgecolor": INK, "linewidth": 1.4}
 
-    drawn = new_figure(3.4)
-    left, right = drawn.subplots(1, 2, width_ratios=[1.7, 1])
+    drawn, (left, right) = new_panels(3.4, 1, 2, width_ratios=[1.7, 1])
+    number = {"fmt": "{:.2f}", "padding": 3, "size": 10}
     unused = {"color": "white", "edgecolor": QUIET, "linewidth": 0.8, "linestyle": ":"}
     left.bar(others, [probabilities[expert] for expert in others], **unused)
-    label_values(left, left.bar(list(weights), [probabilities[expert] for expert in weights], **chosen))
+    left.bar_label(left.bar(list(weights), [probabilities[expert] for expert in weights], **chosen), **number)
     left.set(
         xlabel="expert", ylabel="probability", xticks=range(len(probabilities)), ylim=(0, 1.12 * max(probabilities))
     )
     set_panel_title(left, "1  the router scores all")
-    label_values(right, right.bar(range(len(weights)), weights.values(), **chosen))
+    right.bar_label(right.bar(range(len(weights)), weights.values(), **chosen), **number)
     right.set(ylim=(0, 1.1), xlim=(-0.7, len(weights) - 0.3), ylabel="weight, adding up to 1")
     right.set_xticks(range(len(weights)), [f"expert {expert}" for expert in weights])
     set_panel_title(right, "2  the best stay")
@@ -228,8 +226,7 @@ def parameters_total_active(configs: Mapping[str, MoEConfig]) -> Drawing:
     """
     counts = [(name, c.num_parameters() / 1e9, c.num_parameters(active=True) / 1e9) for name, c in configs.items()]
     names, total, active = zip(*sorted(counts, key=lambda row: row[1], reverse=True), strict=True)
-    drawn = new_figure(0.5 * len(names) + 1.2)
-    axes = drawn.subplots()
+    drawn, (axes,) = new_panels(0.5 * len(names) + 1.2)
     rows = range(len(names))
     bars = axes.barh(rows, total, 0.62, color=PALE, edgecolor=MAIN, hatch="///", label="stored")
     axes.barh(rows, active, 0.62, color=MAIN, edgecolor=MAIN, label="met by one token")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minimoe.course.cost import training_flop
-from minimoe.course.figures.drawing import heatmap, set_panel_title, set_title, shared_legend
+from minimoe.course.figures.drawing import heatmap, new_panels, set_panel_title, set_title, shared_legend
 from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.runs import (
     ALL,
@@ -24,7 +24,7 @@ from minimoe.course.runs import (
     read_run,
     step_times,
 )
-from minimoe.course.style import INK, SERIES, describe, new_figure
+from minimoe.course.style import INK, SERIES, describe
 from minimoe.training.loop import Settings
 
 _UNITS = {"tokens": "million tokens", "compute": "compute, 10$^{12}$ FLOP", "time": "time, steps of the mixture"}
@@ -69,8 +69,7 @@ def learning_curves(runs: Mapping[str, Mapping[str, Progress]], domain: str = AL
 
     Data: same (what the runs were given the same amount of), model, seed, x (how much of it by then), nats.
     """
-    drawn = new_figure(3.9)
-    panels = drawn.subplots(1, len(runs), sharey=True, squeeze=False)[0]
+    drawn, panels = new_panels(3.9, 1, len(runs), sharey=True)
     rows, ends = [], []
     for axes, (same, models) in zip(panels, runs.items(), strict=True):
         for style, (model, run) in zip(SERIES, models.items(), strict=False):
@@ -113,8 +112,7 @@ def final_gaps(mixture: Table, twins: Mapping[str, Table]) -> Drawing:
         twins: the same of each run to compare.
     """
     gaps = {run: losses(final) - losses(mixture) for run, final in twins.items()}
-    drawn = new_figure(0.5 * len(gaps) + 1.5)
-    axes = drawn.subplots()
+    drawn, (axes,) = new_panels(0.5 * len(gaps) + 1.5)
     axes.axvline(0, color=INK, linewidth=1)
     for row, (run, gap) in enumerate(gaps.items()):
         style = _STYLES[TWINS.get(run, (EQUAL_TOTAL,))[0]]
@@ -156,8 +154,7 @@ def gaps_by_domain(mixture: Table, twins: Mapping[str, Table]) -> Drawing:
     gaps = {(run, domain): losses(twins[run], domain) - losses(mixture, domain) for run in twins for domain in domains}
     rows = [(*place, gap.mean(), better(gap)) for place, gap in gaps.items()]
     mean, who = (np.reshape([row[column] for row in rows], (len(twins), len(domains))) for column in (2, 3))
-    drawn = new_figure(0.46 * len(twins) + 1.5)
-    axes = drawn.subplots()
+    drawn, (axes,) = new_panels(0.46 * len(twins) + 1.5)
     shade = np.where(who == "mixture", 0.25, 0)
     heatmap(axes, mean, "+.3f", rows=[*map(_label, twins)], columns=domains, shade=shade, bold=who == "twin")
     axes.tick_params(labeltop=True, labelbottom=False, labelsize=10)

@@ -9,11 +9,11 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from tokenizers import Tokenizer
 
-from minimoe.course.figures.drawing import check_layer, panel_grid, set_title, shared_legend
+from minimoe.course.figures.drawing import check_layer, new_pairs, new_panels, set_title, shared_legend
 from minimoe.course.figures.register import Drawing, columns, figure, styled
 from minimoe.course.figures.tokens import draw_tile, token_map, visible
 from minimoe.course.shipped import PLANTED_SEED, planted_trace, real_text_model, route_text, shipped_model
-from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe, expert_colour, new_figure, token_fonts
+from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe, expert_colour, token_fonts
 from minimoe.inspection import RoutingTrace
 from minimoe.inspection.specialization import frequent_tokens, repetition, vocabulary_specialization
 from minimoe.model import MoEForCausalLM
@@ -33,9 +33,9 @@ def token_path(texts: tuple[str, ...] = FULL_STOPS, *, model: MoEForCausalLM) ->
     Raises:
         ValueError: as `route_text`.
     """
-    drawn = new_figure(2.2 * -(-len(texts) // 2) + 0.5)
+    drawn, panels = new_pairs(len(texts), 2.2, 0.5)
     rows, paths = [], []
-    for text, axes in zip(texts, panel_grid(drawn, len(texts)), strict=True):
+    for text, axes in zip(texts, panels, strict=True):
         tokens, _, routers = route_text(text, model)
         experts, layers = routers[0].scores.shape[1], len(routers)
         title = f"“{''.join(map(visible, tokens))}”"
@@ -80,8 +80,7 @@ def favourite_tokens(trace: RoutingTrace, layer: int = 0, min_count: int = 50, *
         for expert, found in enumerate(favourites)
         for token, count, share in found
     ]
-    drawn = new_figure(0.52 * len(loads) + 0.45)
-    axes = drawn.subplots()
+    drawn, (axes,) = new_panels(0.52 * len(loads) + 0.45)
     axes.set_axis_off()
     axes.set(xlim=(-6, 8.4 * _FAVOURITES), ylim=(len(loads), 0))
     axes.set_title(f"Favourite tokens of the experts in layer {layer}: share of n occurrences")
@@ -130,8 +129,7 @@ def repetition_by_kind(trace: RoutingTrace) -> Drawing:
     measured = [(*repetition(part), repetition_by_token(part)) for part in parts]
     value, by_load, low, high, by_token = np.array(measured).transpose(1, 2, 0)  # each [layers, kinds]
     height = np.arange(len(kinds))
-    drawn = new_figure(2.6 * -(-trace.num_layers // 2))
-    panels = panel_grid(drawn, trace.num_layers)
+    drawn, panels = new_pairs(trace.num_layers, 2.6)
     for layer, axes in enumerate(panels):
         axes.barh(
             height, 100 * by_load[layer], 0.62, color=PALE, edgecolor=MAIN, hatch="///", label="from the load, Σp²"
@@ -223,8 +221,7 @@ def language_agreement(trace: RoutingTrace, shuffles: int = 1000, seed: int = 0)
         by_luck = np.mean([_mispaired(across, *pairs, rng) >= same for _ in range(shuffles)])
         rows.append((layer, same, across[..., other].mean(), within[..., other].mean(), by_luck))
     layers, translations, other_meaning, one_language, _ = np.array(rows).T
-    drawn = new_figure(3.3)
-    axes = drawn.subplots()
+    drawn, (axes,) = new_panels(3.3)
     series = {
         "other text, same language": one_language,
         "translations": translations,
