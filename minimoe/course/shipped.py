@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from minimoe.course.held_out import record
 from minimoe.data_files import data_path
 from minimoe.inspection import RoutingTrace, record_routing
 from minimoe.model import MoEForCausalLM, RouterOutput
@@ -18,12 +18,7 @@ from minimoe.training.planted import DOMAINS, document
 
 PLANTED_DOCUMENTS = 20  # of each planted domain
 PLANTED_SEED = 3  # of the documents: with it no first choice is nearly a tie, so that another processor counts the same
-NAMES = (
-    "planted-batch",
-    "planted-sequence",
-)  # experiments with the planted corpus, by what their balance loss looks at
-MAX_TOKENS = 256
-LENGTH, STRETCHES = 128, 16  # tokens in a stretch of text, as in training; and stretches of each domain
+MAX_TOKENS = 256  # of a text that somebody types
 
 
 @cache
@@ -95,25 +90,3 @@ def held_out_trace() -> RoutingTrace:
     """How the mixture that was trained on the planted corpus routes held-out text of every domain."""
     model = MoEForCausalLM.from_pretrained(data_path("zoo/moe-planted"), dtype=torch.float32)
     return record(model, Corpus.planted())
-
-
-@torch.no_grad()
-def record(model: MoEForCausalLM, corpus: Corpus) -> RoutingTrace:
-    """How `model` routes `STRETCHES` stretches of each domain, every stretch a document of its own."""
-    with record_routing(model) as trace:
-        for domain in corpus.domains:
-            trace.label(domain)
-            model(stretches(corpus, domain, STRETCHES))
-    return trace
-
-
-def stretches(corpus: Corpus, domain: str, count: int) -> Tensor:
-    """The beginning of a domain's held-out text, in pieces that do not overlap, [count, LENGTH].
-
-    Raises:
-        ValueError: the domain is unknown, or has less text.
-    """
-    ids = corpus.tokens(domain, "held_out")[: count * LENGTH]
-    if len(ids) < count * LENGTH:
-        raise ValueError(f"{domain}: found {len(ids)} held-out tokens, wanted {count} times {LENGTH}")
-    return torch.from_numpy(ids.astype(np.int64)).view(count, LENGTH)

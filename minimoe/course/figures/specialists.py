@@ -23,8 +23,8 @@ from minimoe.course.figures.drawing import (
     span,
 )
 from minimoe.course.figures.register import Drawing, cell_columns, columns, figure
-from minimoe.course.runs import Table, pivot, read_run, where
-from minimoe.course.shipped import NAMES, held_out_trace
+from minimoe.course.runs import PLANTED, Table, pivot, read_run, where
+from minimoe.course.shipped import held_out_trace
 from minimoe.course.style import QUIET, SERIES, describe
 from minimoe.inspection import RoutingTrace
 from minimoe.inspection import specialization as sp
@@ -76,7 +76,7 @@ _FOLLOWED = {
 }
 
 
-@figure(table=partial(read_run, NAMES[0], "specialization"))
+@figure(table=partial(read_run, PLANTED[0], "specialization"))
 def followed_labels(table: Table) -> Drawing:
     """Share of the routing that each label accounts for, by layer, in each trained model; and what chance gives.
 
@@ -112,7 +112,7 @@ def followed_labels(table: Table) -> Drawing:
     return drawn, columns(("metric", "layer", "seed", "value", "chance"), cells)
 
 
-@figure(table=partial(read_run, NAMES[0], "specialization"))
+@figure(table=partial(read_run, PLANTED[0], "specialization"))
 def routing_over_training(table: Table) -> Drawing:
     """While a mixture trains: how many choices are already the final ones, and what the routers follow.
 
@@ -162,7 +162,7 @@ def _finish_panel(axes: Axes, title: str, label: str, steps: np.ndarray, corner:
 
 
 def _both_balances() -> dict[str, tuple[Table, Table]]:
-    names = dict(zip(("loss over the batch", "loss in each sequence"), NAMES, strict=True))
+    names = dict(zip(("loss over the batch", "loss in each sequence"), PLANTED, strict=True))
     return {balance: (read_run(name, "specialization"), read_run(name, "final")) for balance, name in names.items()}
 
 
@@ -203,7 +203,7 @@ def batch_or_sequence(runs: Mapping[str, tuple[Table, Table]]) -> Drawing:
     return drawn, columns(("balance", "measure", "layer", "seed", "value"), rows)
 
 
-@figure(table=partial(read_run, NAMES[0], "ablation"))
+@figure(table=partial(read_run, PLANTED[0], "ablation"))
 def ablation_map(table: Table, seed: int = 0) -> Drawing:
     """What each group of domains loses when one expert is removed, for every expert of a trained model.
 
@@ -244,7 +244,7 @@ def use_and_worth(table: Table) -> tuple[np.ndarray, np.ndarray]:
     return share, nats
 
 
-@figure(table=partial(read_run, NAMES[0], "ablation"))
+@figure(table=partial(read_run, PLANTED[0], "ablation"))
 def load_and_worth(table: Table) -> Drawing:
     """How much an expert is used against what its removal costs: over all text, and within one group of domains.
 
