@@ -145,15 +145,14 @@ def repetition_by_kind(trace: RoutingTrace) -> Drawing:
     drawn.supxlabel("neighbours with the same first choice, % of pairs", size=11)
     shared_legend(drawn, panels[0], "outside upper center", columns=2)
     layer, kind = np.unravel_index(value.argmax(), value.shape)
-    over = 100 * (value - by_token)
+    away = [f"{100 * points:.1f}" for points in abs(value - by_token).max(1)]
     describe(
         drawn,
         f"{trace.num_layers} panels, one a layer, with the repetition of {len(kinds)} kinds of text: {value.min():.0%} "
         f"to {value.max():.0%}, where an even load gives {1 / trace.num_experts:.1%}. Against the level of the actual "
         f"load, {(low > by_load).sum()} of {value.size} are above, {(high < by_load).sum()} below, by their whole "
         f"interval. The highest, {kinds[kind]} in layer {layer}, compares with {by_load[layer, kind]:.0%} from its "
-        f"load. What each token by itself would give is within {abs(over[0]).max():.1f} points of the count in the "
-        f"first layer, and {over[1:].min():.1f} to {over[1:].max():.1f} points below it in the others.",
+        f"load. What each token by itself would give is up to {', '.join(away)} points away from the count, by layer.",
     )
     rows = [
         (layer, kinds[kind], value[layer, kind], *(level[layer, kind] for level in (low, high, by_load, by_token)))
