@@ -13,7 +13,9 @@ from minimoe.course import figures
 from minimoe.course.build import FIGURE_DATA
 from minimoe.course.figures.drawing import curve_with_seeds, heatmap, new_pairs, new_panels, span
 from minimoe.course.figures.register import cell_columns, columns, styled
+from minimoe.course.shipped import real_text_model
 from minimoe.course.style import EXPERT_COLOURS, INK, SERIES, describe, image_tag, new_figure
+from minimoe.model import MoEConfig, MoEForCausalLM
 
 RELATIVE, ABSOLUTE = 1e-3, 1e-4  # another CPU or BLAS moves a probability by far less
 
@@ -44,6 +46,14 @@ def fits_its_page(drawn) -> bool:
     FigureCanvasAgg(drawn).draw()
     area, (width, height) = drawn.get_tightbbox(), drawn.get_size_inches()
     return area.x0 > -0.01 and area.y0 > -0.01 and area.x1 < width + 0.01 and area.y1 < height + 0.01
+
+
+def small_model() -> MoEForCausalLM:
+    """Four experts, two layers, untrained, with the tokenizer of the course: a model of one's own."""
+    config = MoEConfig(num_hidden_layers=2, num_experts=4, hidden_size=32, initializer_range=0.3)
+    model = MoEForCausalLM(config, seed=1)
+    model.tokenizer_json = real_text_model().tokenizer_json
+    return model
 
 
 @pytest.mark.parametrize("name", figures.FIGURES)

@@ -12,13 +12,13 @@ from minimoe.course.shipped import real_text_model, route_text
 from minimoe.course.widgets import controls
 from minimoe.model import route_switch, route_topk
 from minimoe.model.balance import apply_capacity
-from tests.course.test_figures import fits_its_page
+from tests.course.test_figures import fits_its_page, small_model
 
 TEXTS = (routers.TEXT, routers.EDITED)
 
 
 def logits_of(text):
-    return route_text(text, real_text_model()).routers[routers.TEXT_LAYER].logits
+    return route_text(text, real_text_model()).routers[2].logits
 
 
 def rows_of(data: dict, router: str) -> dict[tuple[int, int], tuple]:
@@ -136,6 +136,19 @@ def test_a_grid_has_tokens_across_and_experts_down():
     assert axes.get_ylim() == (2, 0) and axes.get_ylabel() == "expert"
     assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "c"]
     assert "slots dropped 1, tokens with no expert 1" in drawn.get_label()
+
+
+def test_a_model_of_ones_own_is_drawn_in_one_line():
+    model = small_model()
+    _, data = figures.seven_routers("a b c d", layer=1, model=model)
+    logits = route_text("a b c d", model).routers[1].logits
+    assert set(rows_of(data, "softmax top-k")) == {
+        (t, e) for t, row in enumerate(logits.tolist()) for e in best(row, 2)
+    }
+    _, data = figures.leak_from_the_future("a b c", "a b d", layer=1, model=model)
+    assert set(data["router"]) == {"top-2", "Switch with a capacity", "top-2 with a capacity", "expert choice"}
+    with pytest.raises(ValueError, match="layer=2: wanted 0 to 1"):
+        figures.seven_routers("a b", model=model)
 
 
 def test_what_leaks_from_the_future():

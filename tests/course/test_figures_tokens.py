@@ -5,21 +5,18 @@ import torch
 
 from minimoe.course import figures
 from minimoe.course.figures.tokens import SHOWCASE, first_choices
-from minimoe.course.shipped import real_text_model, route_text, shipped_model
+from minimoe.course.shipped import route_text, shipped_model
 from minimoe.course.style import expert_colour, render
 from minimoe.course.widgets import controls
 from minimoe.model import MoEConfig, MoEForCausalLM
+from tests.course.test_figures import small_model
 
 TEXT = "for x in 12:"
 
 
 @pytest.fixture(scope="module")
 def model() -> MoEForCausalLM:
-    """Three experts, two layers, untrained, with the tokenizer of the course."""
-    config = MoEConfig(num_hidden_layers=2, num_experts=3, hidden_size=32, initializer_range=0.3)
-    model = MoEForCausalLM(config, seed=1)
-    model.tokenizer_json = real_text_model().tokenizer_json
-    return model
+    return small_model()
 
 
 def scores(model, text):
@@ -61,7 +58,7 @@ def test_token_map_numbers_and_colours_each_token_by_its_first_choice(model):
     colours = [tile.get_facecolor() for tile in drawn.axes[0].patches]
     assert len(set(zip(data["expert"], colours, strict=True))) == len(set(colours)) == len(set(data["expert"]))
     shares = [text.get_text() for text in drawn.axes[1].texts if text.get_text().endswith("%")]
-    assert shares == [f"{data['expert'].count(e) / len(data['expert']):.0%}" for e in range(3)]
+    assert shares == [f"{data['expert'].count(e) / len(data['expert']):.0%}" for e in range(4)]
 
 
 def test_token_layers_has_a_panel_for_each_layer(model):
@@ -78,7 +75,7 @@ def test_token_journey_draws_probabilities_and_the_weights_of_the_chosen(model):
     assert data["probability"] == pytest.approx(wanted.tolist(), rel=1e-4)
     best = wanted.topk(2)
     weights = dict(zip(best.indices.tolist(), (best.values / best.values.sum()).tolist(), strict=True))
-    assert data["weight"] == pytest.approx([weights.get(expert, 0) for expert in range(3)], rel=1e-4)
+    assert data["weight"] == pytest.approx([weights.get(expert, 0) for expert in range(4)], rel=1e-4)
     left, right = drawn.axes
     heights = {round(bar.get_x() + bar.get_width() / 2): bar.get_height() for bar in left.patches}
     assert heights == pytest.approx(dict(enumerate(data["probability"])))

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
-from minimoe.course.figures.drawing import new_pairs, new_panels, set_panel_title, set_title, span
+from minimoe.course.figures.drawing import check_layer, new_pairs, new_panels, set_panel_title, set_title, span
 from minimoe.course.figures.register import Drawing, columns, figure, styled
 from minimoe.course.figures.tokens import visible
 from minimoe.course.shipped import real_text_model, route_text
@@ -33,7 +33,6 @@ from minimoe.model.balance import apply_capacity, expert_capacity, expert_load, 
 
 # Two texts of 16 tokens that differ in the last word, chosen among many because each router's habit shows in them.
 TEXT, EDITED = "if the bank is full, open the bank", "if the bank is full, open the letter"
-TEXT_LAYER = 2  # of the shipped model
 
 _SHADES = LinearSegmentedColormap.from_list("weight", [PALE, MAIN, "#16263A"])  # darker is more, in greyscale too
 _DROPPED = {"marker": "x", "color": INK, "linestyle": "", "markersize": 5, "markeredgewidth": 1.6}
@@ -42,10 +41,9 @@ Routes = Mapping[str, RouterOutput]
 
 
 @figure(model=real_text_model)
-def seven_routers(text: str = TEXT, *, model: MoEForCausalLM) -> Drawing:
+def seven_routers(text: str = TEXT, layer: int = 2, *, model: MoEForCausalLM) -> Drawing:
     """One short text through seven routers, all reading the logits of one layer, as `draw_routes` shows them."""
-    tokens, input_ids, routers = route_text(text, model)
-    logits = routers[TEXT_LAYER].logits
+    tokens, input_ids, logits = _logits_of(text, layer, model)
     length, experts = logits.shape
     switch = route_switch(logits)
     routes = {
@@ -58,6 +56,13 @@ def seven_routers(text: str = TEXT, *, model: MoEForCausalLM) -> Drawing:
         "hash": route_hash(input_ids, experts),
     }
     return draw_routes(tokens, routes, asked={"Switch": switch})
+
+
+def _logits_of(text: str, layer: int, model: MoEForCausalLM) -> tuple[list[str], Tensor, Tensor]:
+    """The tokens of a text, their ids [T], and the router logits of one layer [T, E]."""
+    tokens, input_ids, routers = route_text(text, model)
+    check_layer(layer, len(routers))
+    return tokens, input_ids, routers[layer].logits
 
 
 @styled()
@@ -76,9 +81,9 @@ def draw_routes(tokens: Sequence[str], routes: Routes, asked: Routes | None = No
     experts = max(weights.shape[1] for weights in kept.values())
     drawn, (*grids, key) = new_pairs(len(routes) + 1, 0.16 * experts + 0.36, 1.35)
     findings = []
-    for place, (axes, name) in enumerate(zip(grids, routes, strict=True)):
-        met, nobody, dropped = _met(kept[name]), _nobody(kept[name]), _dropped(chosen[name], kept[name])
-        _draw_grid(axes, kept[name], dropped, nobody)
+    for place, (axes, (name, weights)) in enumerate(zip(grids, kept.items(), strict=True)):
+        met, nobody, dropped = _met(weights), _nobody(weights), _dropped(chosen[name], weights)
+        _draw_grid(axes, weights, dropped, nobody)
         axes.set_title(f"{place + 1}  {name}", size=11)
         findings.append(
             f"{name}: experts a token {span(met.sum(1).numpy(), 0)}, tokens of the busiest expert {met.sum(0).max()}, "
@@ -90,7 +95,7 @@ def draw_routes(tokens: Sequence[str], routes: Routes, asked: Routes | None = No
         _label_tokens(axes, tokens)
     _draw_key(key)
     for line, dim in (("column", 1), ("row", 0)):
-        even = [name for name in routes if len(_met(kept[name]).sum(dim).unique()) == 1]
+        even = [name for name, weights in kept.items() if len(_met(weights).sum(dim).unique()) == 1]
         findings.append(f"As many cells in every {line}: {'; '.join(even) or 'none'}.")
     describe(drawn, f"Grids of {len(tokens)} tokens by {experts} experts, one a router. " + " ".join(findings))
     rows = [(name, *slot) for name in routes for slot in _slots(chosen[name], kept[name])]
@@ -156,13 +161,12 @@ def _draw_key(axes: Axes) -> None:
 
 
 @figure(model=real_text_model)
-def leak_from_the_future(text: str = TEXT, edited: str = EDITED, *, model: MoEForCausalLM) -> Drawing:
-    """Replace the last word of a text: which routers change the route of a token before it?"""
-    tokens, ids, routers = route_text(text, model)
-    _, other_ids, other_routers = route_text(edited, model)
+def leak_from_the_future(text: str = TEXT, edited: str = EDITED, layer: int = 2, *, model: MoEForCausalLM) -> Drawing:
+    """Replace the last word of a text, by as many tokens: which routers change the route of a token before it?"""
+    tokens, ids, logits = _logits_of(text, layer, model)
+    _, other_ids, other_logits = _logits_of(edited, layer, model)
     first_edited = int((ids != other_ids).nonzero()[0])
-    before, after = (_limited_routes(found[TEXT_LAYER].logits) for found in (routers, other_routers))
-    return draw_changes(tokens, before, after, first_edited)
+    return draw_changes(tokens, _limited_routes(logits), _limited_routes(other_logits), first_edited)
 
 
 def _limited_routes(logits: Tensor) -> dict[str, RouterOutput]:
