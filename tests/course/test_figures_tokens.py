@@ -6,7 +6,7 @@ import torch
 from minimoe.course import figures
 from minimoe.course.figures.tokens import SHOWCASE, first_choices
 from minimoe.course.shipped import route_text, shipped_model
-from minimoe.course.style import expert_colour, render
+from minimoe.course.style import render
 from minimoe.course.widgets import controls
 from minimoe.model import MoEConfig, MoEForCausalLM
 from tests.course.test_figures import small_model
@@ -129,7 +129,3 @@ def test_the_controls_of_the_notebook_redraw():
     shown.append(picture.value)
     text.value = "b 2"
     assert len({*shown, picture.value}) == 3 and "layer 3" in picture.value
-
-
-def test_expert_colours_differ_for_eight_experts():
-    assert len({expert_colour(expert) for expert in range(8)}) == 8

@@ -117,8 +117,6 @@ def span(values: Sequence[float] | ndarray, digits: int = 2) -> str:
 
 
 def check_layer(layer: int, layers: int) -> None:
-    """Raises:
-    ValueError: there is no such layer.
-    """
+    """Raise a ValueError where a model of so many layers has no such layer."""
     if layer not in range(layers):
         raise ValueError(f"layer={layer}: wanted 0 to {layers - 1}")
