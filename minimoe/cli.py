@@ -280,15 +280,14 @@ def benchmark(
     home: Home = HOME,
 ) -> None:
     """Hold every method against the zoo: tables and figures of what each finds, misses, and takes for a relative."""
-    from minimoe.course.figures import FIGURES, lineage, make
+    from minimoe.course.figures.benchmark_results import make_from
     from minimoe.fingerprints.benchmark import pairs, run
     from minimoe.lineage.zoo import Zoo
 
     with _plain_errors():
         _check_writable(out)
         computed = run(Zoo(home), out, processes=processes)
-        drawings = [name for name, draw in FIGURES.items() if draw.__module__ == lineage.__name__]
-        make(drawings, out / "figures", folder=out)
+        make_from(out, out / "figures")
         typer.echo(f"{len(computed)} of {len(pairs())} pairs compared, the others taken from data/zoo")
         typer.echo(f"Tables in {out}; begin with {out / 'benchmark.md'}")
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from inspect import signature
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -17,11 +19,21 @@ from sklearn.metrics import auc, roc_curve
 from minimoe.course.benchmark_tables import Row, Rows, is_rewritten, known, read_table, scores, strangers_of
 from minimoe.course.figures.drawing import heatmap, label_rows, new_panels
 from minimoe.course.figures.profile import BINS, CLAIM_LINE
-from minimoe.course.figures.register import Drawing, columns, figure
+from minimoe.course.figures.register import FIGURES, Drawing, columns, figure, make
 from minimoe.course.published import CLAIMED
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe
 from minimoe.fingerprints.compare import METHODS
 from minimoe.lineage.tree import FAMILIES, FRAMES
+
+
+def make_from(folder: Path, out: Path) -> list[Path]:
+    """Write the figures of this file for the tables that a benchmark left in `folder`, and return the paths written."""
+    paths = []
+    for name in [name for name, draw in FIGURES.items() if draw.__module__ == __name__]:
+        needed = [one.name for one in signature(FIGURES[name]).parameters.values() if one.default is one.empty]
+        paths += make([name], out, **{table: read_table(table, folder) for table in needed})
+    return paths
+
 
 # --- relatives beside strangers ---------------------------------------------------------------------------
 
@@ -56,7 +68,7 @@ def std_profile_of_strangers(scores: Rows) -> Drawing:
     return drawn, columns(("group", "score"), [(group, score) for group, found in groups.items() for score in found])
 
 
-_CURVES = {
+CURVES = {
     "std profile": "std_profile",
     "weight cosine": "weight_cosine",
     "spectral": "spectral",
@@ -66,7 +78,7 @@ _CURVES = {
 
 
 @figure(scores=scores)
-def roc_curves(scores: Rows, methods: Mapping[str, str] = _CURVES) -> Drawing:
+def roc_curves(scores: Rows, methods: Mapping[str, str] = CURVES) -> Drawing:
     """How many relatives each method finds for how many strangers taken for relatives, over all transformations.
 
     Data: method, false_positive_rate, true_positive_rate; the corners of each curve.
@@ -249,7 +261,7 @@ def _seen_from_its_root(row: Row) -> str:
 
 # --- tables of all methods --------------------------------------------------------------------------------
 
-_GROUPS = {
+GROUPS = {
     "trained further": ("finetuned", "lora", "continued-0.1", "continued-1", "continued-4", "mixture-finetuned"),
     "merged": ("lerp", "slerp", "ties"),
     "rounded; more tokens": ("int8", "int4", "extended"),
@@ -272,7 +284,7 @@ def group_of(row: Row) -> str:
     kind, plain = row["kind"], row["kind"].removesuffix("-gauged")
     if plain.endswith("-trained"):
         return "upcycled, then trained"
-    return next(name for name, kinds in _GROUPS.items() if {kind, plain} & set(kinds))
+    return next(name for name, kinds in GROUPS.items() if {kind, plain} & set(kinds))
 
 
 def share_found(relatives: Rows, strangers: Rows, method: str) -> float:
@@ -291,16 +303,15 @@ def found_by_transformation(scores: Rows) -> Drawing:
     Data: transformation, method, found; the second half is of relatives that were rewritten by all gauges afterwards.
     """
     methods = (*METHODS, "score")
-    tables: dict[str, dict[str, list[float]]] = {"as made": {}, "rewritten": {}}
-    for name in _GROUPS:
-        for panel, rewritten in zip(tables, (False, True), strict=True):
-            relatives = [row for row in scores if row["use"] == "positive" and is_rewritten(row) == rewritten]
-            relatives = [row for row in relatives if group_of(row) == name]
-            shapes = {row["shapes"] for row in relatives}
+    tables: dict[str, dict[str, list[float]]] = {}
+    for panel, end in (("as made", ""), ("rewritten", ", gauged")):
+        relatives = [row for row in scores if row["use"] == "positive" and is_rewritten(row) == (panel == "rewritten")]
+        for name in sorted({group_of(row) for row in relatives}, key=list(GROUPS).index):
+            of_group = [row for row in relatives if group_of(row) == name]
+            shapes = {row["shapes"] for row in of_group}
             alike = [row for row in scores if row["use"] == "evaluation" and row["shapes"] in shapes]
-            if relatives:
-                label = f"{name}, gauged" if rewritten else name
-                tables[panel][label] = [share_found(relatives, alike, method) for method in methods]
+            shares = [share_found(of_group, alike, method) for method in methods]
+            tables.setdefault(panel, {})[name + end] = shares
     return _draw_tables(
         "Relatives found at 1 % false positives", ("transformation", "method", "found"), tables, methods
     )
