@@ -35,9 +35,6 @@ def make_from(folder: Path, out: Path) -> list[Path]:
     return paths
 
 
-# --- relatives beside strangers ---------------------------------------------------------------------------
-
-
 def std_profile_groups(scores: Rows) -> dict[str, list[float]]:
     """Scores of the std profile among strangers of two depths, and among relatives of which none was rewritten."""
     roots = [row for row in scores if row["relation"] == "strangers" and row["kind"] in ("roots", "deep")]
@@ -143,9 +140,6 @@ def draw_strip(axes: Axes, values: list[float], height: float, colour: str, spre
     axes.plot(values, heights, "o", markersize=3, color=colour, markeredgecolor=INK, markeredgewidth=0.3)
 
 
-# --- p-values ---------------------------------------------------------------------------------------------
-
-
 @figure(scores=scores)
 def p_values_of_strangers(scores: Rows, tests: Iterable[str] = ("csu", "permutation_test")) -> Drawing:
     """Whether p-values keep their promise: among strangers, a share p of them is at most p.
@@ -216,17 +210,12 @@ def p_values_by_promise(scores: Rows, p_values: Rows, calibration: Rows) -> Draw
     return drawn, columns(("promise", "test", "p_value", "share"), rows)
 
 
-# --- the order of training --------------------------------------------------------------------------------
-
 RARE, EXAMPLES = 0.01, 800
 
 
 @figure(palimpsest=partial(read_table, "palimpsest"))
 def orders_remembered(palimpsest: Rows) -> Drawing:
-    """Which models tell the order in which alder or birch was trained: palimpsest, beside a reference, within domains.
-
-    Data: order_of, suspect, relation, rho, p_value.
-    """
+    """Which models tell the order in which a root was trained: palimpsest, beside a reference, within domains."""
     names = list(dict.fromkeys(map(_seen_from_its_root, palimpsest)))
     told = []
     drawn, (axes,) = new_panels(1.3 + 0.22 * len(names))
@@ -258,8 +247,6 @@ def _seen_from_its_root(row: Row) -> str:
         return row["relation"] if suspect == root else "the other root"
     return suspect.removeprefix(f"{root}-")
 
-
-# --- tables of all methods --------------------------------------------------------------------------------
 
 GROUPS = {
     "trained further": ("finetuned", "lora", "continued-0.1", "continued-1", "continued-4", "mixture-finetuned"),

@@ -40,18 +40,11 @@ METHODS = (
 Range = tuple[float, float, float]  # lower end, estimate, upper end
 
 
-# --- who said what ----------------------------------------------------------------------------------------
-
-
 @figure(record=partial(read_published, "dispute"))
 def dispute_timeline(record: Sequence[Mapping[str, str]]) -> Drawing:
     """What was published, claimed, answered and measured, in order of time.
 
-    Args:
-        record: rows with a date, a party, a title and a kind, which begins with "claim" or "answer" or with something
-            else; those without a date are not drawn.
-
-    Data: date, side ("claim", "answer" or "other"), party, title.
+    Rows of the record without a date are not drawn. Data: date, side ("claim", "answer" or "other"), party, title.
     """
     lanes = dict(zip(("claim", "answer", "other"), SERIES, strict=False))
     rows = [
@@ -79,9 +72,6 @@ def dispute_timeline(record: Sequence[Mapping[str, str]]) -> Drawing:
     said = "; ".join(f"{date}, {side}, {party}: {title}" for date, side, party, title in rows)
     describe(drawn, f"A timeline with three lanes, claim, answer and other. {said}.")
     return drawn, columns(("date", "side", "party", "title"), rows)
-
-
-# --- chance -----------------------------------------------------------------------------------------------
 
 
 def chance(kind: str, layers: int, *, draws: int = 4000, trend: float = 0.9, seed: int = 0) -> np.ndarray:
@@ -137,9 +127,6 @@ def chance_by_depth(trend: float = 0.9, depths: Sequence[int] = (4, 8, 16, 32, 4
     return drawn, columns(("assumption", "layers", "low", "median", "high", "at_least"), rows)
 
 
-# --- what the number is worth -----------------------------------------------------------------------------
-
-
 @cache
 def relatives() -> np.ndarray:
     """Scores of the std profile among relatives of the zoo of which neither was rewritten."""
@@ -170,8 +157,7 @@ def likelihood_ratio(related: np.ndarray, background: np.ndarray, reading: str =
     """How much commoner the claimed value is among relatives than in a background.
 
     Args:
-        related: scores of relatives, as `relatives()`.
-        background: scores of pairs that have nothing in common, as those of `backgrounds()`.
+        related, background: scores of relatives, and of pairs that have nothing in common.
         reading: a key of `READINGS`: what counts as the claimed value.
 
     Returns:
@@ -183,13 +169,10 @@ def likelihood_ratio(related: np.ndarray, background: np.ndarray, reading: str =
     """
     if reading not in READINGS:
         raise ValueError(f"reading={reading!r}: wanted one of {', '.join(READINGS)}")
-    (low, share, high), (least, usual, most) = (_share(READINGS[reading](found)) for found in (related, background))
+    hits = [READINGS[reading](found) for found in (related, background)]
+    share, usual = (float(found.mean()) for found in hits)
+    (low, high), (least, most) = (binomtest(int(found.sum()), len(found)).proportion_ci() for found in hits)
     return low / most, share / usual if usual else np.inf, high / least if least else np.inf
-
-
-def _share(hits: np.ndarray) -> Range:
-    low, high = binomtest(int(hits.sum()), len(hits)).proportion_ci()
-    return low, float(hits.mean()), high
 
 
 def posterior(prior: float, ratio: float) -> float:
@@ -242,9 +225,8 @@ def belief(
     Args:
         prior: the belief before, as a probability.
         background: the row to stress.
-        reading: a key of `READINGS`: what counts as the claimed value.
-        related: scores of relatives.
-        backgrounds: name -> scores of pairs that have nothing in common.
+        reading, related: as for `likelihood_ratio`.
+        backgrounds: scores of pairs that have nothing in common, by where they come from.
 
     Data: background, prior, low, belief, high: the range comes from that of the likelihood ratio. Where no pair of the
     background has the value, belief is empty: few pairs that lack it are no estimate.
@@ -286,9 +268,6 @@ def in_words(low: float, high: float) -> str:
     return f"{ends[0]} to {ends[1]}" if high <= 0.99 else f"over {ends[0]}"
 
 
-# --- what other measurements would show -------------------------------------------------------------------
-
-
 def situations() -> dict[str, Rows]:
     """Pairs of the zoo by what is true of their weights, a mixture and a dense model unless there is no such pair."""
     pairs = {use: [row for row in scores() if row["use"] == use] for use in ("positive", "twins", "student")}
@@ -305,10 +284,6 @@ def situations() -> dict[str, Rows]:
 @figure(situations=situations)
 def if_measured(situations: Mapping[str, Rows], methods: Sequence[str] = METHODS) -> Drawing:
     """What each method finds where attention was reused, where nothing is shared, and in between: median and range.
-
-    Args:
-        situations: what is true of pairs -> their rows of a table of scores; one is "independent".
-        methods: columns of the rows.
 
     Data: method, situation, pairs (with a score), low, median, high. Where a method refuses all pairs, no row.
     """
@@ -341,8 +316,6 @@ def separating(situations: Mapping[str, Rows], situation: str, methods: Sequence
     found, usual = situations.get(situation, []), situations["independent"]
     return [method for method in methods if min(known(found, method), default=-1) > max(known(usual, method))]
 
-
-# --- the lesson of another dispute ------------------------------------------------------------------------
 
 # group -> pair -> statistic -> value
 Similarities = dict[str, dict[str, dict[str, float]]]
@@ -384,10 +357,7 @@ def shipped_similarities() -> Similarities:
 
 @figure(similarities=shipped_similarities)
 def norms_of_strangers(similarities: Similarities) -> Drawing:
-    """Cosine and Pearson of norm weights, in up to three groups of pairs, of which the first are strangers.
-
-    Data: pair, statistic, value.
-    """
+    """Cosine and Pearson of norm weights, in up to three groups of pairs, of which the first are strangers."""
     rows = [(pair, *item) for pairs in similarities.values() for pair, found in pairs.items() for item in found.items()]
     statistics = list(dict.fromkeys(statistic for _, statistic, _ in rows))
     drawn, (axes,) = new_panels(3.2)

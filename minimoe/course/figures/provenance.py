@@ -87,10 +87,7 @@ def measured_cosines() -> dict[tuple[str, str], np.ndarray]:
 
 @figure(tables=measured_cosines)
 def layer_origins(tables: Mapping[tuple[str, str], np.ndarray]) -> Drawing:
-    """The cosine of every layer of a model with every layer of another, for some pairs of them.
-
-    Data: a, b, layer_a, layer_b, cosine.
-    """
+    """The cosine of every layer of a model with every layer of another, for some pairs of them."""
     rows, said = [], []
     drawn, panels = new_panels(4.6, len(tables), height_ratios=[len(table) for table in tables.values()])
     for axes, ((a, b), table) in zip(panels, tables.items(), strict=True):

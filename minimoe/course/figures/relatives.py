@@ -36,9 +36,6 @@ _WRITTEN = ("o", "down")  # whose columns are vectors of the residual stream; of
 load_member = cache(Zoo().load)
 
 
-# --- the two rulers ---------------------------------------------------------------------------------------
-
-
 def angles(child: Weights, parent: Weights) -> dict[tuple[int, str], np.ndarray]:
     """How many degrees each vector of the child is from the most similar one in any layer of the parent.
 
@@ -72,12 +69,8 @@ def predictions(model: MoEForCausalLM, ids: Tensor) -> Tensor:
 def moved_probability(ours: Tensor, theirs: Tensor) -> float:
     """The share of the next token's probability that would have to be moved to make one prediction the other.
 
-    That is the total variation distance, half the sum of the differences, averaged over all positions: 0 for the
-    same function, 1 if no token is possible to both.
-
-    Args:
-        ours: predictions [B, S, V] of one model.
-        theirs: those of another, for the same text.
+    That is the total variation distance of predictions [B, S, V] for one text, half the sum of the differences,
+    averaged over all positions: 0 for the same function, 1 if no token is possible to both.
     """
     return float((ours - theirs).abs().sum(-1).double().mean()) / 2
 
@@ -86,9 +79,6 @@ def home_text() -> Tensor:
     """Held-out text of the kind that the roots of the zoo were trained on, code and prose alike: [16, S]."""
     corpus = Corpus.real(domains=("code", "prose"))
     return torch.cat([stretches(corpus, domain, 8) for domain in corpus.domains])
-
-
-# --- the family tree --------------------------------------------------------------------------------------
 
 
 class Relative(NamedTuple):
@@ -235,8 +225,6 @@ def _draw_arrow(axes: Axes, source: Bbox, target: Bbox, line: str | tuple) -> No
     axes.annotate("", xytext=start, xy=end, arrowprops=look, zorder=0.5)
 
 
-# --- what is left of the parent ---------------------------------------------------------------------------
-
 DESCENDANTS = (
     *("finetuned", "lora", "continued-1", "continued-4", "lerp", "int4", "fewer-neurons", "fewer-layers", "deepened"),
     *("copy", "copy-trained", "sliced", "drop-0.5", "drop-0.5-trained", "btx", "transplant"),
@@ -279,8 +267,6 @@ def turned_vectors(
     rows = ((layer, role, values.mean(), (values < 1).mean()) for (layer, role), values in found.items())
     return drawn, columns(("layer", "role", "degrees", "same"), rows)
 
-
-# --- weights against behaviour ----------------------------------------------------------------------------
 
 _COMPARED = {
     "trained further": ("finetuned", "lora", "continued-0.1", "continued-1", "continued-4"),
@@ -330,13 +316,8 @@ def weights_and_behaviour(
 ) -> Drawing:
     """How far models are from their parent in their weights and in what they predict.
 
-    Args:
-        places: models of at most five groups, and those whose group is their relation to the parent, drawn alike.
-        parent: its name.
-        labels: what is written beside a point, by the name of the model.
-
-    Data: name, group, degrees (mean angle of a vector to the most similar one of the parent), moved
-    (`moved_probability`).
+    Models whose group is their relation to the parent are drawn alike, the others by group. Labels are written beside
+    the points of the models that they name. Data: the fields of `Place`.
     """
     drawn, (axes,) = new_panels(4.4)
     relations, apart = (*_ARROWS, "strangers"), "no similar vector"
