@@ -1,8 +1,14 @@
-"""What it costs to train a model: a formula, and no measurement."""
+"""What a model costs, without a measurement: training by a formula, and a step on many devices by a simulation."""
 
 from __future__ import annotations
 
-from minimoe.model import MoEConfig
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from minimoe.model import MoEConfig, route_grouped, route_topk
+from minimoe.model.balance import expert_load
 
 
 def training_flop(config: MoEConfig, tokens: int) -> int:
@@ -19,3 +25,50 @@ def training_flop(config: MoEConfig, tokens: int) -> int:
     """
     looked_up = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
     return 6 * (config.num_parameters(active=True) - looked_up) * tokens
+
+
+class Placed(NamedTuple):
+    """What one rule makes of a batch whose experts lie on devices."""
+
+    work: Tensor  # [devices, experts on each]: slots, in units of an even share for a device; the busiest first
+    kept: float  # of the router's probability, the part that goes to the chosen experts; mean over tokens
+
+    @property
+    def time(self) -> float:
+        """Of the slowest device, and so of the step, in units of perfect balance."""
+        return self.work.sum(-1).max().item()
+
+
+def place_experts(experts: int, k: int, devices: int, skew: float, tokens: int, *, seed: int = 0) -> dict[str, Placed]:
+    """Route one batch by "top-k" and by "MoGE", with the experts placed on devices in blocks of neighbours.
+
+    The expert of popularity rank r = 1, 2, ... is the first choice of a share of tokens in proportion to r ** -skew
+    (Zipf's law; Gumbel noise makes it so). Which expert has which rank is drawn at random.
+
+    Args:
+        experts: E, a multiple of `devices`.
+        k: experts per token, a multiple of `devices`, which MoGE needs.
+        devices: how many; one group of MoGE each.
+        skew: 0 makes all experts equally popular.
+        tokens: in the batch.
+        seed: of the tokens and of the ranks.
+
+    Raises:
+        ValueError: a multiple is none, or k is more than the experts.
+    """
+    if experts % devices:
+        raise ValueError(f"experts={experts}: wanted a multiple of devices={devices}, to place as many on each")
+    if k % devices or k > experts:
+        raise ValueError(
+            f"k={k}: wanted a multiple of devices={devices} up to experts={experts}, as MoGE takes as many from each"
+        )
+    draw = torch.Generator().manual_seed(seed)
+    rank = 1 + torch.randperm(experts, generator=draw)
+    gumbel = -(-torch.rand(tokens, experts, generator=draw, dtype=torch.float64).log()).log()
+    logits = gumbel - skew * rank.log()
+    placed = {}
+    for rule, output in (("top-k", route_topk(logits, k)), ("MoGE", route_grouped(logits, k, devices))):
+        load = expert_load(output.indices, experts).double().view(devices, -1)
+        work = load.sort(descending=True).values / (tokens * k / devices)
+        placed[rule] = Placed(work, output.weights.sum(-1).mean().item())
+    return placed

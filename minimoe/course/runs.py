@@ -8,12 +8,17 @@ import json
 import numpy as np
 
 from minimoe.data_files import data_path
+from minimoe.model import MoEConfig
+from minimoe.training.experiments import EXPERIMENTS
+from minimoe.training.presets import small_config
 
+PLANTED = ("planted-batch", "planted-sequence")  # the runs whose routers were measured
+PROFILES = ("profiles/4-layers", "profiles/8-layers", "profiles/8-layers-by-depth")  # strangers, while they trained
 # Each table, and the command that makes it.
 TABLES = {
     **dict.fromkeys(("train", "held_out", "final"), "python -m minimoe.training.experiments"),
-    **dict.fromkeys(("specialization", "ablation"), "python -m minimoe.course.measurements"),
-    "std": "python -m minimoe.course.profiles",
+    **dict.fromkeys(("specialization", "ablation"), "python -m workshop.measurements"),
+    "std": "python -m workshop.profiles",
 }
 _WHOLE, _TEXT = ("seed", "step", "layer", "expert"), ("domain", "group", "metric")
 _KINDS = {**dict.fromkeys(_WHOLE, int), **dict.fromkeys(_TEXT, str)}  # every other column holds floats
@@ -28,8 +33,8 @@ def read_run(name: str, table: str) -> Table:
         name: of the experiment, a folder of data/runs.
         table: "train" (seed, step, cross_entropy in nats per token and, where there are experts, max_violation_LAYER
             and load_LAYER_EXPERT), "held_out" (seed, step, domain, nats) or "final" (seed, domain, nats); of the
-            planted runs also "specialization" and "ablation" (see `minimoe.course.measurements`); of "profiles/..."
-            only "std" (see `minimoe.course.profiles`).
+            planted runs also "specialization" and "ablation" (see `workshop.measurements`); of "profiles/..."
+            only "std" (see `workshop.profiles`).
 
     Returns:
         Column name -> array: int64 for counts from 0 (seed, step, layer, expert), str for names, else float64.
@@ -55,10 +60,31 @@ def read_run(name: str, table: str) -> Table:
         raise ValueError(f"{path}: not a whole table ({error}); {remedy}") from error
 
 
+def pivot(table: Table, column: str, *by: str) -> tuple[np.ndarray, ...]:
+    """A column of `table` as an array with an axis for each column in `by`, and the entries of each of these axes.
+
+    Entries are numbers ascending, or names in the order of the table. NaN where the table has no row.
+    """
+    axes = []
+    for name in by:
+        entries, first = np.unique(table[name], return_index=True)
+        axes.append(entries[first.argsort()] if entries.dtype.kind == "U" else entries)
+    places = tuple((table[name][:, None] == entries).argmax(1) for name, entries in zip(by, axes, strict=True))
+    values = np.full([len(entries) for entries in axes], np.nan)
+    values[places] = table[column]
+    return values, *axes
+
+
 def where(table: Table, **values: int | str) -> Table:
     """The rows of `table` in which every named column has the given value, as `where(table, seed=0)`."""
     keep = np.logical_and.reduce([table[column] == value for column, value in values.items()])
     return {column: cells[keep] for column, cells in table.items()}
+
+
+def profile_at(table: Table, *, seed: int, step: int) -> Table:
+    """The standard deviations of q, k, v and o of one model, each [L], from a table of `read_run(name, "std")`."""
+    rows = where(table, seed=seed, step=step)
+    return {role: rows[role] for role in "qkvo"}
 
 
 def step_times() -> dict[str, float]:
@@ -86,3 +112,73 @@ def step_time_ratios() -> dict[str, np.ndarray]:
         raise FileNotFoundError(f"{path} is missing: {remedy}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not the times on one thread ({error}); {remedy}") from error
+
+
+# A mixture and its dense twins.
+MIXTURE, EQUAL_ACTIVE, EQUAL_TOTAL = "mixture", "dense, equal active", "dense, equal total"
+# The runs to compare, by what they were given the same amount of. With equal active parameters, equal tokens are equal
+# compute, so one run serves both.
+RUNS = {
+    "tokens": {MIXTURE: "moe", EQUAL_ACTIVE: "dense-active", EQUAL_TOTAL: "dense-total"},
+    "compute": {MIXTURE: "moe", EQUAL_ACTIVE: "dense-active", EQUAL_TOTAL: "dense-total-compute"},
+    "time": {MIXTURE: "moe", EQUAL_ACTIVE: "dense-active-clock", EQUAL_TOTAL: "dense-total-clock"},
+}
+# Every twin and what it was given as much of as the mixture; each run once.
+TWINS = {
+    "dense-active": (EQUAL_ACTIVE, "same tokens and compute"),
+    "dense-active-clock": (EQUAL_ACTIVE, "same time"),
+    "dense-total": (EQUAL_TOTAL, "same tokens"),
+    "dense-total-compute": (EQUAL_TOTAL, "same compute"),
+    "dense-total-clock": (EQUAL_TOTAL, "same time"),
+}
+ALL = "all domains"
+
+
+def config_of(run: str) -> MoEConfig:
+    """The model that was trained in a shipped run."""
+    recipe = EXPERIMENTS[run]
+    return small_config(experts=recipe.experts, experts_per_token=recipe.experts_per_token, balance=recipe.balance)
+
+
+def final_losses(run: str, domain: str = ALL) -> np.ndarray:
+    """Held-out nats per token after the last step, one number a seed: of one domain, or the mean of all.
+
+    Raises:
+        ValueError: there is no such domain; else as `read_run`.
+    """
+    return losses(read_run(run, "final"), domain)
+
+
+def final_differences(run: str, domain: str = ALL) -> np.ndarray:
+    """By how many nats per token a run ends above the mixture, seed by seed. Positive: the mixture is better."""
+    return final_losses(run, domain) - final_losses(RUNS["tokens"][MIXTURE], domain)
+
+
+def losses_while_training(run: str, domain: str = ALL) -> tuple[np.ndarray, np.ndarray]:
+    """Steps [n], and the held-out nats per token after each of them [seeds, n]: of one domain, or the mean of all.
+
+    Raises:
+        ValueError: there is no such domain; else as `read_run`.
+    """
+    table = read_run(run, "held_out")
+    return np.unique(table["step"]), losses(table, domain)
+
+
+def better(gap: np.ndarray) -> str:
+    """Who ends lower with every seed, "mixture" or "twin", or "open" where the seeds differ; of twin minus mixture."""
+    return "mixture" if gap.min() > 0 else "twin" if gap.max() < 0 else "open"
+
+
+def losses(table: Table, domain: str = ALL) -> np.ndarray:
+    """Held-out nats per token in a table "final" [seeds], or "held_out" [seeds, steps]: of one domain, or their mean.
+
+    Raises:
+        ValueError: there is no such domain.
+    """
+    by = ("seed", "step", "domain") if "step" in table else ("seed", "domain")
+    nats, *_, domains = pivot(table, "nats", *by)
+    if domain == ALL:
+        return nats.mean(-1)
+    if domain not in domains:
+        raise ValueError(f"domain={domain!r}: wanted one of {', '.join([ALL, *domains])}")
+    return nats[..., domains.tolist().index(domain)]

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from minimoe.course.held_out import record
 from minimoe.data_files import data_path
 from minimoe.inspection import RoutingTrace, record_routing
-from minimoe.model import MoEForCausalLM
+from minimoe.model import MoEForCausalLM, RouterOutput
 from minimoe.training.corpus import Corpus
 from minimoe.training.planted import DOMAINS, document
 
 PLANTED_DOCUMENTS = 20  # of each planted domain
 PLANTED_SEED = 3  # of the documents: with it no first choice is nearly a tie, so that another processor counts the same
-NAMES = (
-    "planted-batch",
-    "planted-sequence",
-)  # experiments with the planted corpus, by what their balance loss looks at
-LENGTH, STRETCHES = 128, 16  # tokens in a stretch of text, as in training; and stretches of each domain
+MAX_TOKENS = 256  # of a text that somebody types
 
 
 @cache
@@ -29,6 +26,11 @@ def shipped_model() -> tuple[MoEForCausalLM, Tokenizer]:
     """The mixture that was trained on text people wrote, and its tokenizer."""
     model = MoEForCausalLM.from_pretrained(data_path("zoo/moe-real"))
     return model, tokenizer_of(model)
+
+
+def real_text_model() -> MoEForCausalLM:
+    """The same mixture alone: it knows the text of its tokenizer."""
+    return shipped_model()[0]
 
 
 def tokenizer_of(model: MoEForCausalLM) -> Tokenizer:
@@ -42,6 +44,29 @@ def tokenizer_of(model: MoEForCausalLM) -> Tokenizer:
     tokenizer = Tokenizer.from_str(model.tokenizer_json)
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+class RoutedText(NamedTuple):
+    """One text of S tokens, and what the router of each layer of a model decided."""
+
+    tokens: list[str]  # S pieces of text; a piece of a character is a replacement character
+    input_ids: Tensor  # [S]
+    routers: tuple[RouterOutput, ...]  # one a layer
+
+
+def route_text(text: str, model: MoEForCausalLM) -> RoutedText:
+    """Run `model` on `text`.
+
+    Raises:
+        ValueError: the text is empty or longer than `MAX_TOKENS` tokens, or the model has no tokenizer.
+    """
+    tokenizer = tokenizer_of(model)
+    ids = tokenizer.encode(text).ids
+    if not 1 <= len(ids) <= MAX_TOKENS:
+        raise ValueError(f"the text has {len(ids)} tokens: wanted 1 to {MAX_TOKENS}")
+    with torch.no_grad():
+        routers = model(torch.tensor([ids]), output_router_logits=True).router_outputs
+    return RoutedText([tokenizer.decode([i]) for i in ids], torch.tensor(ids), tuple(routers))
 
 
 @cache
@@ -65,25 +90,3 @@ def held_out_trace() -> RoutingTrace:
     """How the mixture that was trained on the planted corpus routes held-out text of every domain."""
     model = MoEForCausalLM.from_pretrained(data_path("zoo/moe-planted"), dtype=torch.float32)
     return record(model, Corpus.planted())
-
-
-@torch.no_grad()
-def record(model: MoEForCausalLM, corpus: Corpus) -> RoutingTrace:
-    """How `model` routes `STRETCHES` stretches of each domain, every stretch a document of its own."""
-    with record_routing(model) as trace:
-        for domain in corpus.domains:
-            trace.label(domain)
-            model(stretches(corpus, domain, STRETCHES))
-    return trace
-
-
-def stretches(corpus: Corpus, domain: str, count: int) -> Tensor:
-    """The beginning of a domain's held-out text, in pieces that do not overlap, [count, LENGTH].
-
-    Raises:
-        ValueError: the domain is unknown, or has less text.
-    """
-    ids = corpus.tokens(domain, "held_out")[: count * LENGTH]
-    if len(ids) < count * LENGTH:
-        raise ValueError(f"{domain}: found {len(ids)} held-out tokens, wanted {count} times {LENGTH}")
-    return torch.from_numpy(ids.astype(np.int64)).view(count, LENGTH)

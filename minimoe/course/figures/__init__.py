@@ -1,11 +1,10 @@
 """The figures of the course, one module a subject. Every figure is a name of this package and an entry of `FIGURES`."""
 
 from minimoe.course.figures import (  # noqa: F401 (each puts its figures into the register)
-    balance,
     benchmark_results,
     dispute,
     hiding,
-    learning,
+    load,
     profile,
     promises,
     provenance,
@@ -13,6 +12,7 @@ from minimoe.course.figures import (  # noqa: F401 (each puts its figures into t
     routers,
     specialists,
     tokens,
+    twins,
     watching,
 )
 from minimoe.course.figures.register import FIGURES, make, to_csv

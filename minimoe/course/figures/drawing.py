@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,18 @@ def new_panels(height: float, rows: int = 1, columns: int = 1, **options: Any) -
     """A new figure with panels in reading order; options are those of `Figure.subplots`."""
     figure = new_figure(height)
     return figure, list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+
+
+def new_pairs(number: int, height: float, extra: float = 0.0) -> tuple[Figure, list[Axes]]:
+    """A new figure with `number` panels of common axes, two to a line of `height` inches, and `extra` inches beside.
+
+    Where the number is odd, the last place stays empty.
+    """
+    lines = -(-number // 2)
+    figure, panels = new_panels(lines * height + extra, lines, 2, sharex=True, sharey=True)
+    for panel in panels[number:]:
+        panel.set_axis_off()
+    return figure, panels[:number]
 
 
 def set_title(figure: Figure, text: str, size: int = 12) -> None:
@@ -47,11 +59,12 @@ def remove_frame(axes: Axes) -> None:
 def heatmap(
     axes: Axes,
     values: ndarray,
-    text: str | Callable[[float], str] = "z.2f",
+    text: str = "z.2f",
     *,
     rows: Sequence[Any] | None = None,
     columns: Sequence[Any] | None = None,
     top: float = 1.0,
+    shade: ndarray | None = None,
     bold: ndarray | None = None,
     size: float = 10,
 ) -> None:
@@ -60,24 +73,26 @@ def heatmap(
     Args:
         axes: to draw on.
         values: [rows, columns].
-        text: a format, or what makes the text of a number ("z" in a format writes -0 as 0).
+        text: the format of a number ("z" writes -0 as 0).
         rows, columns: names; None: numbers from 0.
-        top: the value of the darkest shade, on which the number is white.
+        top: what the darkest shade stands for, on which the number is white.
+        shade: [rows, columns], what the shades show; None: the values.
         bold: [rows, columns], whether a number is bold.
         size: of the numbers, in points.
     """
-    axes.imshow(values, cmap=FILL, vmin=0, vmax=top, aspect="auto")
+    shade = values if shade is None else shade
+    axes.imshow(shade, cmap=FILL, vmin=0, vmax=top, aspect="auto")
     for row, column in np.argwhere(~np.isnan(values)):
         value = values[row, column]
         axes.text(
             column,
             row,
-            text(value) if callable(text) else format(value, text),
+            format(value, text),
             ha="center",
             va="center",
             size=size,
             weight="bold" if bold is not None and bold[row, column] else "normal",
-            color="white" if value > 0.9 * top else INK,
+            color="white" if shade[row, column] > 0.9 * top else INK,
         )
     down, across = values.shape
     axes.set_yticks(range(down), range(down) if rows is None else rows)
@@ -97,5 +112,13 @@ def shared_legend(figure: Figure, axes: Axes, loc: str, columns: int) -> None:
 
 
 def span(values: Sequence[float] | ndarray, digits: int = 2) -> str:
-    """The smallest and the largest in words, as "0.10 to 0.25"."""
-    return f"{np.min(values):.{digits}f} to {np.max(values):.{digits}f}"
+    """The smallest and the largest in words, as "0.10 to 0.25"; one number where both read alike."""
+    return " to ".join(dict.fromkeys(f"{end:.{digits}f}" for end in (np.min(values), np.max(values))))
+
+
+def check_layer(layer: int, layers: int) -> None:
+    """Raises:
+    ValueError: there is no such layer.
+    """
+    if layer not in range(layers):
+        raise ValueError(f"layer={layer}: wanted 0 to {layers - 1}")

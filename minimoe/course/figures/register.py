@@ -35,7 +35,7 @@ def figure(**shipped: Callable[[], Any]) -> Callable[[Draw], Draw]:
 
     Args:
         **shipped: for each argument that holds data, what loads the data that come with the kit. It is called where
-            the argument is left out, so `expert_use()` draws the shipped trace, and `expert_use(trace)` yours.
+            the argument is left out: `expert_use()` draws the shipped trace, `expert_use(trace)` yours.
     """
 
     def register(draw: Draw) -> Draw:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from minimoe.course.figures.drawing import heatmap, new_panels, set_panel_title, set_title
 from minimoe.course.figures.register import Drawing, columns, figure
-from minimoe.course.shipped import stretches
+from minimoe.course.held_out import stretches
 from minimoe.course.style import INK, PALE, QUIET, SERIES, describe, new_figure
 from minimoe.fingerprints.weights import Weights, open_weights
 from minimoe.lineage.tree import MEMBERS

@@ -1,4 +1,4 @@
-"""What the experts of the planted models follow: the shipped one live, all of them from the tables of data/runs.
+"""What the experts of a mixture follow, and what each is worth: a trace, or the tables of data/runs.
 
 Experts and layers count from 0, as in the code. A share of information is that of `mutual_information`: 1 says that the
 label decides which experts a token meets.
@@ -6,22 +6,28 @@ label decides which experts a token meets.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Mapping
+from functools import lru_cache, partial
 
 import numpy as np
+from matplotlib.axes import Axes
 
-from minimoe.course.figures.drawing import heatmap, set_title
-from minimoe.course.figures.register import Drawing, cell_columns, figure
-from minimoe.course.runs import read_run, where
-from minimoe.course.shipped import NAMES, held_out_trace
-from minimoe.course.style import QUIET, SERIES, describe, new_figure
+from minimoe.course.figures.drawing import (
+    check_layer,
+    curve_with_seeds,
+    heatmap,
+    new_pairs,
+    new_panels,
+    set_panel_title,
+    set_title,
+    span,
+)
+from minimoe.course.figures.register import Drawing, cell_columns, columns, figure
+from minimoe.course.runs import PLANTED, Table, pivot, read_run, where
+from minimoe.course.shipped import held_out_trace
+from minimoe.course.style import QUIET, SERIES, describe
 from minimoe.inspection import RoutingTrace
 from minimoe.inspection import specialization as sp
-
-_BALANCE = dict(zip(NAMES, ("loss over the batch", "loss in each sequence"), strict=True))
-
-
-# --- who meets whom ---------------------------------------------------------------------------------------
 
 
 @figure(trace=held_out_trace)
@@ -34,14 +40,12 @@ def expert_use(trace: RoutingTrace, label: str = "domain", layer: int = 1) -> Dr
     Raises:
         ValueError: there is no such layer, or `label` is another one.
     """
-    if layer not in range(trace.num_layers):
-        raise ValueError(f"layer={layer}: wanted 0 to {trace.num_layers - 1}")
+    check_layer(layer, trace.num_layers)
     share, chance, low, _ = (field[layer] for field in _use_of_experts(trace, label))
     names = sp.labels(trace, label).names
     above = low > chance
 
-    drawn = new_figure(0.33 * len(names) + 1.68)
-    axes = drawn.subplots()
+    drawn, (axes,) = new_panels(0.33 * len(names) + 1.68)
     share_and_all = np.vstack([share, chance[:1]])
     bold = np.vstack([above, np.zeros_like(above[:1])])
     heatmap(axes, 100 * share_and_all, "z.0f", rows=[*names, "all"], top=100, bold=bold)
@@ -66,261 +70,202 @@ def _use_of_experts(trace: RoutingTrace, label: str) -> sp.Measured:
     return sp.domain_specialization(trace, label, within="language" if label == "topic" else None)
 
 
-# --- what they follow -------------------------------------------------------------------------------------
+_FOLLOWED = {
+    "alone": ("token", "language", "topic", "position"),
+    "once the token is known": ("language given token", "topic given token"),
+}
 
 
-@figure()
-def followed_labels() -> Drawing:
-    """Share of the routing that each label accounts for, by layer, in three trained models; and what chance gives.
+@figure(table=partial(read_run, PLANTED[0], "specialization"))
+def followed_labels(table: Table) -> Drawing:
+    """Share of the routing that each label accounts for, by layer, in each trained model; and what chance gives.
 
     Data: metric, layer, seed, value, chance.
+
+    Args:
+        table: "specialization", as `read_run` returns it; its last step is drawn.
     """
-    table = where(read_run(NAMES[0], "specialization"), step=_last_step())
-    panels = {
-        "alone": ("token", "language", "topic", "position"),
-        "once the token is known": ("language given token", "topic given token"),
-    }
-    drawn = new_figure(4.2)
-    both = drawn.subplots(1, 2, sharey=True)
-    styles = dict(zip(panels["alone"], SERIES, strict=False))
-    for axes, (title, metrics) in zip(both, panels.items(), strict=True):
+    table = where(table, step=table["step"].max())
+    drawn, both = new_panels(4.2, 1, 2, sharey=True)
+    styles = dict(zip(_FOLLOWED["alone"], SERIES, strict=False))
+    parts = []
+    for axes, (title, metrics) in zip(both, _FOLLOWED.items(), strict=True):
         for metric in metrics:
-            style = styles[metric.split()[0]]
-            layers, value, chance = _by_layer(where(table, metric=metric))
-            axes.plot(layers, value.mean(0), **style, label=metric.split()[0])
-            axes.plot(np.tile(layers, (len(value), 1)).T, value.T, color=style["color"], marker=".", linestyle="")
-            axes.plot(layers, chance.mean(0), color=style["color"], linestyle=style["linestyle"], linewidth=1)
+            here, label = where(table, metric=metric), metric.split()[0]
+            value, seeds, layers = pivot(here, "value", "seed", "layer")
+            chance, *_ = pivot(here, "null", "seed", "layer")
+            curve_with_seeds(axes, layers, value, styles[label], label)
+            axes.plot(layers, chance.mean(0), **styles[label] | {"marker": ""}, linewidth=1)
+            parts.append(f"{metric} {span(value, 4)}, chance up to {chance.max():.4f}")
         axes.set(xticks=layers, xlabel="layer", yscale="log", ylim=(5e-5, 1))
-        axes.set_title(title, weight="normal")
+        set_panel_title(axes, title, size=12)
     both[0].set_ylabel("share of the routing information")
     both[1].legend(*both[0].get_legend_handles_labels(), frameon=False, fontsize=10, loc=(0.02, 0.12))
     both[1].text(0.05, 0.04, "no markers: chance", transform=both[1].transAxes, color=QUIET, size=10)
-    drawn.suptitle("What tells which experts a token meets", x=0.01, ha="left", size=12, weight="bold")
-    parts = []
-    for metrics in panels.values():
-        for metric in metrics:
-            _, value, chance = _by_layer(where(table, metric=metric))
-            parts.append(f"{metric} {value.min():.4f} to {value.max():.4f}, chance up to {chance.max():.4f}")
-    describe(drawn, f"Curves over 4 layers, from three trained models. Share of the routing: {'; '.join(parts)}.")
-    shown = [row in sum(panels.values(), ()) for row in table["metric"]]
-    columns = {"metric": "metric", "layer": "layer", "seed": "seed", "value": "value", "chance": "null"}
-    return drawn, {name: table[column][shown].tolist() for name, column in columns.items()}
-
-
-def _last_step() -> int:
-    return int(read_run(NAMES[0], "specialization")["step"].max())
-
-
-def _by_layer(rows: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Layers [L], values and nulls [seeds, L] of one metric at one step."""
-    layers, seeds = np.unique(rows["layer"]), np.unique(rows["seed"])
-    order = np.lexsort((rows["layer"], rows["seed"]))
-    value, null = (rows[column][order].reshape(len(seeds), len(layers)) for column in ("value", "null"))
-    return layers, value, null
-
-
-@figure()
-def routing_over_training() -> Drawing:
-    """While a mixture trains: how many choices are already the final ones, and what the routers follow.
-
-    Data: metric, step, layer, value, chance (means of three trainings).
-    """
-    table = read_run(NAMES[0], "specialization")
-    steps = np.unique(table["step"])
-    drawn = new_figure(3.9)
-    left, right = drawn.subplots(1, 2)
-    data: dict[str, list] = {name: [] for name in ("metric", "step", "layer", "value", "chance")}
-
-    def curve(metric: str, layer: int) -> np.ndarray:
-        rows = where(table, metric=metric, layer=layer)
-        there = [step for step in steps if step in rows["step"]]
-        means = [[rows[column][rows["step"] == step].mean() for step in there] for column in ("value", "null")]
-        for step, value, chance in zip(there, *means, strict=True):
-            for name, cell in zip(data, (metric, int(step), layer, float(value), float(chance)), strict=True):
-                data[name].append(cell)
-        return np.array(means)
-
-    for layer, style in zip(np.unique(table["layer"]).tolist(), SERIES, strict=False):
-        value, chance = curve("saturation", layer)
-        left.plot(range(len(value)), value, **style, label=f"layer {layer}")
-    left.plot(range(len(chance)), chance, color=QUIET, linewidth=0.8)
-    left.text(len(chance) - 1, chance[-1] - 0.02, "chance", color=QUIET, size=10, ha="right", va="top")
-    left.set(ylim=(0, 1), ylabel="share of the final choices")
-    left.set_title("already as at the end", weight="normal")
-    peaks = {}
-    for metric, style in zip(("token", "language", "topic"), SERIES, strict=False):
-        value = np.mean([curve(metric, int(layer))[0] for layer in np.unique(table["layer"])], axis=0)
-        right.plot(range(len(steps)), value, **style, label=metric)
-        peaks[metric] = f"{metric} {value[0]:.2f} at the start, {value.max():.2f} at most, {value[-1]:.2f} at the end"
-    right.set(ylim=(0, 1), ylabel="share of the routing information")
-    right.set_title("what the routers follow", weight="normal")
-    for axes, until, corner in ((left, len(steps) - 1, "upper left"), (right, len(steps), "upper right")):
-        axes.set(xticks=range(until), xlabel="training step")
-        axes.set_xticklabels(steps[:until], size=10)
-        axes.legend(frameon=False, fontsize=10, loc=corner)
-    final = ", ".join(
-        f"{v:.2f}"
-        for m, s, v in zip(data["metric"], data["step"], data["value"], strict=True)
-        if m == "saturation" and s == steps[-2]
-    )
+    set_title(drawn, "What tells which experts a token meets")
     describe(
         drawn,
-        f"Two plots over the training step, means of three trainings. Left: share of the final choices already made, "
-        f"by layer; at step {steps[-2]} it is {final}. Right: share of the routing information, mean over the layers: "
-        f"{'; '.join(peaks.values())}.",
+        f"Curves over {len(layers)} layers, of {len(seeds)} trained models. Share of the routing: {'; '.join(parts)}.",
     )
-    return drawn, data
+    shown = np.isin(table["metric"], sum(_FOLLOWED.values(), ()))
+    cells = zip(*(table[name][shown] for name in ("metric", "layer", "seed", "value", "null")), strict=True)
+    return drawn, columns(("metric", "layer", "seed", "value", "chance"), cells)
 
 
-# --- two ways to balance ----------------------------------------------------------------------------------
+@figure(table=partial(read_run, PLANTED[0], "specialization"))
+def routing_over_training(table: Table) -> Drawing:
+    """While a mixture trains: how many choices are already the final ones, and what the routers follow.
+
+    Data: metric, step, layer, value, chance (means over the seeds).
+
+    Args:
+        table: "specialization", as `read_run` returns it.
+    """
+    labels = ("token", "language", "topic")
+    means = {
+        metric: [pivot(where(table, metric=metric), of, "seed", "layer", "step")[0].mean(0) for of in ("value", "null")]
+        for metric in ("saturation", *labels)
+    }  # value and chance, each [layers, steps]; no saturation at the last step
+    layers, steps = (np.unique(table[name]) for name in ("layer", "step"))
+    drawn, (left, right) = new_panels(3.9, 1, 2)
+    saturation, chance = means["saturation"]
+    for layer, curve, style in zip(layers, saturation, SERIES, strict=False):
+        left.plot(curve, **style, label=f"layer {layer}")
+    left.plot(chance[-1], color=QUIET, linewidth=0.8)
+    left.text(len(steps) - 2, chance[-1, -1] - 0.02, "chance", color=QUIET, size=10, ha="right", va="top")
+    _finish_panel(left, "already as at the end", "share of the final choices", steps[:-1], "upper left")
+    parts = []
+    for metric, style in zip(labels, SERIES, strict=False):
+        share = means[metric][0].mean(0)
+        right.plot(share, **style, label=metric)
+        parts.append(f"{metric} {share[0]:.2f} at the start, {share.max():.2f} at most, {share[-1]:.2f} at the end")
+    _finish_panel(right, "what the routers follow", "share of the routing information", steps, "upper right")
+    describe(
+        drawn,
+        "Two plots over the training step, means of several trainings. Left: share of the final choices already made, "
+        f"by layer; at step {steps[-2]} it is {', '.join(f'{share:.2f}' for share in saturation[:, -1])}. Right: share "
+        f"of the routing information, mean over the layers: {'; '.join(parts)}.",
+    )
+    rows = [
+        (metric, steps[step], layers[layer], value[layer, step], chance[layer, step])
+        for metric, (value, chance) in means.items()
+        for layer, step in np.ndindex(value.shape)
+    ]
+    return drawn, columns(("metric", "step", "layer", "value", "chance"), rows)
 
 
-@figure()
-def batch_or_sequence() -> Drawing:
+def _finish_panel(axes: Axes, title: str, label: str, steps: np.ndarray, corner: str) -> None:
+    axes.set(ylim=(0, 1), ylabel=label, xlabel="training step")
+    axes.set_xticks(range(len(steps)), steps, size=10)
+    axes.legend(frameon=False, fontsize=10, loc=corner)
+    set_panel_title(axes, title, size=12)
+
+
+def _both_balances() -> dict[str, tuple[Table, Table]]:
+    names = dict(zip(("loss over the batch", "loss in each sequence"), PLANTED, strict=True))
+    return {balance: (read_run(name, "specialization"), read_run(name, "final")) for balance, name in names.items()}
+
+
+@figure(runs=_both_balances)
+def batch_or_sequence(runs: Mapping[str, tuple[Table, Table]]) -> Drawing:
     """What language accounts for, and the loss, when the balance loss looks at the batch or at each sequence.
 
     Data: balance, measure ("language" by layer, or "loss": nats per token, mean over the domains), layer, seed, value.
+
+    Args:
+        runs: what the balance loss is -> the tables "specialization" and "final" of the run, as `read_run` returns
+            them, with the same seeds; their last step is drawn.
     """
-    drawn = new_figure(3.9)
-    left, right = drawn.subplots(1, 2, width_ratios=[1.6, 1])
-    data: dict[str, list] = {name: [] for name in ("balance", "measure", "layer", "seed", "value")}
-    parts = []
-    of_seed: list[np.ndarray] = []
-    for place, (name, style) in enumerate(zip(NAMES, SERIES, strict=False)):
-        table = where(read_run(name, "specialization"), step=_last_step(), metric="language")
-        layers, value, _ = _by_layer(table)
-        left.plot(layers, value.mean(0), **style, label=_BALANCE[name])
-        left.plot(np.tile(layers, (len(value), 1)).T, value.T, color=style["color"], marker=".", linestyle="")
-        final = read_run(name, "final")
-        seeds = np.unique(final["seed"])
-        losses = np.array([where(final, seed=seed)["nats"].mean() for seed in seeds])
-        of_seed.append(losses)
-        right.plot(np.full(len(losses), place), losses, color=style["color"], marker=style["marker"], linestyle="")
-        for seed, of_layers, loss in zip(seeds.tolist(), value.tolist(), losses.tolist(), strict=True):
-            for layer, share in enumerate(of_layers):
-                _append(data, _BALANCE[name], "language", layer, seed, share)
-            _append(data, _BALANCE[name], "loss", "", seed, loss)
-        parts.append(
-            f"{_BALANCE[name]}: language {value.min():.3f} to {value.max():.3f}, loss {losses.min():.2f} to "
-            f"{losses.max():.2f} nats"
-        )
+    drawn, (left, right) = new_panels(3.9, 1, 2, width_ratios=[1.6, 1])
+    rows, parts, losses = [], [], []
+    for place, (style, (balance, (followed, final))) in enumerate(zip(SERIES, runs.items(), strict=False)):
+        last = where(followed, metric="language", step=followed["step"].max())
+        value, seeds, layers = pivot(last, "value", "seed", "layer")
+        nats = pivot(final, "nats", "seed", "domain")[0].mean(1)
+        curve_with_seeds(left, layers, value, style, balance)
+        right.plot(np.full(len(nats), place), nats, **style | {"linestyle": ""})
+        for seed, of_layers, loss in zip(seeds, value, nats, strict=True):
+            rows += [(balance, "language", layer, seed, share) for layer, share in zip(layers, of_layers, strict=True)]
+            rows.append((balance, "loss", None, seed, loss))
+        parts.append(f"{balance}: language {span(value, 3)}, loss {span(nats)} nats")
+        losses.append(nats)
     left.set(xticks=layers, xlabel="layer", ylabel="share of the routing information", ylim=(0, 0.25))
-    left.set_title("what language tells", weight="normal")
+    set_panel_title(left, "what language tells", size=12)
     left.legend(frameon=False, fontsize=10, loc="upper right")
-    right.plot([0, 1], of_seed, color=QUIET, linewidth=0.8, zorder=0)
-    for seed, loss in zip(seeds, of_seed[1], strict=True):
-        right.annotate(f"seed {seed}", (1, loss), (8, 0), textcoords="offset points", va="center", size=10)
-    right.set(xticks=[0, 1], xlim=(-0.3, 1.9), ylabel="held-out nats per token")
+    right.plot(range(len(losses)), losses, color=QUIET, linewidth=0.8, zorder=0)
+    for seed, loss in zip(seeds, losses[-1], strict=True):
+        right.annotate(f"seed {seed}", (place, loss), (8, 0), textcoords="offset points", va="center", size=10)
+    right.set(xlim=(-0.3, place + 0.9), ylabel="held-out nats per token")
+    right.set_xticks(range(len(runs)), [balance.split()[-1] for balance in runs])
     right.locator_params(axis="y", nbins=5)
-    right.set_xticklabels(["batch", "sequence"])
-    right.set_title("what it costs", weight="normal")
-    describe(drawn, f"Left: curves over the layers, right: losses; three trainings each. {'; '.join(parts)}.")
-    return drawn, data
+    set_panel_title(right, "what it costs", size=12)
+    describe(drawn, f"Left: curves over the layers, right: losses; {len(seeds)} trainings each. {'; '.join(parts)}.")
+    return drawn, columns(("balance", "measure", "layer", "seed", "value"), rows)
 
 
-def _append(data: dict[str, list], *row: object) -> None:
-    for column, cell in zip(data.values(), row, strict=True):
-        column.append(cell)
-
-
-# --- what an expert is worth ------------------------------------------------------------------------------
-
-
-@figure()
-def ablation_map(seed: int = 0) -> Drawing:
+@figure(table=partial(read_run, PLANTED[0], "ablation"))
+def ablation_map(table: Table, seed: int = 0) -> Drawing:
     """What each group of domains loses when one expert is removed, for every expert of a trained model.
 
     Data: layer, group, expert, nats (per token).
 
+    Args:
+        table: "ablation", as `read_run` returns it.
+        seed: of the model.
+
     Raises:
         ValueError: no model was trained with this seed.
     """
-    table = _of_seed(read_run(NAMES[0], "ablation"), seed)
-    nats, _, groups, _ = _pivot(table, "nats", "layer", "group", "expert")
-    layers, _, experts = nats.shape
-    drawn = new_figure(5.0)
-    grid = drawn.subplots(2, -(-layers // 2), sharex=True, sharey=True)
-    for layer, axes in enumerate(grid.flat):
-        heatmap(axes, 100 * nats[layer], "z.0f", rows=groups, top=100 * nats[layer].max())
-        axes.set_title(f"layer {layer}", weight="normal")
+    seeds = np.unique(table["seed"]).tolist()
+    if seed not in seeds:
+        raise ValueError(f"seed={seed}: wanted one of {', '.join(map(str, seeds))}")
+    nats, layers, groups, experts = pivot(where(table, seed=seed), "nats", "layer", "group", "expert")
+    drawn, panels = new_pairs(len(layers), 2.5)
+    parts = []
+    for values, layer, axes in zip(nats, layers, panels, strict=True):
+        heatmap(axes, 100 * values, "z.0f", rows=groups, columns=experts, top=100 * values.max())
+        set_panel_title(axes, f"layer {layer}", size=12)
+        group, expert = np.unravel_index(values.argmax(), values.shape)
+        parts.append(f"layer {layer} up to {values.max():.2f} ({groups[group]}, expert {experts[expert]})")
     drawn.supxlabel("expert that is removed", size=11)
-    drawn.suptitle("Loss added, in hundredths of a nat per token", x=0.01, ha="left", size=12, weight="bold")
-    most = [
-        f"layer {layer} up to {nats[layer].max():.2f} ({groups[row]}, expert {expert})"
-        for layer in range(layers)
-        for row, expert in [np.unravel_index(nats[layer].argmax(), nats[layer].shape)]
-    ]
+    set_title(drawn, "Loss added, in hundredths of a nat per token")
     describe(
         drawn,
-        f"Four tables, one a layer, of {len(groups)} groups of domains by {experts} experts: nats per token that "
-        f"removing the expert adds. {'; '.join(most)}. Each layer has its own shades.",
+        f"{len(layers)} tables, one a layer, of {len(groups)} groups of domains by {len(experts)} experts: nats per "
+        f"token that removing the expert adds. {'; '.join(parts)}. Each layer has its own shades.",
     )
-    where_from = np.indices(nats.shape).reshape(3, -1)
-    return drawn, {
-        "layer": where_from[0].tolist(),
-        "group": [groups[row] for row in where_from[1]],
-        "expert": where_from[2].tolist(),
-        "nats": nats.flatten().tolist(),
-    }
+    return drawn, cell_columns({"layer": layers, "group": groups, "expert": experts}, nats=nats)
 
 
-def _pivot(table: dict[str, np.ndarray], column: str, *by: str) -> tuple[np.ndarray, ...]:
-    """A column as an array with an axis for each of `by`, and the entries of these axes: names in the order of the
-    table, numbers ascending. The rows of the table may have any order."""
-    axes = []
-    for name in by:
-        entries, first = np.unique(table[name], return_index=True)
-        axes.append(entries[first.argsort()] if entries.dtype.kind == "U" else entries)
-    places = tuple((table[name][:, None] == entries).argmax(1) for name, entries in zip(by, axes, strict=True))
-    values = np.full([len(entries) for entries in axes], np.nan)
-    values[places] = table[column]
-    return values, *axes
-
-
-def use_and_worth() -> tuple[np.ndarray, np.ndarray]:
-    """Of the models balanced over the batch: the share of a group's tokens that meet an expert, and the nats per token
-    that the group loses without it, both [seeds, L, E, groups]."""
-    table = read_run(NAMES[0], "ablation")
-    share, nats = (_pivot(table, column, "seed", "layer", "expert", "group")[0] for column in ("share", "nats"))
+def use_and_worth(table: Table) -> tuple[np.ndarray, np.ndarray]:
+    """The share of a group's tokens that meet an expert, and the nats per token that the group loses without it, both
+    [seeds, L, E, groups], of a table "ablation"."""
+    share, nats = (pivot(table, column, "seed", "layer", "expert", "group")[0] for column in ("share", "nats"))
     return share, nats
 
 
-def _of_seed(table: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
-    found = np.unique(table["seed"]).tolist()
-    if seed not in found:
-        raise ValueError(f"seed={seed}: wanted one of {', '.join(map(str, found))}")
-    return where(table, seed=seed)
-
-
-@figure()
-def load_and_worth() -> Drawing:
+@figure(table=partial(read_run, PLANTED[0], "ablation"))
+def load_and_worth(table: Table) -> Drawing:
     """How much an expert is used against what its removal costs: over all text, and within one group of domains.
 
     Data: view ("expert" or "expert and group"), seed, layer, share, nats.
+
+    Args:
+        table: "ablation", as `read_run` returns it.
     """
-    data: dict[str, list] = {name: [] for name in ("view", "seed", "layer", "share", "nats")}
-    share, nats = use_and_worth()
-    drawn = new_figure(4.0)
-    both = drawn.subplots(1, 2, sharey=True)
+    share, nats = use_and_worth(table)
     views = {"expert": (share.mean(-1), nats.mean(-1)), "expert and group": (share, nats)}
+    drawn, both = new_panels(4.0, 1, 2, sharey=True)
+    rows = []
     for axes, (view, (x, y)) in zip(both, views.items(), strict=True):
-        for layer, style in enumerate(SERIES[: share.shape[1]]):
-            axes.plot(
-                x[:, layer].flatten(),
-                y[:, layer].clip(1e-3).flatten(),
-                color=style["color"],
-                marker=style["marker"],
-                markersize=4,
-                linestyle="",
-                label=f"layer {layer}",
-            )
-        for seed, layer in np.ndindex(x.shape[:2]):
-            for a, b in zip(x[seed, layer].flat, y[seed, layer].flat, strict=True):
-                _append(data, view, seed, layer, float(a), float(b))
+        for layer, style in zip(range(x.shape[1]), SERIES, strict=False):
+            points = x[:, layer].flatten(), y[:, layer].clip(1e-3).flatten()
+            axes.plot(*points, **style | {"linestyle": ""}, markersize=4, label=f"layer {layer}")
+        rows += [(view, *place[:2], x[place], y[place]) for place in np.ndindex(x.shape)]
         axes.set(xlabel="share of the tokens that meet it", yscale="log", xlim=(0, None))
     both[0].set_ylabel("nats lost without it (log; at least 0.001)")
-    both[0].set_title("each expert, all groups alike", weight="normal")
-    both[1].set_title("each expert in each group", weight="normal")
+    set_panel_title(both[0], "each expert, all groups alike", size=12)
+    set_panel_title(both[1], "each expert in each group", size=12)
     both[0].legend(frameon=False, fontsize=10, loc=(0, 0.43), handletextpad=0.1)
     overall = rank_correlations(share.mean(-1), nats.mean(-1))
     within = np.stack([rank_correlations(share[..., group], nats[..., group]) for group in range(share.shape[-1])])
@@ -330,15 +275,13 @@ def load_and_worth() -> Drawing:
         f"rank correlation within a layer of a model: over all text {overall.mean():.2f}, within one group of domains "
         f"{within.mean():.2f}.",
     )
-    return drawn, data
+    return drawn, columns(("view", "seed", "layer", "share", "nats"), rows)
 
 
 def rank_correlations(share: np.ndarray, nats: np.ndarray) -> np.ndarray:
     """Spearman's rank correlation in each layer of each model, [seeds, L], of two arrays [seeds, L, ...]."""
     from scipy.stats import spearmanr
 
-    found = [
-        spearmanr(share[model_layer], nats[model_layer], axis=None).statistic
-        for model_layer in np.ndindex(share.shape[:2])
-    ]
-    return np.array(found).reshape(share.shape[:2])
+    models = share.shape[:2]
+    found = [spearmanr(share[place], nats[place], axis=None).statistic for place in np.ndindex(models)]
+    return np.reshape(found, models)
