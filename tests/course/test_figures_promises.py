@@ -12,6 +12,7 @@ from scipy.optimize import linear_sum_assignment
 
 from minimoe.course import figures
 from minimoe.course.figures import promises
+from minimoe.course.shipped import zoo_weights
 from minimoe.data_files import data_path
 from minimoe.lineage.derive import neurons
 from minimoe.lineage.zoo import Zoo
@@ -38,7 +39,7 @@ def stored_up(name, layer):
 
 
 def test_neurons_have_the_partners_of_the_largest_sum():
-    parent, others = (promises.zoo_weights("alder"), {"one": promises.zoo_weights("stranger-13")})
+    parent, others = (zoo_weights("alder"), {"one": zoo_weights("stranger-13")})
     for layer in (0, 3):
         drawn, data = figures.neuron_order(parent, others, layer)
         found = rows_of(data)
@@ -139,7 +140,7 @@ def dropped():
 
 
 def test_the_neurons_found_again_are_those_that_were_kept(dropped):
-    partners, rates = promises.trace_experts(*map(promises.zoo_weights, ("alder", "alder-drop-0.5")))
+    partners, rates = promises.trace_experts(*map(zoo_weights, ("alder", "alder-drop-0.5")))
     for (layer, expert), found in partners.items():
         kept = dropped[layer, int(expert)].numpy()
         assert (found[layer][kept] == np.flatnonzero(kept)).all()
@@ -164,7 +165,7 @@ def test_the_map_is_drawn_where_neurons_are_found(dropped):
 def test_drop_rates_are_read_off_and_strangers_are_all_new():
     parents = promises.shipped_parents()
     for suspect, truth in (("alder-copy-trained", 0.0), ("alder-drop-0.5-trained", 0.5), ("mixture-1", 1.0)):
-        drawn, data = figures.attribution_map(promises.zoo_weights(suspect), parents, name=suspect)
+        drawn, data = figures.attribution_map(zoo_weights(suspect), parents, name=suspect)
         found = {parent: [] for parent in parents}
         for row in rows_of(data):
             found[row["parent"]].append(row["drop_rate"])
@@ -174,7 +175,7 @@ def test_drop_rates_are_read_off_and_strangers_are_all_new():
 
 
 def test_experts_can_be_traced_to_one_parent_of_another_depth():
-    drawn, data = figures.attribution_map(promises.zoo_weights("mixture-1"), {"deep": promises.zoo_weights("deep-1")})
+    drawn, data = figures.attribution_map(zoo_weights("mixture-1"), {"deep": zoo_weights("deep-1")})
     assert set(data["parent_layer"]) == set(range(8)) and set(data["layer"]) == set(range(4))
     assert [label.get_text() for label in drawn.axes[0].get_xticklabels()] == [f"layer {layer}" for layer in range(8)]
     assert np.mean(data["drop_rate"]) > 0.99

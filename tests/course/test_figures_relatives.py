@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from minimoe.course import figures
 from minimoe.course.figures import relatives
 from minimoe.course.figures.relatives import Place, Relative
+from minimoe.course.shipped import zoo_model
 from minimoe.fingerprints.weights import open_weights
 from minimoe.lineage.derive import prune_layers, prune_neurons
 from minimoe.lineage.gauge import permute_neurons, rotate_residual
@@ -135,9 +136,9 @@ def test_there_is_no_family_of_a_descendant():
 
 
 def test_what_was_left_alone_has_not_turned():
-    alder = relatives.load_member("alder")
+    alder = zoo_model("alder")
     for name, changed in (("alder-lora", relatives.ATTENTION), ("alder-drop-0.5", relatives.MLP)):
-        drawn, data = figures.turned_vectors(relatives.load_member(name), alder, name=name)
+        drawn, data = figures.turned_vectors(zoo_model(name), alder, name=name)
         assert name in drawn.get_label()
         for role, degrees, same in zip(data["role"], data["degrees"], data["same"], strict=True):
             assert (degrees > 1) == (role in changed)

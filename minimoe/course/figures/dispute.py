@@ -20,10 +20,10 @@ from minimoe.course.figures.drawing import label_rows, new_panels, remove_frame
 from minimoe.course.figures.profile import mean_correlation
 from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.published import CLAIMED, read_published
+from minimoe.course.shipped import zoo_weights
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe
-from minimoe.data_files import data_path
 from minimoe.fingerprints.norm_profile import read_norms
-from minimoe.fingerprints.weights import Weights, open_weights
+from minimoe.fingerprints.weights import Weights
 
 NEAR = 0.025  # a score is "about" the claimed one when it is no further from it
 READINGS = {
@@ -338,7 +338,7 @@ def norm_similarities(a: Weights, b: Weights) -> dict[str, float]:
 def shipped_similarities() -> Similarities:
     """Of strangers and of a fine-tuned model in the zoo, and of a published pair."""
     names = ("alder", "birch", "stranger-01", "stranger-13", "alder-finetuned")
-    *roots, tuned = (open_weights(data_path("zoo") / name) for name in names)
+    *roots, tuned = map(zoo_weights, names)
     pairs = [
         (f"{a} and {b}", norm_similarities(x, y))
         for (a, x), (b, y) in combinations(zip(names[:4], roots, strict=True), 2)

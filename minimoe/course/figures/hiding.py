@@ -22,7 +22,7 @@ from minimoe.lineage.frame import frame_std_profile
 from minimoe.lineage.gauge import GAUGES, fold_norms, obstacle
 from minimoe.lineage.zoo import Zoo
 from minimoe.model import MoEForCausalLM
-from minimoe.training.tokenizer import VOCAB_SIZE, load_tokenizer
+from minimoe.training.tokenizer import VOCAB_SIZE
 
 # Fast enough to be redrawn while somebody waits: first those that read coordinates, then those that see through them.
 COORDINATES = ("std_profile", "norm_profile", "weight_cosine", "aligned_cka_plain", "csu")
@@ -88,7 +88,7 @@ def gauge_bench(
         name = next(name for name in SUBJECTS if obstacle(gauge, load_double(name).config) is None)
         model = load_double(name)
     rewritten = rewrite(model, gauge, amount)
-    before, after = (open_weights(one, tokenizer=load_tokenizer()) for one in (model, rewritten))
+    before, after = (open_weights(one) for one in (model, rewritten))
     found = {method: METHODS[method](before, after).score for method in COORDINATES + FUNCTIONS}
     background = background_of_the_zoo(before, after).scores
     strangers = {method: max(background[method]) for method in found}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -16,20 +16,13 @@ from minimoe.course.benchmark_tables import Rows, scores
 from minimoe.course.figures.benchmark_results import draw_strip
 from minimoe.course.figures.drawing import label_rows, new_panels
 from minimoe.course.figures.register import Drawing, columns, figure
+from minimoe.course.shipped import zoo_weights
 from minimoe.course.style import INK, MAIN, PALE, QUIET, describe
 from minimoe.fingerprints.anchors import read_anchors, shared_tokens
 from minimoe.fingerprints.expert_attribution import attribute_experts
 from minimoe.fingerprints.folded import mean_up, mlps
 from minimoe.fingerprints.matching import assign, similarities, token_features
-from minimoe.fingerprints.weights import Weights, open_weights
-from minimoe.lineage.zoo import Zoo
-from minimoe.training.tokenizer import load_tokenizer
-
-
-@cache
-def zoo_weights(name: str) -> Weights:
-    """The weights of a member of the zoo, with the zoo's tokens."""
-    return open_weights(Zoo().load(name), tokenizer=load_tokenizer())
+from minimoe.fingerprints.weights import Weights
 
 
 def shipped_others() -> dict[str, Weights]:
