@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from minimoe.course.figures.drawing import heatmap, new_panels
 from minimoe.course.figures.register import Drawing, cell_columns, columns, figure
 from minimoe.course.published import read_published
-from minimoe.course.real_models import layer_cosines
 from minimoe.course.shipped import zoo_model
 from minimoe.course.style import describe
+from minimoe.fingerprints.layer_cosines import layer_cosines
 from minimoe.fingerprints.weights import open_weights
 from minimoe.lineage.derive import prune_layers, quantise
 from minimoe.lineage.gauge import all_gauges, permute_neurons
