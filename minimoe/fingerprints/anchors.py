@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from minimoe.fingerprints.result import Refusal
-from minimoe.fingerprints.weights import Weights
+from minimoe.fingerprints.weights import Weights, read_once
 
 FEWEST, USUAL = 128, 256
 
@@ -54,6 +54,7 @@ def choose_tokens(shared: Iterable[str], count: int, fewest: int) -> list[str]:
     return shared[:count]
 
 
+@read_once
 def read_anchors(weights: Weights, tokens: list[str]) -> Anchors:
     """The rows of `tokens` in embedding and head.
 

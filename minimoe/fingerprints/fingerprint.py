@@ -42,7 +42,7 @@ from minimoe.atomic import write_atomically
 from minimoe.fingerprints.anchors import USUAL, choose_tokens
 from minimoe.fingerprints.independence import compare_ups, read_ups, shrink_ups
 from minimoe.fingerprints.norm_profile import compare_norms, read_norms, shrink_norms
-from minimoe.fingerprints.result import Features, Refusal, Result
+from minimoe.fingerprints.result import Features, Refusal, Result, explain_refusals
 from minimoe.fingerprints.spectral import compare_spectra, read_spectra, shrink_spectra
 from minimoe.fingerprints.std_profile import compare_std_profiles, read_std_profile
 from minimoe.fingerprints.virtual_response import (
@@ -219,6 +219,7 @@ def on_equal_terms(a: Weights | Fingerprint, b: Weights | Fingerprint) -> tuple[
     return a, fingerprint(b, tokens=a.tokens) if isinstance(b, Weights) else b
 
 
+@explain_refusals
 def compare_kept(method: str, a: Fingerprint, b: Fingerprint) -> Result:
     """What a method says of two models, from their fingerprints.
 
@@ -228,12 +229,9 @@ def compare_kept(method: str, a: Fingerprint, b: Fingerprint) -> Result:
         b: the other.
     """
     if method not in KEPT:
-        return Result(method=method, refused="needs the weights of both models")
+        raise Refusal("needs the weights of both models")
     features, compare = KEPT[method]
     for side in (a, b):
         if features in side.refused:
-            return Result(method=method, refused=side.refused[features])
-    try:
-        return compare(a.features[features], b.features[features])
-    except Refusal as reason:
-        return Result(method=method, refused=str(reason))
+            raise Refusal(side.refused[features])
+    return compare(a.features[features], b.features[features])

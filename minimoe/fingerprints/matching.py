@@ -14,11 +14,27 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from minimoe.fingerprints.anchors import Anchors
-from minimoe.fingerprints.folded import Neurons
+from minimoe.fingerprints.anchors import Anchors, read_anchors
+from minimoe.fingerprints.folded import Neurons, mlps
 from minimoe.fingerprints.result import Refusal
+from minimoe.fingerprints.weights import Weights, read_once
 
 MOST = 512  # neurons that are looked for: a share of them is known well enough
+
+
+@read_once
+def read_token_features(weights: Weights, tokens: list[str]) -> dict[tuple[int, str], Tensor]:
+    """The `token_features` of every MLP or expert, by layer and name.
+
+    Raises:
+        Refusal: as for `read_anchors`, `mlps` and `token_features`.
+    """
+    anchors = read_anchors(weights, tokens)
+    return {
+        (layer, name): token_features(neurons, anchors)
+        for layer in range(weights.num_layers)
+        for name, neurons in mlps(weights, layer).items()
+    }
 
 
 def token_features(neurons: Neurons, anchors: Anchors) -> Tensor:

@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from minimoe.fingerprints.anchors import pair_layers
-from minimoe.fingerprints.result import Features, Refusal, Result
+from minimoe.fingerprints.result import Features, Refusal, Result, explain_refusals
 from minimoe.fingerprints.weights import Weights
 
 KEPT = 256  # dimensions of the residual stream in a fingerprint
 
 
+@explain_refusals
 def norm_profile(a: Weights, b: Weights) -> Result:
     """Compare the norm weights of two models.
 
@@ -43,10 +44,7 @@ def norm_profile(a: Weights, b: Weights) -> Result:
     Raises:
         CheckpointError: a file is damaged.
     """
-    try:
-        return compare_norms(read_norms(a), read_norms(b))
-    except Refusal as reason:
-        return Result(method="norm_profile", refused=str(reason))
+    return compare_norms(read_norms(a), read_norms(b))
 
 
 def read_norms(weights: Weights) -> Features:
@@ -88,7 +86,7 @@ def compare_norms(a: Features, b: Features) -> Result:
         "pearson": _mean(pearson, pairs, _centre(final_a), _centre(final_b)),
         "cosine": _mean(_cosines(layers_a, layers_b), pairs, final_a, final_b),
     }
-    return Result(method="norm_profile", score=details["pearson"], details=details)
+    return Result(score=details["pearson"], details=details)
 
 
 def _norm(weights: Weights, role: str, layer: int | None) -> np.ndarray:

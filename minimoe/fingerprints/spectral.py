@@ -23,13 +23,14 @@ from torch import Tensor
 
 from minimoe.fingerprints.anchors import mean_of_pairs
 from minimoe.fingerprints.folded import query_key, value_output
-from minimoe.fingerprints.result import Features, Refusal, Result
+from minimoe.fingerprints.result import Features, Refusal, Result, explain_refusals
 from minimoe.fingerprints.weights import Weights
 
 PRODUCTS = {"query_key": query_key, "value_output": value_output}
 KEPT = 256  # singular values of a product in a fingerprint
 
 
+@explain_refusals
 def spectral(a: Weights, b: Weights) -> Result:
     """Compare the spectra of two models.
 
@@ -41,10 +42,7 @@ def spectral(a: Weights, b: Weights) -> Result:
         score: 1 less the root mean squared distance, mean of both products over paired layers; 1 for equal spectra.
         refused: a product is 0, of rank 1, a rotation, or not finite.
     """
-    try:
-        return compare_spectra(read_spectra(a), read_spectra(b))
-    except Refusal as reason:
-        return Result(method="spectral", refused=str(reason))
+    return compare_spectra(read_spectra(a), read_spectra(b))
 
 
 def read_spectra(weights: Weights) -> Features:
@@ -77,7 +75,7 @@ def compare_spectra(a: Features, b: Features) -> Result:
     for name in PRODUCTS:
         left, right = (_complete(spectra[name], int(spectra["hidden_size"])) for spectra in (a, b))
         scores += torch.tensor([[similarity(x, y) for y in right] for x in left], dtype=torch.float64) / 2
-    return Result(method="spectral", score=mean_of_pairs(scores), details={"layers": min(scores.shape)})
+    return Result(score=mean_of_pairs(scores), details={"layers": min(scores.shape)})
 
 
 def _spectrum(product: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minimoe.fingerprints.result import Features, Refusal, Result
+from minimoe.fingerprints.result import Features, Refusal, Result, explain_refusals
 from minimoe.fingerprints.weights import Weights
 
 ATTENTION = ("q", "k", "v", "o")
@@ -29,6 +29,7 @@ LEAST_SPREAD = 0.01  # of a curve: its standard deviation divided by its mean
 LEAST_LAYERS = 3  # two points correlate perfectly with any two
 
 
+@explain_refusals
 def std_profile(a: Weights, b: Weights, *, roles: tuple[str, ...] = ATTENTION) -> Result:
     """Compare the standard deviations of two models.
 
@@ -46,10 +47,7 @@ def std_profile(a: Weights, b: Weights, *, roles: tuple[str, ...] = ATTENTION) -
         KeyError: a model lacks one of the roles.
         CheckpointError: a file is damaged.
     """
-    try:
-        return compare_std_profiles(*(read_std_profile(weights, roles) for weights in (a, b)))
-    except Refusal as reason:
-        return Result(method="std_profile", refused=str(reason))
+    return compare_std_profiles(*(read_std_profile(weights, roles) for weights in (a, b)))
 
 
 def read_std_profile(weights: Weights, roles: tuple[str, ...] = ATTENTION) -> Features:
@@ -67,7 +65,7 @@ def compare_std_profiles(a: Features, b: Features) -> Result:
     correlations = {role: _pearson(a[role], b[role]) for role in a}
     spreads = {f"{role}_spread_{side}": _spread(curves[role]) for role in a for side, curves in (("a", a), ("b", b))}
     score = sum(correlations.values()) / len(correlations)
-    return Result(method="std_profile", score=score, details=correlations | spreads)
+    return Result(score=score, details=correlations | spreads)
 
 
 def _curve(weights: Weights, role: str) -> np.ndarray:

@@ -26,14 +26,15 @@ import torch
 from torch import Tensor
 
 from minimoe.fingerprints.anchors import USUAL, mean_of_pairs, read_anchors, shared_tokens
-from minimoe.fingerprints.result import Features, Refusal, Result
-from minimoe.fingerprints.weights import Weights
+from minimoe.fingerprints.result import Features, Refusal, Result, explain_refusals
+from minimoe.fingerprints.weights import Weights, read_once
 
 TABLES = ("A", "OV", "M")
 FEWEST_KEPT = 64  # tokens that two fingerprints must have in common
 SMALLEST = 1e-4  # singular values below this share of the largest are rounding
 
 
+@explain_refusals
 def virtual_response(a: Weights, b: Weights, *, count: int = USUAL, whiten: bool = False) -> Result:
     """Compare the answers of two models.
 
@@ -48,14 +49,11 @@ def virtual_response(a: Weights, b: Weights, *, count: int = USUAL, whiten: bool
         details: that mean for each table.
         refused: too few shared tokens; a layer answers all tokens alike.
     """
-    method = "virtual_response_whitened" if whiten else "virtual_response"
-    try:
-        tokens = shared_tokens(a, b, count)
-        return compare_responses(*(read_responses(weights, tokens) for weights in (a, b)), whiten=whiten)
-    except Refusal as reason:
-        return Result(method=method, refused=str(reason))
+    tokens = shared_tokens(a, b, count)
+    return compare_responses(*(read_responses(weights, tokens) for weights in (a, b)), whiten=whiten)
 
 
+@read_once
 @torch.no_grad()
 def read_responses(weights: Weights, tokens: Sequence[str]) -> Features:
     """The tables "A", "OV" and "M" of every layer, [L, N, N] float32 each, and "tokens", in the bytes of JSON.
@@ -126,8 +124,7 @@ def compare_responses(a: Features, b: Features, *, whiten: bool = False) -> Resu
     scores = {name: left[name].double() @ right[name].double().mT for name in TABLES}  # of a quarter million products
     details = {name: mean_of_pairs(table) for name, table in scores.items()}
     score = mean_of_pairs(torch.stack(list(scores.values())).mean(0))
-    method = "virtual_response_whitened" if whiten else "virtual_response"
-    return Result(method=method, score=score, details={"tokens": len(shared), **details})
+    return Result(score=score, details={"tokens": len(shared), **details})
 
 
 def directions(responses: Features, kept: list[int], *, whiten: bool = False) -> dict[str, Tensor]:

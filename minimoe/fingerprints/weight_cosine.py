@@ -22,12 +22,13 @@ from itertools import islice
 import torch
 
 from minimoe.fingerprints.anchors import align_layers
-from minimoe.fingerprints.result import Refusal, Result
+from minimoe.fingerprints.result import Refusal, Result, explain_refusals
 from minimoe.fingerprints.weights import Weights, one_thread
 
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down", "router", "shared_gate", "shared_up", "shared_down")
 
 
+@explain_refusals
 def weight_cosine(a: Weights, b: Weights) -> Result:
     """Compare the matrices of two models that have the same shape in both.
 
@@ -43,18 +44,15 @@ def weight_cosine(a: Weights, b: Weights) -> Result:
     Raises:
         CheckpointError: a file is damaged.
     """
-    try:
-        pairs = _pair_layers(a, b)
-        cosines = [_cosines(a, b, *pair) for pair in pairs]
-    except Refusal as reason:
-        return Result(method="weight_cosine", refused=str(reason))
+    pairs = _pair_layers(a, b)
+    cosines = [_cosines(a, b, *pair) for pair in pairs]
     details = {
         f"{role}.{pair[0]}": cosine
         for pair, found in zip(pairs, cosines, strict=True)
         for role, cosine in found.items()
     }
     score = sum(map(_mean, cosines)) / min(a.num_layers, b.num_layers)
-    return Result(method="weight_cosine", score=score, details=details)
+    return Result(score=score, details=details)
 
 
 def _pair_layers(a: Weights, b: Weights) -> list[tuple[int, int]]:

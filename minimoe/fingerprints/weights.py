@@ -3,12 +3,14 @@
     q, k, v, o                        [out, in], as stored; with q_bias, k_bias, v_bias, o_bias, q_norm, k_norm
     norm1, norm2                      [H], before attention and before the MLP
     gate, up [I, H], down [H, I]      of the MLP; in a mixture of all experts: [E, I, H], [E, H, I]
-    router [E, H]                     with router_bias [E], which only selects, and router_scale [E]
-    shared_gate, shared_up, shared_down    of the expert that every token meets
+    router, router_noise [E, H]       with router_bias [E], which only selects, and router_scale [E]
+    shared_gate, shared_up, shared_down    of the expert that every token meets; shared_router [1, H], how much of it
     embedding, head [V, H], norm_final [H] once in a model: they belong to no layer
 
-A folder is read tensor by tensor, and only what is asked for, wherever it lies. Shapes: H hidden size, I width of an
-MLP or of an expert, E experts, L layers, V vocabulary.
+A folder is read tensor by tensor, and only what is asked for, wherever it lies. What several methods compute from a
+model is kept with it (`read_once`): open a model in memory anew after changing it.
+
+Shapes: H hidden size, I width of an MLP or of an expert, E experts, L layers, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,9 +61,13 @@ _OF_A_LAYER = {
     "router": "mlp.gate.weight",
     "router_bias": "mlp.gate.e_score_correction_bias",
     "router_scale": "mlp.gate.router_scale",
+    "router_noise": "mlp.gate.noise_weight",
+    "shared_router": "mlp.shared_expert_gate.weight",
     **{f"shared_{role}": f"mlp.shared_expert.{role}_proj.weight" for role in _PROJECTIONS},
 }
 ROLES = (*_OF_A_LAYER, *_OF_THE_MODEL)
+_ROLES_IN_AN_MLP = {name.removeprefix("mlp."): role for role, name in _OF_A_LAYER.items() if name.startswith("mlp.")}
+_ROLES_IN_AN_MLP |= {f"experts.{role}_proj": role for role in _PROJECTIONS}  # all experts in one tensor
 _EVERYWHERE = ("q", "k", "v", "o", "norm1", "norm2", "up", "down")  # in a layer of any family
 
 
@@ -91,6 +97,20 @@ def on_the_cpu() -> Iterator[None]:
         yield
 
 
+def read_once(read: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep with each model what `read(weights, *arguments)` gave last, for when it is asked the same again."""
+
+    @wraps(read)
+    def kept(weights: Weights, *arguments: Any) -> Any:
+        asked, found = weights.kept.get(read, (None, None))
+        if asked != arguments:
+            found = read(weights, *arguments)
+            weights.kept[read] = arguments, found
+        return found
+
+    return kept
+
+
 def open_weights(source: str | Path | MoEForCausalLM, *, tokenizer: Any = None) -> Weights:
     """The weights of a model, by role.
 
@@ -118,7 +138,7 @@ class Weights:
     """What `open_weights` returns.
 
     name: where they are from. config: None for a BERT encoder. num_layers, hidden_size, num_heads, num_kv_heads,
-    head_dim, and num_experts, which is 0 for a dense model: its shape.
+    head_dim, and num_experts, which is 0 for a dense model: its shape. kept: what methods computed (`read_once`).
     """
 
     def __init__(
@@ -130,6 +150,7 @@ class Weights:
         tokenizer: Any,
     ) -> None:
         self.name, self.config = name, config
+        self.kept: dict[Callable, tuple[tuple, Any]] = {}
         self._source, self._tensors, self._tokenizer = source, tensors, tokenizer
         self._shape = shape = _shape_of_bert(source) if config is None else config
         self.num_layers, self.hidden_size, self.head_dim = shape.num_hidden_layers, shape.hidden_size, shape.head_dim
@@ -230,9 +251,7 @@ class Weights:
         once = "embedding", "norm_final", *(() if self.config is None else ("head",))
         wanted = [(role, None) for role in once]
         wanted += [(role, layer) for layer in range(self.num_layers) for role in _EVERYWHERE]
-        for place in wanted:
-            if not self.has(*place):
-                raise CheckpointError(self._missing(*place))
+        self._require(*wanted)
 
     def mlp(self, layer: int) -> nn.Module:
         """The MLP or mixture of one layer in float32, in evaluation mode, to be run and not to be changed.
@@ -241,23 +260,18 @@ class Weights:
 
         Raises:
             ValueError: as for `model`.
-            CheckpointError: a tensor is missing or of the wrong shape.
+            CheckpointError: a tensor is missing or of the wrong shape; its role is named.
             Refusal: a number is NaN or infinite; the tensor is named.
         """
         with torch.device("meta"):
             mlp = Block(self._config_to_run(), layer).mlp
-        mlp.load_state_dict({name: torch.empty(like.shape) for name, like in mlp.state_dict().items()}, assign=True)
-        whole: nn.Module = mlp
-        for part in ("mlp", str(layer), "layers", "model"):
-            whole = nn.ModuleDict({part: whole})
-        family = MINIMOE if isinstance(self._source, MoEForCausalLM) else find_family(self.config.model_type)
-        for name, tensor in tensors_on_disk(whole, family).items():
-            stored = self._tensors[name]
-            if stored.shape != tensor.shape:
-                found, wanted = list(stored.shape), list(tensor.shape)
-                raise CheckpointError(f"{self.name}: {name} is {found}, wanted {wanted}")
-            tensor.copy_(stored)
-            self._require_finite(name, tensor)
+        roles = {name: _ROLES_IN_AN_MLP[name] for name in mlp.state_dict()}
+        self._require(*((role, layer) for role in roles.values()))
+        for name, like in mlp.state_dict().items():
+            if (found := self.shape(roles[name], layer)) != like.shape:
+                where = f"{self.name}: {roles[name]} of layer {layer}"
+                raise CheckpointError(f"{where} is {list(found)}, wanted {list(like.shape)}")
+        mlp.load_state_dict({name: self.get(role, layer) for name, role in roles.items()}, assign=True)
         return mlp.eval()
 
     def model(self) -> MoEForCausalLM:
@@ -313,6 +327,11 @@ class Weights:
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
             digest.update(tensor.contiguous().view(torch.uint8).numpy())
         return digest.hexdigest()
+
+    def _require(self, *places: tuple[str, int | None]) -> None:
+        for place in places:
+            if not self.has(*place):
+                raise CheckpointError(self._missing(*place))
 
     def _require_finite(self, name: str, copied: Tensor) -> None:
         """Refuse NaN and infinity in what was copied from a tensor; the place that is named is that in the tensor."""
