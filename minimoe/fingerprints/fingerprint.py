@@ -189,7 +189,7 @@ def fingerprint(
     except Refusal:
         sha256 = None
     return Fingerprint(
-        name=Path(weights.name).resolve().name if Path(weights.name).exists() else weights.name,
+        name=weights.short_name,
         family=weights.config.model_type if weights.config else BERT,
         num_layers=weights.num_layers,
         hidden_size=weights.hidden_size,

@@ -242,6 +242,11 @@ class Weights:
             raise Refusal(f"{self.name}: {role} of layer {layer} holds nothing but zeros")
         return Statistics(mean, math.sqrt(squares / count), count)
 
+    @property
+    def short_name(self) -> str:
+        """The name without the folders above it, if it is a path: to be published."""
+        return Path(self.name).resolve().name if Path(self.name).exists() else self.name
+
     def require_whole(self) -> None:
         """Look, by name alone, whether what every model has is there.
 
