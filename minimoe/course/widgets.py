@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Sequence
+from inspect import Signature, signature
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -37,20 +38,26 @@ def text_box(draw: Draw, text: str, *, label: str = "Your text"):
 
 
 def controls(draw: Draw, **ranges: tuple | Sequence | bool):
-    """A slider, a list or a tick box for each argument of `draw`, and below them the picture, redrawn on every change.
+    """A slider, a list or a tick box for some arguments of `draw`, and below them the picture, redrawn on every change.
 
     Args:
-        draw: from the arguments to (figure, data). Each has a default, where its control starts. What it cannot draw it
-            refuses with a ValueError, which is shown instead.
-        **ranges: for each argument what `ipywidgets.interact` takes: (low, high) or (low, high, step) for a slider,
-            a list of choices, or True or False.
+        draw: from the arguments to (figure, data). A control starts at the default of its argument. What cannot be
+            drawn is refused with a ValueError, which is shown instead.
+        **ranges: for each of these arguments what `ipywidgets.interact` takes: (low, high) or (low, high, step) for a
+            slider, a list of choices, or True or False.
 
     Returns:
         An ipywidgets box: one control for each argument, in order, then an HTML.
     """
     import ipywidgets
 
-    parts = ipywidgets.interactive(draw, **ranges).kwargs_widgets
+    controlled = [argument for argument in signature(draw).parameters.values() if argument.name in ranges]
+
+    def settings(**values: Any) -> None:
+        """What ipywidgets makes controls for."""
+
+    settings.__signature__ = Signature([argument.replace(kind=argument.KEYWORD_ONLY) for argument in controlled])
+    parts = ipywidgets.interactive(settings, **ranges).kwargs_widgets
     names = {part: part.description for part in parts}
     for part in parts:
         part.description = names[part].replace("_", " ")

@@ -10,7 +10,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from minimoe.course.figures.register import Drawing, figure, in_style
+from minimoe.course.figures.register import Drawing, figure, styled
 from minimoe.course.runs import read_run, where
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe, expert_colour, new_figure
 from minimoe.model import RouterOutput, route_grouped, route_topk
@@ -24,7 +24,7 @@ SKEWS = [step / 4 for step in range(9)]
 # --- a run, step by step ---------------------------------------------------------------------------------------------
 
 
-@in_style
+@styled()
 def load_curves(log: Sequence[dict[str, Any]], title: str = "Share of the choices") -> Drawing:
     """How each layer's choices spread over its experts while a model trains: one band an expert, busiest at the bottom.
 
@@ -106,7 +106,7 @@ def _starving(shares: Tensor) -> float:
 # --- averages --------------------------------------------------------------------------------------------------------
 
 
-@figure
+@figure()
 def hidden_by_averaging() -> Drawing:
     """Two layers, and four sequences, that each use one expert only, and their averages, which look balanced.
 
@@ -179,7 +179,7 @@ _PRICE_COLUMNS = ("balanced_by", "seed", "max_violation", "together", "starving"
 BALANCED_BY = {"balance-none": "nothing", "moe": "the loss", "balance-bias": "the bias"}  # experiments of data/runs
 
 
-@figure
+@figure()
 def price_of_balance() -> Drawing:
     """How uneven the load is at the end of training, and the held-out loss: without balancing, by a loss, by a bias.
 
@@ -297,7 +297,7 @@ def _placed(output: RouterOutput, devices: int) -> Placed:
     return Placed(load.sort(descending=True).values, output.weights.sum(-1).mean().item())
 
 
-@figure
+@figure()
 def device_simulator(experts: int = 64, k: int = 8, devices: int = 8, skew: float = 1.0, tokens: int = 1024) -> Drawing:
     """Top-k against MoGE with experts on devices: who works how long, and how much probability the choice keeps.
 

@@ -11,9 +11,9 @@ from functools import cache
 
 import numpy as np
 
-from minimoe.course.figures.lineage import CLAIMED, Rows, is_rewritten, scores
+from minimoe.course.benchmark_tables import Rows, is_rewritten, scores
 from minimoe.course.figures.register import Drawing, columns, figure
-from minimoe.course.published import read_published
+from minimoe.course.published import CLAIMED, read_published
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe, new_figure
 from minimoe.data_files import data_path
 from minimoe.fingerprints.norm_profile import read_norms
@@ -48,7 +48,7 @@ Range = tuple[float, float, float]  # lower end, estimate, upper end
 # --- who said what ----------------------------------------------------------------------------------------
 
 
-@figure
+@figure()
 def dispute_timeline() -> Drawing:
     """What was published, claimed, answered and measured, in order of time.
 
@@ -113,7 +113,7 @@ def chance(kind: str, layers: int, *, draws: int = 4000, trend: float = 0.9, see
     return (z[0] * z[1]).mean((-1, -2))
 
 
-@figure
+@figure()
 def chance_by_depth(trend: float = 0.9) -> Drawing:
     """What two models without a common weight score by chance, under three assumptions, from 4 to 48 layers.
 
@@ -217,7 +217,7 @@ def posterior(prior: float, ratio: float) -> float:
     return 1 - 1 / (1 + odds)
 
 
-@figure
+@figure()
 def worth_of_the_number() -> Drawing:
     """Scores of the std profile among relatives and in each background, beside the claimed value.
 
@@ -252,7 +252,7 @@ def worth_of_the_number() -> Drawing:
     return drawn, data
 
 
-@figure
+@figure()
 def belief(prior: float = 0.5, background: str = "zoo of 4 layers", reading: str = _AT_LEAST) -> Drawing:
     """What a belief that two models share weights becomes by the claimed value, one row for each background.
 
@@ -325,7 +325,7 @@ def situations() -> dict[str, Rows]:
     }
 
 
-@figure
+@figure()
 def if_measured() -> Drawing:
     """What each method finds where attention was reused, where nothing is shared, and in between: median and range.
 
@@ -395,7 +395,7 @@ def norm_similarities(a: str, b: str) -> dict[str, float]:
     return found
 
 
-@figure
+@figure()
 def norms_of_strangers() -> Drawing:
     """Cosine and Pearson of norm weights: strangers and a fine-tuned model of the zoo, and a published pair.
 

@@ -1,21 +1,23 @@
 """Rewrites that no output shows and fingerprints do, and a stranger that takes on the profile of another model.
 
-Both figures rewrite a member of the zoo when they are drawn, in float64, where rounding is far below anything else.
+Both figures rewrite a model when they are drawn, in float64, where rounding is far below anything else.
 """
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from inspect import signature
 
 import torch
 from matplotlib.axes import Axes
 
-from minimoe.course.figures.register import Drawing, figure
+from minimoe.course.figures.drawing import set_panel_title, set_title, shared_legend
+from minimoe.course.figures.profile import z_score
+from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe, new_figure
 from minimoe.fingerprints.compare import METHODS, background_of_the_zoo
 from minimoe.fingerprints.std_profile import ATTENTION, read_std_profile, std_profile
-from minimoe.fingerprints.weights import Weights, open_weights
+from minimoe.fingerprints.weights import open_weights
 from minimoe.lineage.frame import frame_std_profile
 from minimoe.lineage.gauge import GAUGES, fold_norms, obstacle
 from minimoe.lineage.zoo import Zoo
@@ -27,17 +29,15 @@ COORDINATES = ("std_profile", "norm_profile", "weight_cosine", "aligned_cka_plai
 FUNCTIONS = ("aligned_cka", "spectral", "virtual_response")
 SUBJECTS = ("alder", "alder-drop-0.5-trained", "alder-copy-pangu")  # a gauge is shown on the first that it applies to
 NOT_MOVED = 1e-9  # of a logit: what float64 rounds away stays far below
-STRANGER, IMITATED = "stranger-13", "alder"
 
 
 @cache
-def _member(name: str) -> tuple[MoEForCausalLM, Weights]:
-    model = Zoo().load(name).double()
-    return model, _weights(model)
+def load_double(name: str) -> MoEForCausalLM:
+    """A member of the zoo in float64."""
+    return Zoo().load(name).double()
 
 
-def _weights(model: MoEForCausalLM) -> Weights:
-    return open_weights(model, tokenizer=load_tokenizer())
+_alder, _stranger = partial(load_double, "alder"), partial(load_double, "stranger-13")
 
 
 @torch.no_grad()
@@ -70,31 +70,44 @@ def has_degrees(gauge: str) -> bool:
     return "amount" in signature(GAUGES[gauge]).parameters
 
 
-@figure
-def gauge_bench(gauge: str = "rotate_residual", amount: float = 1.0) -> Drawing:
+@figure()
+def gauge_bench(
+    gauge: str = "rotate_residual",
+    amount: float = 1.0,
+    *,
+    model: MoEForCausalLM | None = None,
+    name: str = "your model",
+) -> Drawing:
     """The largest difference that a rewrite makes to a logit, and what it leaves of each method's score.
 
-    The model is alder; for gauges of mixtures, one upcycled from it. Data: method, score (empty where the method
-    refuses), highest_stranger (of the zoo's for calibration); the last row is the largest difference of a logit.
+    Args:
+        gauge: a name in `GAUGES`.
+        amount: how far, where the gauge has degrees.
+        model: in float64, with our tokenizer; None: alder, or for gauges of mixtures one upcycled from it.
+        name: of your model.
+
+    Data: method, score (empty where the method refuses), highest_stranger (of the zoo's for calibration); the last row
+    is the largest difference of a logit.
 
     Raises:
         ValueError: there is no such gauge; `amount` is below 0.
     """
-    name = _subject(gauge)
-    model, before = _member(name)
+    if model is None:
+        name = next(name for name in SUBJECTS if obstacle(gauge, load_double(name).config) is None)
+        model = load_double(name)
     rewritten = rewrite(model, gauge, amount)
-    after, moved = _weights(rewritten), largest_difference(model, rewritten)
-    methods = COORDINATES + FUNCTIONS
-    found = {method: METHODS[method](before, after).score for method in methods}
-    known = background_of_the_zoo(before, after).scores
-    strangers = {method: max(known[method]) for method in methods}
+    before, after = (open_weights(one, tokenizer=load_tokenizer()) for one in (model, rewritten))
+    found = {method: METHODS[method](before, after).score for method in COORDINATES + FUNCTIONS}
+    background = background_of_the_zoo(before, after).scores
+    strangers = {method: max(background[method]) for method in found}
+    moved = largest_difference(model, rewritten)
 
     drawn = new_figure(4.8)
     readout, bars = drawn.subplots(2, 1, height_ratios=[1, 9])
     _draw_readout(readout, moved)
     _draw_scores(bars, found, strangers)
     how = f", amount {amount:g}" if has_degrees(gauge) else " (all or nothing)"
-    drawn.suptitle(f"{name} after {gauge}{how}", x=0.01, ha="left", size=12, weight="bold")
+    set_title(drawn, f"{name} after {gauge}{how}")
     low = [f"{method} {score:.2f}" for method, score in found.items() if score is not None and score < 0.995]
     refused = [method for method, score in found.items() if score is None]
     describe(
@@ -104,22 +117,16 @@ def gauge_bench(gauge: str = "rotate_residual", amount: float = 1.0) -> Drawing:
         f"Scores of the model with its copy, where 1 is before: {', '.join(low) or 'none'} below 1; "
         f"{', '.join(refused) or 'none'} refused; the others 1.",
     )
-    return drawn, {
-        "method": [*methods, "largest change of a logit"],
-        "score": [*("" if found[method] is None else found[method] for method in methods), moved],
-        "highest_stranger": [*(strangers[method] for method in methods), ""],
-    }
-
-
-def _subject(gauge: str) -> str:
-    return next(name for name in SUBJECTS if obstacle(gauge, _member(name)[0].config) is None)
+    rows = [(method, found[method], strangers[method]) for method in found]
+    rows.append(("largest change of a logit", moved, None))
+    return drawn, columns(("method", "score", "highest_stranger"), rows)
 
 
 def _draw_readout(axes: Axes, moved: float) -> None:
     """A needle on a logarithmic scale, beside what one logit of another model would show."""
-    other = largest_difference(_member(IMITATED)[0], _member(STRANGER)[0])
+    other = largest_difference(_alder(), _stranger())
     axes.set(xscale="log", xlim=(3e-17, 1e3), ylim=(0, 1), yticks=[])
-    axes.set_title("largest change of a logit; shaded: rounding", weight="normal", size=11)
+    set_panel_title(axes, "largest change of a logit; shaded: rounding")
     axes.spines["left"].set_visible(False)
     axes.axvspan(3e-17, NOT_MOVED, color=PALE)
     axes.axvline(other, color=INK, linestyle="--", linewidth=1.2)
@@ -133,70 +140,72 @@ def _draw_scores(axes: Axes, found: dict[str, float | None], strangers: dict[str
         axes.barh(place, 1, color="white", edgecolor=QUIET, linewidth=1)
         axes.barh(place, max(score or 0, 0), color=MAIN, edgecolor=INK, linewidth=0.5)
         axes.plot([strangers[method]] * 2, [place - 0.4, place + 0.4], color=INK, linestyle="--", linewidth=1.4)
-        label = "refuses" if score is None else f"{score:.2f}"
-        axes.text(1.02, place, label, size=10, va="center")
+        axes.text(1.02, place, "refuses" if score is None else f"{score:.2f}", size=10, va="center")
     axes.set_yticks(places, [method.replace("_", " ") for method in found])
-    axes.set(xlim=(0, 1.13), xticks=[0, 0.25, 0.5, 0.75, 1])
-    axes.set_title("score with the original: outline before, blue after", weight="normal", size=11)
-    axes.set_xlabel("dashed: the highest of strangers")
+    axes.set(xlim=(0, 1.13), xticks=[0, 0.25, 0.5, 0.75, 1], xlabel="dashed: the highest of strangers")
+    set_panel_title(axes, "score with the original: outline before, blue after")
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
 
 
 # --- framing ----------------------------------------------------------------------------------------------
 
+_LOOKS = (
+    {"color": QUIET, "linestyle": ":", "marker": "x"},
+    SERIES[0] | {"markersize": 11, "markerfacecolor": "white"},  # to be seen below a curve that equals it
+    SERIES[1],
+)
 
-@figure
-def frame_bench(degree: float = 1.0) -> Drawing:
-    """A stranger on the way to alder's std profile: its own at degree 0, alder's at 1; no logit moves.
 
-    Data: role, layer, and the standard deviation there as a z-score over the layers: of the stranger, of alder, and of
-    the stranger framed. The last row is the std profile's score of stranger and framed stranger with alder.
+@figure(stranger=_stranger, imitated=_alder)
+def frame_bench(
+    stranger: MoEForCausalLM,
+    imitated: MoEForCausalLM,
+    degree: float = 1.0,
+    *,
+    names: tuple[str, str] = ("stranger-13", "alder"),
+) -> Drawing:
+    """A stranger on the way to another model's std profile: its own at degree 0, the other's at 1; no logit moves.
+
+    Args:
+        stranger: in float64.
+        imitated: the other.
+        degree: how far.
+        names: of both.
+
+    Data: role, layer, and the standard deviation there as a z-score over the layers: of the stranger, of the other,
+    and of the stranger framed. The last row is the std profile's score of stranger and framed stranger with the other.
 
     Raises:
         ValueError: `degree` is not between 0 and 1.
     """
     if not 0 <= degree <= 1:
         raise ValueError(f"degree={degree}: wanted 0 to 1")
-    (stranger, own), (_, imitated) = _member(STRANGER), _member(IMITATED)
-    start, goal = read_std_profile(own), read_std_profile(imitated)
-    framed = frame_std_profile(stranger, {role: start[role] ** (1 - degree) * goal[role] ** degree for role in start})
-    after = _weights(framed)
+    own, goal = open_weights(stranger), open_weights(imitated)
+    start, end = read_std_profile(own), read_std_profile(goal)
+    framed = frame_std_profile(stranger, {role: start[role] ** (1 - degree) * end[role] ** degree for role in start})
+    after = open_weights(framed)
     moved = largest_difference(stranger, framed)
-    before, now = (std_profile(weights, imitated).score for weights in (own, after))
-    curves = {
-        label: {role: (curve - curve.mean()) / curve.std() for role, curve in read_std_profile(weights).items()}
-        for label, weights in ((STRANGER, own), (IMITATED, imitated), ("framed", after))
-    }
+    before, now = (std_profile(weights, goal).score for weights in (own, after))
+    profiles = dict(zip((*names, "framed"), (start, end, read_std_profile(after)), strict=True))
 
-    drawn = new_figure(3.4)
+    drawn, rows = new_figure(3.4), []
     panels = drawn.subplots(1, len(ATTENTION), sharey=True)
     for axes, role in zip(panels, ATTENTION, strict=True):
-        for (label, of_model), style in zip(curves.items(), (_AS_IT_IS, _GOAL, SERIES[1]), strict=True):
-            axes.plot(of_model[role], **style, label=label)
-        axes.set(xticks=range(len(goal[role])), ylim=(-2, 2), xlabel="layer")
+        curves = [z_score(profile[role]) for profile in profiles.values()]
+        for label, curve, look in zip(profiles, curves, _LOOKS, strict=True):
+            axes.plot(curve, **look, label=label)
+        axes.set(xticks=range(len(curves[0])), ylim=(-2, 2), xlabel="layer")
         axes.margins(x=0.12)
         axes.set_title(role.upper(), loc="center")
+        rows += [(role, layer, *values) for layer, values in enumerate(zip(*curves, strict=True))]
     panels[0].set_ylabel("spread, z-score over layers")
-    drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    drawn.suptitle(
-        f"std profile of {STRANGER} with {IMITATED}: r = {before:.2f} as it is, {now:.2f} framed",
-        x=0.01, ha="left", size=12, weight="bold",
-    )  # fmt: skip
+    shared_legend(drawn, panels[0], "outside lower center", 3)
+    set_title(drawn, f"std profile of {names[0]} with {names[1]}: r = {before:.2f} as it is, {now:.2f} framed")
     describe(
         drawn,
-        f"Four panels, Q, K, V and O, of the spread of the weights over the layers for {STRANGER}, {IMITATED} and the "
-        f"framed stranger at degree {degree:g}. The mean correlation with {IMITATED} is {before:.2f} before and "
+        f"Four panels, Q, K, V and O, of the spread of the weights over the layers for {names[0]}, {names[1]} and the "
+        f"framed stranger at degree {degree:g}. The mean correlation with {names[1]} is {before:.2f} before and "
         f"{now:.2f} framed; {'no' if moved < NOT_MOVED else 'a'} logit moves by more than a billionth.",
     )
-    rows = [
-        (role, layer, *(float(of_model[role][layer]) for of_model in curves.values()))
-        for role in ATTENTION
-        for layer in range(len(goal[role]))
-    ]
-    names = ("role", "layer", *curves)
-    return drawn, dict(zip(names, map(list, zip(*rows, ("score", "", before, "", now), strict=True)), strict=True))
-
-
-_AS_IT_IS = {"color": QUIET, "linestyle": ":", "marker": "x"}
-_GOAL = SERIES[0] | {"markersize": 11, "markerfacecolor": "white"}  # to be seen below a curve that equals it
+    return drawn, columns(("role", "layer", *profiles), [*rows, ("score", "", before, "", now)])

@@ -72,7 +72,7 @@ def _of_domain(table: dict[str, ndarray], domain: str) -> dict[str, ndarray]:
 # --- on the way -------------------------------------------------------------------------------------------------------
 
 
-@figure
+@figure()
 def learning_curves(domain: str = ALL, zoom: bool = False) -> Drawing:
     """Held-out loss of the mixture and its dense twins, against tokens, compute and time; three seeds each.
 
@@ -149,7 +149,7 @@ _LABELS = ["\n".join(words) for words in TWINS.values()]
 _STYLES = dict(zip(RUNS["tokens"], SERIES, strict=False))
 
 
-@figure
+@figure()
 def final_gaps() -> Drawing:
     """By how much each dense twin ends above or below the mixture with the same seed; mean over the domains.
 
@@ -185,7 +185,7 @@ def _range(gap: ndarray) -> str:
     return f"{gap.mean():+.3f}, {gap.min():+.3f} to {gap.max():+.3f}"
 
 
-@figure
+@figure()
 def gaps_by_domain() -> Drawing:
     """The same for each kind of text, mean over the seeds, marked where all seeds agree on who is better.
 

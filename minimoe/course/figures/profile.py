@@ -6,84 +6,119 @@ mean of the four, as in `minimoe.fingerprints.std_profile`. Shapes: M models, L 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
 
-from minimoe.course.figures.lineage import CLAIMED
-from minimoe.course.figures.register import Drawing, columns, figure
-from minimoe.course.profiles import PROFILES, STEPS, profile_at
-from minimoe.course.runs import Table, read_run
+from minimoe.course.figures.drawing import shared_legend
+from minimoe.course.figures.register import Drawing, cell_columns, columns, figure
+from minimoe.course.published import CLAIMED
+from minimoe.course.runs import Table, read_run, where
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe, new_figure
+from minimoe.fingerprints.result import Features
 from minimoe.fingerprints.std_profile import ATTENTION, LEAST_SPREAD, compare_std_profiles, read_std_profile
 from minimoe.fingerprints.weights import open_weights
 from minimoe.lineage.zoo import Zoo
 
 MODELS = 26  # as many as the zoo has roots of one shape: 325 pairs
-_BINS = np.linspace(-1, 1, 41)
-_TITLES = dict(
-    zip(PROFILES, ("4 layers,\nbegun alike", "8 layers,\nbegun alike", "8 layers,\nscaled by depth"), strict=True)
-)
-_READ = ("readable", "too flat: refused")
-_SHOWN = {"alder": "alder", "alder-continued-4": "a descendant of alder", "birch": "birch, a stranger"}
+BINS = np.linspace(-1, 1, 41)  # of a score
+CLAIM_LINE = {"color": INK, "linestyle": "--", "linewidth": 1.2}
 
 
-@figure
-def profile_curves() -> Drawing:
-    """The z-scored profiles of a model, of one that descends from it, and of a stranger.
+def z_score(curves: np.ndarray) -> np.ndarray:
+    """Curves [..., L], each moved and scaled to mean 0 and standard deviation 1 over the layers."""
+    return (curves - curves.mean(-1, keepdims=True)) / curves.std(-1, keepdims=True)
+
+
+def mean_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The score of profiles [..., 4, L]: Pearson's r over the layers, mean of the four curves."""
+    return (z_score(a) * z_score(b)).mean((-1, -2))
+
+
+_LABELS = {"alder-continued-4": "a descendant of alder", "birch": "birch, a stranger"}
+
+
+def shipped_profiles() -> dict[str, Features]:
+    """The profiles of a model, of one that descends from it, and of a stranger."""
+    return {name: read_std_profile(open_weights(Zoo().load(name))) for name in ("alder", *_LABELS)}
+
+
+@figure(profiles=shipped_profiles)
+def profile_curves(profiles: Mapping[str, Features], *, labels: Mapping[str, str] = _LABELS) -> Drawing:
+    """The z-scored profiles of models of one depth.
+
+    Args:
+        profiles: name of a model -> what `read_std_profile` says of it. The alt text compares each with the first.
+        labels: what a model is called in the legend, if not by its name.
 
     Data: role, model, layer, std and z, the standard deviation after z-scoring over the layers.
     """
-    profiles = {name: read_std_profile(open_weights(Zoo().load(name))) for name in _SHOWN}
-    drawn = new_figure(4.6)
+    drawn, rows = new_figure(4.6), []
     panels = drawn.subplots(2, 2, sharex=True, sharey=True)
-    rows = []
     for axes, role in zip(panels.flat, ATTENTION, strict=True):
-        for style, (name, label) in zip(SERIES, _SHOWN.items(), strict=False):
-            std = profiles[name][role]
-            z = (std - std.mean()) / std.std()
-            axes.plot(z, **style, label=label)
-            rows += [(role, name, layer, float(std[layer]), float(z[layer])) for layer in range(len(std))]
+        for style, (name, profile) in zip(SERIES, profiles.items(), strict=False):
+            z = z_score(profile[role])
+            axes.plot(z, **style, label=labels.get(name, name))
+            rows += [(role, name, *values) for values in zip(range(len(z)), profile[role], z, strict=True)]
         axes.set_title(role.upper())
-        axes.set_xticks(range(len(std)))
+        axes.set_xticks(range(len(z)))
     for axes in panels[1]:
         axes.set_xlabel("layer")
     drawn.supylabel("standard deviation, z-scored over the layers", size=11)
-    drawn.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False)
-    ours, *others = profiles
-    scores = [f"{_SHOWN[name]} {compare_std_profiles(profiles[ours], profiles[name]).score:.2f}" for name in others]
+    shared_legend(drawn, panels[0, 0], "outside upper left", 3)
+    first, *others = profiles
+    scores = {name: compare_std_profiles(profiles[first], profiles[name]).score for name in others}
+    described = ", ".join(f"{labels.get(name, name)} {score:.2f}" for name, score in scores.items())
     describe(
         drawn,
-        f"Four panels, Q, K, V and O, with the curves of three models over {len(std)} layers. Mean correlation with "
-        f"{ours}: {', '.join(scores)}.",
+        f"Four panels, Q, K, V and O, with the curves of {len(profiles)} models over {len(z)} layers. Mean correlation "
+        f"with {first}: {described}.",
     )
     return drawn, columns(("role", "model", "layer", "std", "z"), rows)
 
 
-@figure
-def strangers_over_training() -> Drawing:
+_TITLES = {
+    "4 layers": "4 layers,\nbegun alike",
+    "8 layers": "8 layers,\nbegun alike",
+    "8 layers by depth": "8 layers,\nscaled by depth",
+}
+
+
+def shipped_trainings() -> dict[str, Table]:
+    """The profiles of strangers while they train, from data/runs/profiles."""
+    return {strangers: read_run(f"profiles/{strangers.replace(' ', '-')}", "std") for strangers in _TITLES}
+
+
+@figure(trainings=shipped_trainings)
+def strangers_over_training(trainings: Mapping[str, Table]) -> Drawing:
     """How alike the profiles of strangers are before training, and after some steps of it.
+
+    Args:
+        trainings: what the strangers of a panel have in common -> table of seed, step, layer, and the standard
+            deviations q, k, v and o.
 
     Data: strangers, a, b (their seeds), step, score, and spread, the least spread sd / mean of the eight curves.
     """
-    drawn = new_figure(4.0)
-    panels = drawn.subplots(1, len(PROFILES), sharey=True)
-    rows, ends = [], []
-    for axes, name in zip(panels, PROFILES, strict=True):
-        table, label = read_run(name, "std"), name.removeprefix("profiles/").replace("-", " ")
-        steps, pairs = np.unique(table["step"]).tolist(), list(combinations(np.unique(table["seed"]).tolist(), 2))
-        found = np.array([[_compared(table, step, *pair) for step in steps] for pair in pairs])  # [pairs, steps, 2]
+    drawn, rows, ends = new_figure(4.0), [], []
+    panels = drawn.subplots(1, len(trainings), sharey=True, squeeze=False)[0]
+    for axes, (strangers, table) in zip(panels, trainings.items(), strict=True):
+        steps, seeds = (np.unique(table[name]).tolist() for name in ("step", "seed"))
+        pairs = list(combinations(seeds, 2))
+        found = np.array(
+            [[_compare_seeds(table, step, *pair) for step in steps] for pair in pairs]
+        )  # [pairs, steps, 2]
         scores, flat = found[..., 0], found[..., 1] < LEAST_SPREAD
         axes.plot(steps, scores.T, color=QUIET, linewidth=0.8)
         axes.plot(steps, scores.mean(0), **SERIES[0], linewidth=2.2)
         axes.plot(np.broadcast_to(steps, flat.shape)[flat], scores[flat], "x", color=INK)
-        axes.axhline(CLAIMED, color=INK, linestyle="--", linewidth=1)
-        axes.set(title=_TITLES[name], xlabel="training steps", xticks=(0, STEPS // 2, STEPS))
-        for pair, of_pair in zip(pairs, found.tolist(), strict=True):
-            rows += [(label, *pair, step, *values) for step, values in zip(steps, of_pair, strict=True)]
-        ends.append(
-            f"{label}, mean {scores[:, 0].mean():.2f} at the beginning and {scores[:, -1].mean():.2f} at the end"
-        )
+        axes.axhline(CLAIMED, **CLAIM_LINE)
+        axes.set(title=_TITLES.get(strangers, strangers), xlabel="training steps")
+        axes.set_xticks([0, steps[-1] // 2, steps[-1]])
+        for pair, of_pair in zip(pairs, found, strict=True):
+            rows += [(strangers, *pair, step, *values) for step, values in zip(steps, of_pair, strict=True)]
+        begin, *_, end = scores.mean(0)
+        ends.append(f"{strangers}, mean {begin:.2f} at the beginning and {end:.2f} at the end")
     panels[0].set(ylabel="score of two strangers", ylim=(None, 1.05))
     describe(
         drawn,
@@ -93,34 +128,33 @@ def strangers_over_training() -> Drawing:
     return drawn, columns(("strangers", "a", "b", "step", "score", "spread"), rows)
 
 
-def _compared(table: Table, step: int, a: int, b: int) -> tuple[float, float]:
+def _compare_seeds(table: Table, step: int, a: int, b: int) -> tuple[float, float]:
     """The score of two seeds, and the least spread of their curves."""
-    result = compare_std_profiles(profile_at(table, seed=a, step=step), profile_at(table, seed=b, step=step))
+    result = compare_std_profiles(
+        *({role: where(table, seed=seed, step=step)[role] for role in ATTENTION} for seed in (a, b))
+    )
     return result.score, min(value for name, value in result.details.items() if "spread" in name)
 
 
-@figure
-def monotone_curves(pairs: int = 1000) -> Drawing:
+@figure()
+def monotone_curves(depths: Sequence[int] = (4, 8, 48), pairs: int = 1000) -> Drawing:
     """What curves score that nothing made but chance: in any order, and sorted, so that they rise or fall throughout.
 
     Data: layers, order ("as drawn" or "sorted"), low (of a bin of the score) and share of the pairs in it.
     """
     rng = np.random.default_rng(0)
-    drawn, rows, medians = new_figure(4.6), [], []
-    panels = drawn.subplots(3, 1, sharex=True, sharey=True)
-    for axes, layers in zip(panels, (4, 8, 48), strict=True):
+    drawn, shares, medians = new_figure(4.6), [], []
+    panels = drawn.subplots(len(depths), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    for axes, layers in zip(panels, depths, strict=True):
         curves = rng.random((2, pairs, len(ATTENTION), layers))
-        kinds = {"as drawn": _score(*_z_score(curves)), "sorted": _score(*_z_score(np.sort(curves)))}
-        for (order, scores), colour, hatch in zip(kinds.items(), (PALE, MAIN), ("", "///"), strict=True):
-            share, edges, _ = axes.hist(
-                scores, _BINS, weights=np.full(pairs, 1 / pairs), color=colour, edgecolor=INK, linewidth=0.5,
-                hatch=hatch, alpha=0.85, label=order,
-            )  # fmt: skip
-            rows += [(layers, order, *bin) for bin in zip(edges[:-1].round(3).tolist(), share.tolist(), strict=True)]
-        axes.axvline(CLAIMED, color=INK, linestyle="--", linewidth=1.2)
-        axes.set_title(f"{layers} layers: {np.mean(kinds['sorted'] > CLAIMED):.0%} of the sorted pairs above {CLAIMED}")
+        in_order, by_size = mean_correlation(*curves), mean_correlation(*np.sort(curves))
+        for scores, label, colour, hatch in ((in_order, "as drawn", PALE, ""), (by_size, "sorted", MAIN, "///")):
+            look = {"color": colour, "edgecolor": INK, "linewidth": 0.5, "hatch": hatch, "alpha": 0.85, "label": label}
+            shares.append(axes.hist(scores, BINS, weights=np.full(pairs, 1 / pairs), **look)[0])
+        axes.axvline(CLAIMED, **CLAIM_LINE)
+        axes.set_title(f"{layers} layers: {np.mean(by_size > CLAIMED):.0%} of the sorted pairs above {CLAIMED}")
         axes.set_ylabel("share")
-        medians.append(f"{layers} layers, {np.median(kinds['as drawn']):.2f} and {np.median(kinds['sorted']):.2f}")
+        medians.append(f"{layers} layers, {np.median(in_order):.2f} and {np.median(by_size):.2f}")
     panels[0].legend(frameon=False, loc="upper left")
     panels[-1].set_xlabel("mean of four correlations")
     describe(
@@ -128,10 +162,11 @@ def monotone_curves(pairs: int = 1000) -> Drawing:
         f"Histograms of the scores of random curves, as drawn and sorted, with a dashed line at {CLAIMED}. Medians: "
         f"{'; '.join(medians)}.",
     )
-    return drawn, columns(("layers", "order", "low", "share"), rows)
+    places = {"layers": depths, "order": ("as drawn", "sorted"), "low": BINS[:-1].round(3)}
+    return drawn, cell_columns(places, share=np.array(shares))
 
 
-@figure
+@figure()
 def random_strangers(layers: int = 8, width: int = 96, fall: float = 4.0) -> Drawing:
     """What models score that are nothing but random numbers, when their initialisation falls a little with depth.
 
@@ -147,19 +182,15 @@ def random_strangers(layers: int = 8, width: int = 96, fall: float = 4.0) -> Dra
     """
     if layers < 3 or width < 2 or not 0 <= fall < 100:
         raise ValueError(f"layers={layers}, width={width}, fall={fall}: wanted at least 3, at least 2, 0 to below 100")
-    stds = _random_stds(layers, width, fall)
+    stds = random_stds(layers, width, fall)
     flat = (stds.std(-1) / stds.mean(-1) < LEAST_SPREAD).any(-1)  # [M]
     first, second = np.triu_indices(MODELS, k=1)
-    z = _z_score(stds)
-    scores, refused = _score(z[first], z[second]), flat[first] | flat[second]
+    scores, refused = mean_correlation(stds[first], stds[second]), flat[first] | flat[second]
     drawn = new_figure(3.2)
     axes = drawn.subplots()
-    bars = axes.hist([scores[~refused], scores[refused]], _BINS, stacked=True, edgecolor=INK, linewidth=0.5)[2]
-    for patches, colour, hatch, label in zip(bars, (MAIN, PALE), ("", "///"), _READ, strict=True):
-        for patch in patches:
-            patch.set(facecolor=colour, hatch=hatch)
-        patches.set_label(label)
-    axes.axvline(CLAIMED, color=INK, linestyle="--", linewidth=1.2)
+    labels, looks = ("readable", "too flat: refused"), {"color": (MAIN, PALE), "hatch": ("", "///")}
+    axes.hist([scores[~refused], scores[refused]], BINS, stacked=True, ec=INK, lw=0.5, label=labels, **looks)
+    axes.axvline(CLAIMED, **CLAIM_LINE)
     above = np.mean(scores > CLAIMED)
     title = f"{layers} layers, width {width}, fall {fall:g} %: {above:.0%} of {len(scores)} pairs above {CLAIMED}"
     axes.set_title(title)
@@ -170,13 +201,10 @@ def random_strangers(layers: int = 8, width: int = 96, fall: float = 4.0) -> Dra
         f"A histogram of the scores of random models. {title}; median {np.median(scores):.2f}; the package refuses "
         f"{refused.mean():.0%}.",
     )
-    return drawn, columns(
-        ("a", "b", "score", "refused"),
-        list(zip(first.tolist(), second.tolist(), scores.tolist(), refused.astype(int).tolist(), strict=True)),
-    )
+    return drawn, columns(("a", "b", "score", "refused"), zip(first, second, scores, refused.astype(int), strict=True))
 
 
-def _random_stds(layers: int, width: int, fall: float) -> np.ndarray:
+def random_stds(layers: int, width: int, fall: float) -> np.ndarray:
     """The standard deviations of matrices of normal numbers, [M, 4, L], without drawing the numbers.
 
     Of n numbers, n times the sample variance over the true one follows chi-squared with n - 1 degrees of freedom.
@@ -184,12 +212,3 @@ def _random_stds(layers: int, width: int, fall: float) -> np.ndarray:
     rng, n = np.random.default_rng(0), width**2
     true = np.linspace(1, 1 - fall / 100, layers)
     return true * np.sqrt(rng.chisquare(n - 1, (MODELS, len(ATTENTION), layers)) / n)
-
-
-def _z_score(curves: np.ndarray) -> np.ndarray:
-    return (curves - curves.mean(-1, keepdims=True)) / curves.std(-1, keepdims=True)
-
-
-def _score(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Of profiles [..., 4, L] that are z-scored: Pearson's r over the layers, mean of the four."""
-    return (a * b).mean((-1, -2))

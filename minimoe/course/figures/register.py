@@ -1,4 +1,4 @@
-"""The register of figures, and how they are written to files.
+"""The register of figures, what they draw when nothing is given, and how they are written to files.
 
 A figure is a function that returns (figure, data): what is drawn, and the numbers in it. `data` maps column names to
 lists of equal length; the CSV beside a picture holds it, and the tests compare it.
@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
+from inspect import signature
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
 
 from minimoe.atomic import write_atomically
@@ -22,24 +25,40 @@ from minimoe.progress import progress_bar
 
 Data = dict[str, list]
 Drawing = tuple[Figure, Data]
+Draw = Callable[..., Drawing]
 
-FIGURES: dict[str, Callable[[], Drawing]] = {}
-
-
-def figure(draw: Callable[..., Drawing]) -> Callable[..., Drawing]:
-    """Draw in the course's style, and list the function among `FIGURES`."""
-    styled = in_style(draw)
-    FIGURES[draw.__name__] = styled
-    return styled
+FIGURES: dict[str, Draw] = {}
 
 
-def in_style(draw: Callable[..., Drawing]) -> Callable[..., Drawing]:
-    @wraps(draw)
-    def styled(*args, **kwargs) -> Drawing:
-        with mpl.rc_context(RC):
-            return draw(*args, **kwargs)
+def figure(**shipped: Callable[[], Any]) -> Callable[[Draw], Draw]:
+    """List a function among `FIGURES`, to be drawn in the course's style.
 
-    return styled
+    Args:
+        **shipped: for each argument that holds data, what loads the data that come with the kit. It is called where
+            the argument is left out, so `expert_use()` draws the shipped trace, and `expert_use(trace)` yours.
+    """
+
+    def register(draw: Draw) -> Draw:
+        FIGURES[draw.__name__] = styled(**shipped)(draw)
+        return FIGURES[draw.__name__]
+
+    return register
+
+
+def styled(**shipped: Callable[[], Any]) -> Callable[[Draw], Draw]:
+    """The same for a function that is not listed."""
+
+    def decorate(draw: Draw) -> Draw:
+        @wraps(draw)
+        def styled_draw(*args, **kwargs) -> Drawing:
+            given = signature(draw).bind_partial(*args, **kwargs).arguments
+            loaded = {name: load() for name, load in shipped.items() if name not in given}
+            with mpl.rc_context(RC):
+                return draw(*args, **kwargs, **loaded)
+
+        return styled_draw
+
+    return decorate
 
 
 def make(names: Iterable[str] | None = None, out: str | Path = "figures", **options: Any) -> list[Path]:
@@ -69,8 +88,28 @@ def make(names: Iterable[str] | None = None, out: str | Path = "figures", **opti
 
 
 def columns(names: Iterable[str], rows: Iterable[Iterable[Any]]) -> Data:
-    """Rows of equal length as the data of a figure: one list for each name."""
-    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    """Rows of equal length as the data of a figure: one list for each name.
+
+    Numbers of numpy become those of Python; None and NaN become "", an empty cell.
+    """
+    plain = (map(_plain, row) for row in rows)
+    return dict(zip(names, map(list, zip(*plain, strict=True)), strict=True))
+
+
+def _plain(cell: Any) -> Any:
+    value = cell.item() if isinstance(cell, np.generic) else cell
+    return "" if value is None or value != value else value
+
+
+def cell_columns(axes: Mapping[str, Sequence], **values: np.ndarray) -> Data:
+    """Arrays of one shape as the data of a figure: a row for each cell, with its place on every axis and its values.
+
+    Args:
+        axes: name of each axis -> its entries, `{"layer": range(4), "group": groups}`.
+        **values: arrays with these axes.
+    """
+    cells = zip(product(*axes.values()), *map(np.ravel, values.values()), strict=True)
+    return columns((*axes, *values), ((*place, *numbers) for place, *numbers in cells))
 
 
 def to_csv(data: Data) -> str:

@@ -14,7 +14,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from minimoe.course.figures.register import Data, Drawing, figure, in_style
+from minimoe.course.figures.register import Data, Drawing, figure, styled
 from minimoe.course.figures.tokens import shipped_model, visible
 from minimoe.course.style import INK, MAIN, PALE, QUIET, describe, new_figure, token_fonts
 from minimoe.model import (
@@ -65,7 +65,7 @@ def catch_logits(text: str, layer: int = TEXT_LAYER) -> Caught:
     return Caught([tokenizer.decode([i]) for i in ids.tolist()], ids, routers[layer].logits)
 
 
-@in_style
+@styled()
 def draw_routes(tokens: Sequence[str], routes: Routes, asked: Routes | None = None) -> Drawing:
     """One grid a router: which token meets which expert, with what weight, what is dropped, and who meets nobody.
 
@@ -189,7 +189,7 @@ def _evenness(line: str, routes: Routes, dim: int) -> str:
     return f"As many cells in every {line}: {'; '.join(even) or 'none'}."
 
 
-@figure
+@figure()
 def seven_routers() -> Drawing:
     """One short text through seven routers, all reading the logits of one layer of the shipped model."""
     tokens, input_ids, logits = catch_logits(TEXT)
@@ -207,7 +207,7 @@ def seven_routers() -> Drawing:
     return draw_routes(tokens, routes, asked={"Switch": switch})
 
 
-@in_style
+@styled()
 def draw_changes(tokens: Sequence[str], before: Routes, after: Routes, edited: int) -> Drawing:
     """One grid a router: who met whom before and after the tokens from place `edited` on were replaced.
 
@@ -253,7 +253,7 @@ def _draw_changed_grid(axes: Axes, old: Tensor, new: Tensor, edited: int) -> Non
         axes.plot(token, expert, marker=marker, color=INK, linestyle="", markersize=8, markeredgewidth=2)
 
 
-@figure
+@figure()
 def leak_from_the_future() -> Drawing:
     """Replace the last word of a text: which routers change the route of a token before it?"""
     tokens, ids, logits = catch_logits(TEXT)
@@ -273,7 +273,7 @@ def _with_limits(logits: Tensor) -> dict[str, RouterOutput]:
     }
 
 
-@figure
+@figure()
 def playground(
     router: str = "softmax top-k",
     experts: int = 8,

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 from tokenizers import Tokenizer
 
-from minimoe.course.figures.register import Drawing, figure, in_style
+from minimoe.course.figures.register import Drawing, figure, styled
 from minimoe.course.published import REAL_MODELS
 from minimoe.course.style import INK, MAIN, PALE, QUIET, describe, expert_colour, new_figure, token_fonts
 from minimoe.data_files import data_path
@@ -88,7 +88,7 @@ def route_layers(text: str) -> list[Routed]:
     return [Routed(tokens, router.scores, router.weights, router.indices) for router in routers]
 
 
-@in_style
+@styled()
 def draw_tokens(text: str, layer: int = LAYER) -> Drawing:
     """Every token of `text` in the colour, and with the number, of its first-choice expert in the shipped model.
 
@@ -197,13 +197,13 @@ def _tokens_alt(text: str, layer: int, shares: list[float]) -> str:
     )
 
 
-@figure
+@figure()
 def token_map() -> Drawing:
     """Code, prose, arithmetic and French, every token in the colour of its first-choice expert."""
     return draw_tokens(SHOWCASE)
 
 
-@figure
+@figure()
 def token_layers(text: str = "The cat and the dog saw the boat.\nfor x in the_list: print(x)") -> Drawing:
     """A short text once for each layer, every token in the colour of its first-choice expert there.
 
@@ -234,7 +234,7 @@ def token_layers(text: str = "The cat and the dog saw the boat.\nfor x in the_li
     return drawn, data
 
 
-@figure
+@figure()
 def token_journey(text: str = "The river was", token: int = -1, layer: int = 1) -> Drawing:
     """One token in one layer: a probability for each expert, and the weights of the chosen ones.
 
@@ -296,7 +296,7 @@ def _value(axes: Axes, x: float, y: float) -> None:
     axes.annotate(f"{y:.2f}", (x, y), (0, 3), textcoords="offset points", ha="center", size=10)
 
 
-@figure
+@figure()
 def parameters_total_active() -> Drawing:
     """Parameters of real models: all that must be stored, and those that one token meets.
 

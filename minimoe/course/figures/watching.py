@@ -12,7 +12,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from minimoe.course.figures.register import Drawing, figure, in_style
+from minimoe.course.figures.register import Drawing, figure, styled
 from minimoe.course.figures.tokens import draw_tokens, route_layers, shipped_model, tile, visible
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe, expert_colour, new_figure, token_fonts
 from minimoe.inspection import RoutingTrace, record_routing
@@ -45,7 +45,7 @@ def planted_trace() -> RoutingTrace:
 # --- one token, several contexts ----------------------------------------------------------------------------
 
 
-@figure
+@figure()
 def token_path(texts: tuple[str, ...] = FULL_STOPS) -> Drawing:
     """The last token of each text on its way through the layers: the experts it meets, and with which weight.
 
@@ -100,7 +100,7 @@ def _path_alt(data: dict[str, list]) -> str:
 # --- favourite tokens ---------------------------------------------------------------------------------------
 
 
-@figure
+@figure()
 def favourite_tokens(layer: int = 0, min_count: int = 50) -> Drawing:
     """For each expert of a layer the tokens of which it gets the largest share of the occurrences, as first choice.
 
@@ -162,7 +162,7 @@ def _favourites(layer: int, min_count: int) -> tuple[list[float], dict[str, list
 # --- repetition ---------------------------------------------------------------------------------------------
 
 
-@figure
+@figure()
 def repetition_by_kind() -> Drawing:
     """How often neighbours share their first choice, by layer and kind of text, beside three levels of chance.
 
@@ -233,7 +233,7 @@ def _repetition_alt(data: dict[str, list]) -> str:
 # --- translations -------------------------------------------------------------------------------------------
 
 
-@in_style
+@styled()
 def draw_translations(layer: int = 3) -> Drawing:
     """The first sentence of one story in every language, one after the other, as `draw_tokens` shows them.
 
@@ -256,7 +256,7 @@ def draw_translations(layer: int = 3) -> Drawing:
     return drawn, data
 
 
-@figure
+@figure()
 def language_agreement(shuffles: int = 1000, seed: int = 0) -> Drawing:
     """How far two documents use the same experts: translations, other documents in two languages, and in one.
 

@@ -6,39 +6,26 @@ label decides which experts a token meets.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
-import torch
-from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 
-from minimoe.course.figures.register import Drawing, figure
-from minimoe.course.measurements import NAMES, record
+from minimoe.course.figures.drawing import heatmap, set_title
+from minimoe.course.figures.register import Drawing, cell_columns, figure
 from minimoe.course.runs import read_run, where
-from minimoe.course.style import INK, MAIN, QUIET, SERIES, describe, new_figure
-from minimoe.data_files import data_path
+from minimoe.course.shipped import NAMES, held_out_trace
+from minimoe.course.style import QUIET, SERIES, describe, new_figure
 from minimoe.inspection import RoutingTrace
 from minimoe.inspection import specialization as sp
-from minimoe.model import MoEForCausalLM
-from minimoe.training.corpus import Corpus
 
-_FILL = LinearSegmentedColormap.from_list("white to main", ["white", MAIN])
 _BALANCE = dict(zip(NAMES, ("loss over the batch", "loss in each sequence"), strict=True))
-
-
-@cache
-def _trace() -> RoutingTrace:
-    """How the shipped mixture that was trained on the planted corpus routes held-out text of every domain."""
-    model = MoEForCausalLM.from_pretrained(data_path("zoo/moe-planted"), dtype=torch.float32)
-    return record(model, Corpus.planted())
 
 
 # --- who meets whom ---------------------------------------------------------------------------------------
 
 
-@figure
-def expert_use(label: str = "domain", layer: int = 1) -> Drawing:
+@figure(trace=held_out_trace)
+def expert_use(trace: RoutingTrace, label: str = "domain", layer: int = 1) -> Drawing:
     """Share of the tokens of each domain, language or topic that meet each expert, and of all tokens.
 
     Data: label (the last is "all"), expert, share, chance and low: of the load-aware null, and the lower end of the
@@ -47,67 +34,42 @@ def expert_use(label: str = "domain", layer: int = 1) -> Drawing:
     Raises:
         ValueError: there is no such layer, or `label` is another one.
     """
-    trace = _trace()
     if layer not in range(trace.num_layers):
         raise ValueError(f"layer={layer}: wanted 0 to {trace.num_layers - 1}")
-    share, chance, low, _ = (field[layer] for field in _expert_use(label))
-    names = [*sp.labels(trace, label).names, "all"]
-    drawn = new_figure(0.33 * len(names) + 1.35)
+    share, chance, low, _ = (field[layer] for field in _use_of_experts(trace, label))
+    names = sp.labels(trace, label).names
+    above = low > chance
+
+    drawn = new_figure(0.33 * len(names) + 1.68)
     axes = drawn.subplots()
-    everything = chance[:1]
-    _cells(axes, np.concatenate([share, everything]), above=np.concatenate([low > chance, everything < 0]))
+    share_and_all = np.vstack([share, chance[:1]])
+    bold = np.vstack([above, np.zeros_like(above[:1])])
+    heatmap(axes, 100 * share_and_all, "z.0f", rows=[*names, "all"], top=100, bold=bold)
     axes.axhline(len(share) - 0.5, color="white", linewidth=5)
-    axes.set(yticks=range(len(names)), yticklabels=names, xticks=range(trace.num_experts))
     axes.set_xlabel("expert (bold: more than chance)")
-    drawn.suptitle(
-        f"Layer {layer}: per cent of the tokens that meet an expert", x=0.01, ha="left", size=12, weight="bold"
-    )
+    set_title(drawn, f"Layer {layer}: per cent of the tokens that meet an expert")
+
     row, expert = np.unravel_index((share - chance).argmax(), share.shape)
     describe(
         drawn,
         f"A table of {label} by expert in layer {layer}: how many per cent of the tokens meet the expert. It is most "
         f"above all tokens for {names[row]} and expert {expert}: {share[row, expert]:.0%} against "
-        f"{chance[row, expert]:.0%}. Of the {share.size} shares, {(low > chance).sum()} are more than chance.",
+        f"{chance[row, expert]:.0%}. Of the {share.size} shares, {above.sum()} are more than chance.",
     )
-    rows, experts = np.indices((len(names), trace.num_experts))
-    return drawn, {
-        "label": [names[row] for row in rows.flat],
-        "expert": experts.flatten().tolist(),
-        "share": np.concatenate([share, everything]).flatten().tolist(),
-        "chance": [*chance.flatten().tolist(), *[""] * trace.num_experts],
-        "low": [*low.flatten().tolist(), *[""] * trace.num_experts],
-    }
+    chance, low = (np.vstack([values, np.full_like(values[:1], np.nan)]) for values in (chance, low))
+    places = {"label": [*names, "all"], "expert": range(trace.num_experts)}
+    return drawn, cell_columns(places, share=share_and_all, chance=chance, low=low)
 
 
-@cache
-def _expert_use(label: str) -> sp.Measured:
-    return sp.domain_specialization(_trace(), label, within="language" if label == "topic" else None)
-
-
-def _cells(axes: Axes, values: np.ndarray, above: np.ndarray | None = None, largest: float = 1.0) -> None:
-    """A heat map of `values` [rows, columns] with every number written, in hundredths; bold where `above`."""
-    axes.imshow(values, cmap=_FILL, vmin=0, vmax=largest, aspect="auto")
-    for (row, column), value in np.ndenumerate(values):
-        bold = above is not None and above[row, column]
-        axes.text(
-            column,
-            row,
-            f"{100 * value:.0f}".replace("-0", "0"),
-            ha="center",
-            va="center",
-            size=10,
-            weight="bold" if bold else "normal",
-            color="white" if value > 0.9 * largest else INK,
-        )
-    axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+@lru_cache(maxsize=8)
+def _use_of_experts(trace: RoutingTrace, label: str) -> sp.Measured:
+    return sp.domain_specialization(trace, label, within="language" if label == "topic" else None)
 
 
 # --- what they follow -------------------------------------------------------------------------------------
 
 
-@figure
+@figure()
 def followed_labels() -> Drawing:
     """Share of the routing that each label accounts for, by layer, in three trained models; and what chance gives.
 
@@ -157,7 +119,7 @@ def _by_layer(rows: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.n
     return layers, value, null
 
 
-@figure
+@figure()
 def routing_over_training() -> Drawing:
     """While a mixture trains: how many choices are already the final ones, and what the routers follow.
 
@@ -213,7 +175,7 @@ def routing_over_training() -> Drawing:
 # --- two ways to balance ----------------------------------------------------------------------------------
 
 
-@figure
+@figure()
 def batch_or_sequence() -> Drawing:
     """What language accounts for, and the loss, when the balance loss looks at the batch or at each sequence.
 
@@ -264,7 +226,7 @@ def _append(data: dict[str, list], *row: object) -> None:
 # --- what an expert is worth ------------------------------------------------------------------------------
 
 
-@figure
+@figure()
 def ablation_map(seed: int = 0) -> Drawing:
     """What each group of domains loses when one expert is removed, for every expert of a trained model.
 
@@ -279,8 +241,7 @@ def ablation_map(seed: int = 0) -> Drawing:
     drawn = new_figure(5.0)
     grid = drawn.subplots(2, -(-layers // 2), sharex=True, sharey=True)
     for layer, axes in enumerate(grid.flat):
-        _cells(axes, nats[layer], largest=nats[layer].max())
-        axes.set(yticks=range(len(groups)), yticklabels=groups, xticks=range(experts))
+        heatmap(axes, 100 * nats[layer], "z.0f", rows=groups, top=100 * nats[layer].max())
         axes.set_title(f"layer {layer}", weight="normal")
     drawn.supxlabel("expert that is removed", size=11)
     drawn.suptitle("Loss added, in hundredths of a nat per token", x=0.01, ha="left", size=12, weight="bold")
@@ -331,7 +292,7 @@ def _of_seed(table: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
     return where(table, seed=seed)
 
 
-@figure
+@figure()
 def load_and_worth() -> Drawing:
     """How much an expert is used against what its removal costs: over all text, and within one group of domains.
 

@@ -1,0 +1,339 @@
+"""What fingerprints find in the zoo, and how far one may believe them: figures of the benchmark's tables.
+
+Each argument is the table of that name, as `read_table` gives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from sklearn.metrics import auc, roc_curve
+
+from minimoe.course.benchmark_tables import Row, Rows, is_rewritten, known, read_table, scores, strangers_of
+from minimoe.course.figures.drawing import heatmap
+from minimoe.course.figures.profile import BINS, CLAIM_LINE
+from minimoe.course.figures.register import Drawing, columns, figure
+from minimoe.course.published import CLAIMED
+from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe, new_figure
+from minimoe.fingerprints.compare import METHODS
+from minimoe.lineage.tree import FAMILIES, FRAMES
+
+# --- relatives beside strangers ---------------------------------------------------------------------------
+
+
+def std_profile_groups(scores: Rows) -> dict[str, list[float]]:
+    """Scores of the std profile among strangers of two depths, and among relatives of which none was rewritten."""
+    roots = [row for row in scores if row["relation"] == "strangers" and row["kind"] in ("roots", "deep")]
+    groups = {
+        "strangers of 4 layers": [row for row in roots if row["kind"] == "roots"],
+        "strangers of 8 layers": [row for row in roots if row["a"][:5] == row["b"][:5] == "deep-"],
+        "relatives as they are": [row for row in scores if row["use"] == "positive" and not is_rewritten(row)],
+    }
+    return {group: known(rows, "std_profile") for group, rows in groups.items()}
+
+
+@figure(scores=scores)
+def std_profile_of_strangers(scores: Rows) -> Drawing:
+    """How alike the std profiles of strangers and of relatives are, beside the value that was claimed to show descent.
+
+    Data: group, score; one row a pair.
+    """
+    groups = std_profile_groups(scores)
+    drawn = new_figure(4.6)
+    panels = drawn.subplots(len(groups), 1, sharex=True)
+    for axes, (group, found) in zip(panels, groups.items(), strict=True):
+        axes.hist(found, BINS, color=MAIN if "relatives" in group else PALE, edgecolor=INK, linewidth=0.5)
+        axes.axvline(CLAIMED, **CLAIM_LINE)
+        axes.set_title(f"{group}: {len(found)} pairs, {np.mean(np.array(found) > CLAIMED):.0%} above {CLAIMED}")
+        axes.set_ylabel("pairs")
+    panels[-1].set_xlabel("mean correlation of the std profiles")
+    medians = ". ".join(f"{group}: median {np.median(found):.2f}" for group, found in groups.items())
+    describe(drawn, f"Three histograms of the std profile's score with a dashed line at {CLAIMED}. {medians}")
+    return drawn, columns(("group", "score"), [(group, score) for group, found in groups.items() for score in found])
+
+
+_CURVES = {
+    "std profile": "std_profile",
+    "weight cosine": "weight_cosine",
+    "spectral": "spectral",
+    "whitened response": "virtual_response_whitened",
+    "all, combined": "score",
+}
+
+
+@figure(scores=scores)
+def roc_curves(scores: Rows, methods: Mapping[str, str] = _CURVES) -> Drawing:
+    """How many relatives each method finds for how many strangers taken for relatives, over all transformations.
+
+    Data: method, false_positive_rate, true_positive_rate; the corners of each curve.
+    """
+    drawn = new_figure(4.2)
+    axes, rows, areas = drawn.subplots(), [], []
+    asked = [row for row in scores if row["use"] in ("positive", "evaluation")]
+    for style, (label, method) in zip(SERIES, methods.items(), strict=False):
+        found = [LOWEST if row[method] is None else row[method] for row in asked]
+        false, true, _ = roc_curve([row["use"] == "positive" for row in asked], found, drop_intermediate=False)
+        area = auc(false, true)
+        axes.step(false, true, where="post", label=f"{label} (AUC {area:.3f})", **style | {"marker": ""})
+        rows += [(label, *corner) for corner in zip(false, true, strict=True)]
+        areas.append(f"{label} {area:.3f}")
+    axes.axvline(0.01, color=QUIET, linewidth=0.8, linestyle=":")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="strangers taken for relatives", ylabel="relatives found")
+    axes.set_xscale("symlog", linthresh=0.005)
+    axes.set_xticks([0, 0.005, 0.01, 0.1, 1], ["0", "0.5 %", "1 %", "10 %", "100 %"])
+    axes.legend(loc="lower right", frameon=False)
+    describe(drawn, f"ROC curves of five methods over all transformations of the zoo; areas: {', '.join(areas)}.")
+    return drawn, columns(("method", "false_positive_rate", "true_positive_rate"), rows)
+
+
+LOWEST = -2.0  # below every score: a method that refuses a pair has found nothing in it
+
+
+@figure(scores=scores)
+def framed_strangers(scores: Rows) -> Drawing:
+    """What frames do to four scores: strangers that imitate a model, beside strangers that do not.
+
+    Data: frame, method, score; one row a pair.
+    """
+    methods = {"std profile": "std_profile", "norms": "norm_profile", "csu": "csu", "combined": "score"}
+    kinds = {
+        "strangers as they are": [row for row in scores if row["use"] == "evaluation" and row["kind"] == "roots"],
+        **{f"framed-{frame}": [row for row in scores if row["kind"] == f"framed-{frame}"] for frame in FRAMES},
+    }
+    drawn, rows = new_figure(3.4), []
+    drawn.get_layout_engine().set(wspace=0.06)  # the outer tick labels of neighbours need room
+    panels = drawn.subplots(1, len(methods), sharey=True)
+    for axes, (label, method) in zip(panels, methods.items(), strict=True):
+        for place, (kind, pairs) in enumerate(kinds.items()):
+            found = known(pairs, method)
+            draw_strip(axes, found, place, PALE if place == 0 else MAIN)
+            rows += [(kind, label, score) for score in found]
+        axes.set_title(label)
+        axes.set(xlim=(-1.05, 1.05), xticks=(-1, 0, 1), xlabel="score")
+    panels[0].set_yticks(range(len(kinds)), [kind.replace("-", ", ") for kind in kinds])
+    panels[0].invert_yaxis()
+    panels[-1].set(xlim=(-0.03, 1.03), xticks=(0, 0.5, 1))
+    panels[-1].axvline(0.5, color=INK, linestyle="--", linewidth=1)
+    describe(
+        drawn,
+        "Scores of strangers and of framed strangers under four methods: the std profile, the norm profile and csu "
+        "reach 1 for those that imitate them; the combined score does not cross the dashed line at 0.5.",
+    )
+    return drawn, columns(("frame", "method", "score"), rows)
+
+
+def draw_strip(axes: Axes, values: list[float], height: float, colour: str, spread: float = 0.25) -> None:
+    """A dot for each value, one beside the other around a height."""
+    heights = height + np.linspace(-spread, spread, len(values))
+    axes.plot(values, heights, "o", markersize=3, color=colour, markeredgecolor=INK, markeredgewidth=0.3)
+
+
+# --- p-values ---------------------------------------------------------------------------------------------
+
+
+@figure(scores=scores)
+def p_values_of_strangers(scores: Rows, tests: Iterable[str] = ("csu", "permutation_test")) -> Drawing:
+    """Whether p-values keep their promise: among strangers, a share p of them is at most p.
+
+    Data: method, p_value, share; every p-value in ascending order, and the share of strangers up to it.
+    """
+    drawn = new_figure(3.6)
+    axes, rows, small = drawn.subplots(), [], []
+    axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, label="what is promised")
+    for style, test in zip(SERIES, tests, strict=False):
+        found = sorted(known(strangers_of(scores), f"{test}_p"))
+        rows += [(test, *step) for step in _draw_shares(axes, found, style, f"{test}, {len(found)} pairs")]
+        small.append(f"{test}: {np.mean(np.array(found) <= 0.05):.1%} of strangers at most .05")
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="p-value", ylabel="share of strangers up to it")
+    axes.legend(loc="lower right", frameon=False)
+    describe(drawn, f"Shares of strangers up to each p-value, beside the diagonal. {'; '.join(small)}.")
+    return drawn, columns(("method", "p_value", "share"), rows)
+
+
+def _draw_shares(
+    axes: Axes, values: list[float], style: dict[str, Any], label: str, least: float = 0.0
+) -> list[tuple[float, float]]:
+    """Draw the share of ascending values up to each of them, from `least` on; returns values and shares."""
+    shares = [place / len(values) for place in range(1, len(values) + 1)]
+    look = style | {"marker": "", "label": label.replace("_", " ")}
+    axes.step([max(value, least) for value in values], shares, where="post", **look)
+    return list(zip(values, shares, strict=True))
+
+
+LEAST_P = 1e-3
+
+
+@figure(scores=scores, p_values=partial(read_table, "p_values"), calibration=partial(read_table, "calibration"))
+def p_values_by_promise(scores: Rows, p_values: Rows, calibration: Rows) -> Drawing:
+    """What every p-value of the benchmark says of strangers, by what it is: exact, nominal, or not about lineage.
+
+    A p-value of lineage stays on or below the diagonal: among strangers, a share p of them is at most p.
+
+    Data: promise, test, p_value, share; every p-value in ascending order, and the share of tests up to it.
+    """
+    promises: dict[str, dict[str, list[float]]] = {}
+    for row in calibration:
+        test = row["method"]
+        found = (
+            known(strangers_of(scores), f"{test}_p")
+            if f"{test}_p" in scores[0]
+            else [one["p_value"] for one in p_values if one["test"] == test]
+        )
+        promises.setdefault(row["p_value"], {})[test] = sorted(found)
+    drawn, rows, small = new_figure(3.7), [], []
+    for axes, (promise, tests) in zip(drawn.subplots(1, len(promises), sharey=True), promises.items(), strict=True):
+        axes.plot([LEAST_P, 1], [LEAST_P, 1], color=QUIET, linewidth=1)
+        for style, (test, found) in zip(SERIES, tests.items(), strict=False):
+            label = f"{test.removeprefix('token_agreement, ')}, {len(found)}"
+            rows += [(promise, test, *step) for step in _draw_shares(axes, found, style, label, LEAST_P)]
+            small.append(f"{test.replace('_', ' ')} ({promise}) {np.mean(np.array(found) <= 0.05):.0%}")
+        axes.set(xscale="log", yscale="log", xlim=(LEAST_P, 1), ylim=(LEAST_P, 8), xlabel="p-value")
+        axes.set_yticks([1e-3, 1e-2, 1e-1, 1])
+        axes.set_title(promise, fontsize=11)
+        axes.legend(loc="upper left", frameon=False, fontsize=8)
+    drawn.axes[0].set_ylabel("share of strangers up to it")
+    describe(
+        drawn,
+        "Shares of tests of strangers up to each p-value, both on a logarithmic scale, in three panels with a diagonal "
+        f"that no p-value of lineage rises above. At most .05 were: {'; '.join(small)}.",
+    )
+    return drawn, columns(("promise", "test", "p_value", "share"), rows)
+
+
+# --- the order of training --------------------------------------------------------------------------------
+
+RARE, EXAMPLES = 0.01, 800
+
+
+@figure(palimpsest=partial(read_table, "palimpsest"))
+def orders_remembered(palimpsest: Rows) -> Drawing:
+    """Which models tell the order in which alder or birch was trained: palimpsest, beside a reference, within domains.
+
+    Data: order_of, suspect, relation, rho, p_value.
+    """
+    names = list(dict.fromkeys(map(_seen_from_its_root, palimpsest)))
+    drawn = new_figure(1.3 + 0.22 * len(names))
+    axes, told = drawn.subplots(), []
+    for style, root in zip(SERIES, dict.fromkeys(row["order_of"] for row in palimpsest), strict=False):
+        rows = [row for row in palimpsest if row["order_of"] == root]
+        heights = [names.index(_seen_from_its_root(row)) for row in rows]
+        rhos = [row["rho_within_domains"] for row in rows]
+        axes.plot(rhos, heights, label=f"order of {root}", **style | {"linestyle": ""})
+        told.append(f"{root} {sum(row['p_value_within_domains'] <= RARE for row in rows)} of {len(rows)}")
+    rare = NormalDist().inv_cdf(1 - RARE) / (EXAMPLES - 1) ** 0.5
+    axes.axvline(0, color=QUIET, linewidth=0.8)
+    axes.axvline(rare, color=INK, linestyle="--", linewidth=1, label=f"p = {RARE}")
+    axes.set_yticks(range(len(names)), names, fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlabel("rho of order and log-likelihood, beside a reference, within domains")
+    axes.legend(loc="lower right", frameon=False, fontsize=9)
+    describe(
+        drawn,
+        f"How well {len(names)} kinds of models tell the order in which two roots were trained, with a dashed line at "
+        f"p = {RARE}. Told by: {'; '.join(told)}.",
+    )
+    kept = ("order_of", "suspect", "relation", "rho_within_domains", "p_value_within_domains")
+    return drawn, {name.removesuffix("_within_domains"): [row[name] for row in palimpsest] for name in kept}
+
+
+def _seen_from_its_root(row: Row) -> str:
+    """The suspect as it is called in both families."""
+    suspect, root = row["suspect"], row["order_of"]
+    if row["relation"] in ("itself", "strangers") and suspect in FAMILIES:
+        return row["relation"] if suspect == root else "the other root"
+    return suspect.removeprefix(f"{root}-")
+
+
+# --- tables of all methods --------------------------------------------------------------------------------
+
+_GROUPS = {
+    "trained further": ("finetuned", "lora", "continued-0.1", "continued-1", "continued-4", "mixture-finetuned"),
+    "merged": ("lerp", "slerp", "ties"),
+    "rounded; more tokens": ("int8", "int4", "extended"),
+    "narrower": ("fewer-neurons", "fewer-heads"),
+    "shallower, deeper": ("fewer-layers", "deepened"),
+    "upcycled whole": ("copy", "copy-qwen2_moe", "copy-pangu", "noisy"),
+    "upcycled in slices": ("sliced", "virtual-groups"),
+    "upcycled, partly anew": ("drop-0.25", "drop-0.5", "drop-0.9"),
+    "of several parents": ("btx", "transplant"),
+    "upcycled, then trained": (),  # all that end in "-trained"
+    "donor of one expert": ("transplant, donor", "transplant-trained, donor"),
+    "two descendants": ("cousins", "cousins, one gauged", "cousins, both gauged"),
+    "nothing else": ("gauged",),
+    "before upcycling": ("gauged-copy", "gauged-drop-0.5"),
+}
+
+
+def group_of(row: Row) -> str:
+    """The group of transformations that a pair of relatives belongs to, whether or not it was rewritten besides."""
+    kind, plain = row["kind"], row["kind"].removesuffix("-gauged")
+    if plain.endswith("-trained"):
+        return "upcycled, then trained"
+    return next(name for name, kinds in _GROUPS.items() if {kind, plain} & set(kinds))
+
+
+def share_found(relatives: Rows, strangers: Rows, method: str) -> float:
+    """The share of relatives with a score above that of all but 1 % of the strangers; a refused pair has the lowest."""
+    high, low = ([LOWEST if row[method] is None else row[method] for row in rows] for rows in (relatives, strangers))
+    return float(np.mean(np.array(high) > sorted(low, reverse=True)[len(low) // 100]))
+
+
+@figure(scores=scores)
+def found_by_transformation(scores: Rows) -> Drawing:
+    """What share of its relatives each method finds at 1 % false positives, group by group of transformations.
+
+    Strangers are those whose shapes differ as those of the group. The table transformations.csv of the benchmark has
+    the transformations one by one.
+
+    Data: transformation, method, found; the second half is of relatives that were rewritten by all gauges afterwards.
+    """
+    methods = (*METHODS, "score")
+    tables: dict[str, dict[str, list[float]]] = {"as made": {}, "rewritten": {}}
+    for name in _GROUPS:
+        for panel, rewritten in zip(tables, (False, True), strict=True):
+            relatives = [row for row in scores if row["use"] == "positive" and is_rewritten(row) == rewritten]
+            relatives = [row for row in relatives if group_of(row) == name]
+            shapes = {row["shapes"] for row in relatives}
+            alike = [row for row in scores if row["use"] == "evaluation" and row["shapes"] in shapes]
+            if relatives:
+                label = f"{name}, gauged" if rewritten else name
+                tables[panel][label] = [share_found(relatives, alike, method) for method in methods]
+    return _draw_tables(
+        "Relatives found at 1 % false positives", ("transformation", "method", "found"), tables, methods
+    )
+
+
+@figure(scores=scores)
+def gauge_map(scores: Rows, model: str = "alder") -> Drawing:
+    """What each gauge leaves of the score of a model with itself: 1 is everything.
+
+    Data: gauge, method, score. Empty where a method refuses.
+    """
+    rows = [row for row in scores if row["use"] == "invariance" and row["a"] == model]
+    tables = {"": {row["kind"]: [row[method] for method in METHODS] for row in rows}}
+    return _draw_tables("Score of a model with its rewritten copy", ("gauge", "method", "score"), tables, METHODS)
+
+
+def _draw_tables(
+    title: str, names: Sequence[str], tables: Mapping[str, Mapping[str, list]], methods: Sequence[str]
+) -> Drawing:
+    """Tables below each other with a column for each method, given as panel -> row -> numbers; `names` of the data."""
+    heights = [len(table) for table in tables.values()]
+    drawn, rows, lowest = new_figure(1.6 + 0.22 * sum(heights) + 0.3 * len(tables)), [], []
+    panels = drawn.subplots(len(tables), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
+    for axes, (panel, table) in zip(panels, tables.items(), strict=True):
+        values = np.array(list(table.values()), dtype=float)
+        labels = [name.removesuffix(", gauged").replace("_", " ") for name in table]
+        heatmap(axes, values, "z.2f", rows=labels, size=7)
+        axes.set_xticks(range(len(methods)), [name.replace("_", " ") for name in methods], rotation=60, ha="right")
+        axes.tick_params(labelsize=8)
+        axes.set_title(f"{title}, {panel}" if panel else title)
+        lowest.append(f"{panel or 'in it'}, the lowest row is {list(table)[np.nanmean(values, axis=1).argmin()]}")
+        rows += [(name, *cell) for name, line in table.items() for cell in zip(methods, line, strict=True)]
+    describe(drawn, f"{title}, {sum(heights)} rows, a column for each method; {'; '.join(lowest)}.")
+    return drawn, columns(names, rows)
