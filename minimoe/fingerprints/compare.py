@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -31,7 +31,7 @@ from minimoe.fingerprints.verdict import ANSWERS, CORRELATION, FEWEST_STRANGERS,
 from minimoe.fingerprints.virtual_response import virtual_response
 from minimoe.fingerprints.weight_cosine import weight_cosine
 from minimoe.fingerprints.weights import Weights, on_the_cpu, open_weights
-from minimoe.fingerprints.zoo_scores import Rows, read_table, rows_of
+from minimoe.fingerprints.zoo_scores import Rows, known, scores
 from minimoe.model.transformer import MoEForCausalLM
 
 Side = Weights | Fingerprint
@@ -180,27 +180,23 @@ def kind_of_pair(a: Side, b: Side) -> str:
 def background_of_the_zoo(a: Side, b: Side) -> Background:
     """The strangers of the zoo that are of the same kind as the pair."""
     fits = {a.hidden_size, b.hidden_size} == {WIDTH_OF_THE_ZOO}
-    return background_of_rows(_strangers_of_the_zoo(), kind_of_pair(a, b), fits=fits)
-
-
-@cache
-def _strangers_of_the_zoo() -> Rows:
-    return rows_of(read_table("scores"), "calibration")
+    calibration = [row for row in scores() if row["use"] == "calibration"]
+    return background_of_rows(calibration, kind_of_pair(a, b), fits=fits)
 
 
 def background_of_rows(rows: Rows, shapes: str, *, fits: bool = True) -> Background:
     """Of strangers in the table of scores those with these `shapes`; where there are too few, all of them."""
     alike = [row for row in rows if row["shapes"] == shapes]
     kind, rows = (shapes, alike) if len(alike) >= FEWEST_STRANGERS else ("of all kinds", rows)
-    scores = {method: [row[method] for row in rows if row.get(method) is not None] for method in METHODS}
     size = "" if fits else f", of width {WIDTH_OF_THE_ZOO}: another size than these models"
-    return Background(about=f"{len(rows)} pairs of strangers of the zoo ({kind}{size})", scores=scores, fits=fits)
+    about = f"{len(rows)} pairs of strangers of the zoo ({kind}{size})"
+    return Background(about=about, scores={method: known(rows, method) for method in METHODS}, fits=fits)
 
 
 def background_of(strangers: Sequence[Side], a: Side, b: Side, methods: Collection[str]) -> Background:
     """The scores of `a` and of `b` with models known to be strangers to both."""
     found = [run_methods(model, stranger, methods) for model in (a, b) for stranger in strangers]
-    scores = {
+    known_scores = {
         method: [results[method].score for results in found if results[method].score is not None] for method in methods
     }
-    return Background(about=f"both models with {len(strangers)} strangers of your choice", scores=scores)
+    return Background(about=f"both models with {len(strangers)} strangers of your choice", scores=known_scores)

@@ -14,13 +14,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from sklearn.metrics import auc, roc_curve
 
-from minimoe.course.benchmark_tables import Row, Rows, is_rewritten, known, read_table, scores, strangers_of
 from minimoe.course.figures.drawing import heatmap
 from minimoe.course.figures.profile import BINS, CLAIM_LINE
 from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.published import CLAIMED
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe, new_figure
 from minimoe.fingerprints.compare import METHODS
+from minimoe.fingerprints.zoo_scores import Row, Rows, is_rewritten, known, read_table, scores, strangers_of
 from minimoe.lineage.tree import FAMILIES, FRAMES
 
 # --- relatives beside strangers ---------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from functools import cache
 
 import numpy as np
 
-from minimoe.course.benchmark_tables import Rows, is_rewritten, scores
 from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.published import CLAIMED, read_published
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe, new_figure
@@ -19,6 +18,7 @@ from minimoe.data_files import data_path
 from minimoe.fingerprints.norm_profile import read_norms
 from minimoe.fingerprints.rates import interval
 from minimoe.fingerprints.weights import open_weights
+from minimoe.fingerprints.zoo_scores import Rows, is_rewritten, scores
 
 NEAR = 0.025  # a score is "about" the claimed one when it is no further from it
 READINGS = {

@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from scipy.stats import binomtest
 from torch import Tensor
 
-from minimoe.course.benchmark_tables import Rows, scores
 from minimoe.course.figures.benchmark_results import draw_strip
 from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.style import INK, MAIN, PALE, QUIET, describe, new_figure
@@ -20,6 +19,7 @@ from minimoe.fingerprints.expert_attribution import attribute_experts
 from minimoe.fingerprints.folded import mean_up, mlps
 from minimoe.fingerprints.matching import assign, similarities, token_features
 from minimoe.fingerprints.weights import Weights, open_weights
+from minimoe.fingerprints.zoo_scores import Rows, scores
 from minimoe.lineage.zoo import Zoo
 from minimoe.training.tokenizer import load_tokenizer
 
