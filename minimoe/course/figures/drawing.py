@@ -11,9 +11,15 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from numpy import ndarray
 
-from minimoe.course.style import INK, MAIN
+from minimoe.course.style import INK, MAIN, new_figure
 
 FILL = LinearSegmentedColormap.from_list("white to main", ["white", MAIN])  # darker is more, in greyscale too
+
+
+def new_panels(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A new figure with panels in reading order; options are those of `Figure.subplots`."""
+    figure = new_figure(height)
+    return figure, list(figure.subplots(rows, columns, squeeze=False, **options).flat)
 
 
 def set_title(figure: Figure, text: str, size: int = 12) -> None:
@@ -24,6 +30,12 @@ def set_title(figure: Figure, text: str, size: int = 12) -> None:
 def set_panel_title(axes: Axes, text: str, size: int = 11) -> None:
     """The title of one panel of several, lighter than that of the figure."""
     axes.set_title(text, size=size, weight="normal")
+
+
+def label_rows(axes: Axes, labels: Sequence[Any], margin: float = 0.5, **look: Any) -> None:
+    """Names at the heights 0, 1, ... of a panel, the first at the top."""
+    axes.set_yticks(range(len(labels)), labels, **look)
+    axes.set_ylim(len(labels) - 1 + margin, -margin)
 
 
 def remove_frame(axes: Axes) -> None:
