@@ -15,7 +15,7 @@ What it cannot see
 Source
     Zeng et al. 2025, arXiv 2510.06738. Unbiased CKA: Song et al. 2012, JMLR 13; the repair is ours.
 
-There is no p-value: compare the score with those of strangers. Shapes: H hidden size, L layers, N tokens.
+Shapes: H hidden size, L layers, N tokens.
 """
 
 from __future__ import annotations
@@ -34,11 +34,10 @@ from minimoe.fingerprints.weights import Weights
 
 @explain_refusals
 def aligned_cka(a: Weights, b: Weights, *, canonicalize: bool = True) -> Result:
-    """Compare queries and keys of two models.
+    """Compare queries and keys of two models; depth, width and heads may differ.
 
     Args:
-        a: one model.
-        b: the other; depth, width and heads may differ.
+        a, b: the models.
         canonicalize: the repair; False: as published.
 
     Returns:

@@ -93,13 +93,7 @@ def token_agreement(
 
 @explain_refusals
 def hidden_cka(a: Weights, b: Weights, *, prompts: int = USUAL, seed: int = 0) -> Result:
-    """Compare hidden states at the last position, with prompts as samples.
-
-    Args:
-        a: one model.
-        b: the other, of any shape.
-        prompts: P.
-        seed: of the prompts.
+    """Compare hidden states at the last position, with the P prompts as samples, in models of any shape.
 
     Returns:
         score: the mean over paired layers, at most 1, about 0 for random weights.
@@ -114,13 +108,9 @@ def hidden_cka(a: Weights, b: Weights, *, prompts: int = USUAL, seed: int = 0) -
 
 @explain_refusals
 def routing_agreement(a: Weights, b: Weights, *, prompts: int = USUAL, seed: int = 0) -> Result:
-    """Compare which expert the routers of two mixtures score highest for each token of the prompts.
+    """Compare which expert the routers of two mixtures score highest for each token of the P prompts.
 
-    Args:
-        a: one mixture.
-        b: the other; the numbers of experts and of sparse layers may differ.
-        prompts: P; all their tokens count.
-        seed: of the prompts.
+    The numbers of experts and of sparse layers may differ.
 
     Returns:
         score: adjusted mutual information, mean over paired sparse layers. A pair of routers that both prefer one

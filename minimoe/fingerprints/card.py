@@ -103,23 +103,19 @@ SCHEMA = _object(  # a JSON Schema; "description" is what a finding says was wan
 
 def _check_schema(content: Any) -> list[Finding]:
     """Where a card is not as `SCHEMA` wants it."""
-    misfits = []
+    misfits: dict[str, tuple[str, str]] = {}  # field -> what was found, what was wanted
     for error in Draft202012Validator(SCHEMA).iter_errors(content):
-        wanted, found = error.schema, error.instance
+        place, wanted, found = tuple(error.absolute_path), error.schema, error.instance
         if error.validator == "required":
-            missing = {name: kind for name, kind in wanted["properties"].items() if name not in found}
-            misfits += [
-                Finding(_name_field(*error.absolute_path, name), MISMATCH, "missing", kind["description"])
-                for name, kind in missing.items()
-            ]
+            for name in wanted["required"]:
+                if name not in found:
+                    misfits[_name_field(*place, name)] = "missing", wanted["properties"][name]["description"]
         elif error.validator == "additionalProperties":
-            misfits += [
-                Finding(_name_field(*error.absolute_path, name), MISMATCH, _show(found[name]), "no such field")
-                for name in sorted(found.keys() - wanted["properties"].keys())
-            ]
+            for name in sorted(found.keys() - wanted["properties"].keys()):
+                misfits[_name_field(*place, name)] = _show(found[name]), "no such field"
         else:
-            misfits.append(Finding(_name_field(*error.absolute_path), MISMATCH, _show(found), wanted["description"]))
-    return list(dict.fromkeys(misfits))  # of several missing fields, the validator reports each one
+            misfits[_name_field(*place)] = _show(found), wanted["description"]
+    return [Finding(field, MISMATCH, *pair) for field, pair in misfits.items()]
 
 
 def _name_field(*path: str | int) -> str:

@@ -113,9 +113,8 @@ def compare(
     else:
         known = background_of([_open(model, tokenizer) for model in background], a, b, names)
     evidence = known.beside(run_methods(a, b, names))
-    verdict, reason, score = judge(
-        evidence, equal_files=_equal_files(a, b), equal_depths=a.num_layers == b.num_layers, fits=known.fits
-    )
+    equal_depths = a.num_layers == b.num_layers
+    verdict, reason, score = judge(evidence, equal_files=_equal_files(a, b), equal_depths=equal_depths)
     return Report(
         a=a.name, b=b.name, verdict=verdict, reason=reason, score=score, background=known.about, methods=evidence
     )

@@ -82,9 +82,6 @@ def attribute_experts(parent: Weights, suspect: Weights) -> list[Attribution]:
 
     Of all MLPs and experts of the parent the one is taken in which most neurons have the same nearest neighbour by
     gate, up and down; assignments, which take far longer, are made to that one alone.
-
-    Raises:
-        Refusal: too few shared tokens; no gated MLP.
     """
     tokens = shared_tokens(parent, suspect)
     sources, experts = (read_token_features(weights, tokens) for weights in (parent, suspect))

@@ -30,11 +30,11 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -61,13 +61,7 @@ MOST_BYTES = 5_000_000
 BYTES_OF_TABLES = 3_200_000  # of these, for the virtual response
 
 
-class Method(NamedTuple):
-    """How a method works without weights. What several methods look at is kept once, under one name."""
-
-    features: str
-    compare: Callable[[Features, Features], Result]  # raises Refusal
-
-
+# What is read from a model, by name; several methods may look at one of them.
 READ: Mapping[str, Callable[[Weights, Sequence[str]], Features]] = {
     "std_profile": lambda weights, tokens: read_std_profile(weights),
     "norms": lambda weights, tokens: shrink_norms(read_norms(weights)),
@@ -75,13 +69,14 @@ READ: Mapping[str, Callable[[Weights, Sequence[str]], Features]] = {
     "responses": lambda weights, tokens: shrink_responses(read_responses(weights, tokens)),
     "ups": lambda weights, tokens: shrink_ups(read_ups(weights)),
 }
-KEPT: Mapping[str, Method] = {
-    "std_profile": Method("std_profile", compare_std_profiles),
-    "norm_profile": Method("norms", compare_norms),
-    "spectral": Method("spectra", compare_spectra),
-    "virtual_response": Method("responses", compare_responses),
-    "virtual_response_whitened": Method("responses", partial(compare_responses, whiten=True)),
-    "csu": Method("ups", compare_ups),
+# The methods that need no weights: what each looks at, and how it compares two of these.
+KEPT: Mapping[str, tuple[str, Callable[[Features, Features], Result]]] = {
+    "std_profile": ("std_profile", compare_std_profiles),
+    "norm_profile": ("norms", compare_norms),
+    "spectral": ("spectra", compare_spectra),
+    "virtual_response": ("responses", compare_responses),
+    "virtual_response_whitened": ("responses", partial(compare_responses, whiten=True)),
+    "csu": ("ups", compare_ups),
 }
 
 
@@ -136,13 +131,14 @@ class Fingerprint:
         for name, array in arrays.items():
             group, _, name = name.partition("/")
             features.setdefault(group, {})[name] = array
-        said = {field.name for field in fields(Fingerprint)} - {"features"}
-        if facts.keys() != said:
-            raise ValueError(f"{path}: says {', '.join(sorted(facts))}, wanted {', '.join(sorted(said))}")
-        wanted, given = READ.keys(), [*features, *facts["refused"]]
-        if sorted(wanted) != sorted(given):
-            raise ValueError(f"{path}: found features {', '.join(sorted(given))}, wanted {', '.join(sorted(wanted))}")
+        _require_names(path, "fields", facts, {field.name for field in fields(Fingerprint)} - {"features"})
+        _require_names(path, "features", [*features, *facts["refused"]], READ)
         return Fingerprint(**facts, features=features)
+
+
+def _require_names(path: str | Path, what: str, found: Iterable[str], wanted: Iterable[str]) -> None:
+    if sorted(found) != sorted(wanted):
+        raise ValueError(f"{path}: found {what} {', '.join(sorted(found))}, wanted {', '.join(sorted(wanted))}")
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Features]:
@@ -178,10 +174,14 @@ def fingerprint(
     """
     weights = source if isinstance(source, Weights) else open_weights(source, tokenizer=tokenizer)
     weights.require_whole()
+    if tokens is None:
+        known, count = weights.tokens.keys(), number_of_tokens(weights.num_layers)
+    else:
+        known, count = weights.tokens.keys() & set(tokens), len(tokens)
     features, refused = {}, {}
     for name, read in READ.items():
         try:
-            features[name] = read(weights, _tokens(weights, tokens) if name == "responses" else ())
+            features[name] = read(weights, choose_tokens(known, count, FEWEST_KEPT) if name == "responses" else ())
         except Refusal as reason:
             refused[name] = str(reason)
     try:
@@ -199,12 +199,6 @@ def fingerprint(
         refused=refused,
         features=features,
     )
-
-
-def _tokens(weights: Weights, wanted: Sequence[str] | None) -> list[str]:
-    if wanted is None:
-        return choose_tokens(weights.tokens, number_of_tokens(weights.num_layers), FEWEST_KEPT)
-    return choose_tokens(weights.tokens.keys() & set(wanted), len(wanted), FEWEST_KEPT)
 
 
 def number_of_tokens(layers: int) -> int:

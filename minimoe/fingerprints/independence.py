@@ -30,7 +30,6 @@ Shapes: H hidden size, I neurons of an MLP or expert, L layers.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -54,12 +53,8 @@ KEPT, PROJECTIONS = 128, 32  # neurons of a layer in a fingerprint, and numbers 
 def csu(a: Weights, b: Weights) -> Result:
     """Test the order of up rows. Sources: Zhu et al. 2025, algorithms 2 to 4.
 
-    Where depths differ, layers are aligned by the similarity of assigned rows, which does not depend on their order:
-    the p-value stays exact.
-
-    Args:
-        a: one model.
-        b: the other, of the same hidden size and MLP width.
+    The models have the same hidden size and MLP width. Where depths differ, layers are aligned by the similarity of
+    assigned rows, which does not depend on their order: the p-value stays exact.
 
     Returns:
         score: mean Spearman correlation over paired layers.
@@ -70,12 +65,7 @@ def csu(a: Weights, b: Weights) -> Result:
 
 
 def read_ups(weights: Weights) -> Features:
-    """The first up rows of each layer under its number, [at most 1024, H]; "shapes", [I, H] of each, [L, 2].
-
-    Raises:
-        Refusal: an MLP has no gate.
-        CheckpointError: a file is damaged.
-    """
+    """The first up rows of each layer under its number, [at most 1024, H]; "shapes", [I, H] of each, [L, 2]."""
     shapes, ups = [], {}
     for layer in range(weights.num_layers):
         rows = mean_up(weights, layer)
@@ -105,11 +95,7 @@ def _signs(hidden: int) -> Tensor:
 
 
 def compare_ups(a: Features, b: Features) -> Result:
-    """What `csu` says of two models, from their up rows, or from sketches of both.
-
-    Raises:
-        Refusal: as `csu` refuses.
-    """
+    """What `csu` says of two models, from their up rows, or from sketches of both."""
     pairs, assignments = _assign_ups(a, b)
     tests = [spearman(assignments[pair], torch.arange(len(assignments[pair]))) for pair in pairs]
     score = sum(rho for rho, _ in tests) / len(tests)
@@ -121,8 +107,7 @@ def permutation_test(a: Weights, b: Weights, *, trials: int = 999, seed: int = 0
     """Test the order of neurons by reordering them. Source: Zhu et al. 2025, algorithm 1.
 
     Args:
-        a: one model.
-        b: the other, of the same depth, hidden size and MLP width.
+        a, b: models of the same depth, hidden size and MLP width.
         trials: T random orders.
         seed: of the orders.
 
@@ -149,11 +134,8 @@ def permutation_test(a: Weights, b: Weights, *, trials: int = 999, seed: int = 0
 def match(a: Weights, b: Weights) -> Result:
     """Compare an assignment of neurons by gates with one by ups. Source: Zhu et al. 2025, algorithm 5.
 
-    Of a mixture, each expert of `b` is compared with that of the same layer of `a` which is nearest.
-
-    Args:
-        a: one model.
-        b: the other, of any shape.
+    The models may have any shapes. Of a mixture, each expert of `b` is compared with the nearest one of the same layer
+    of `a`.
 
     Returns:
         score: Spearman correlation of the two assignments, mean over experts and paired layers.
@@ -165,9 +147,6 @@ def match(a: Weights, b: Weights) -> Result:
     for i, j in candidate_pairs(len(left), len(right)):
         scores[i, j] = sum(_gate_against_up(expert, left[i]) for expert in right[j]) / len(right[j])
     return Result(score=mean_of_pairs(scores), details={"layers": min(scores.shape)})
-
-
-# --- csu --------------------------------------------------------------------------------------------------
 
 
 def _assign_ups(a: Features, b: Features) -> tuple[list[tuple[int, int]], dict[tuple, Tensor]]:
@@ -197,12 +176,8 @@ def spearman(x: Tensor, y: Tensor) -> tuple[float, float]:
 
 
 def fisher(p_values: list[float]) -> float:
-    """One p-value of several independent ones (Fisher 1932): -2 sum log p is chi-squared with two degrees each."""
-    total = -2 * sum(math.log(max(p, SMALLEST_P)) for p in p_values)
-    return max(float(stats.chi2.sf(total, 2 * len(p_values))), SMALLEST_P)
-
-
-# --- the permutation test ---------------------------------------------------------------------------------
+    """One p-value of several independent ones (Fisher 1932)."""
+    return max(float(stats.combine_pvalues(np.maximum(p_values, SMALLEST_P)).pvalue), SMALLEST_P)
 
 
 def _neuron_products(x: Neurons, y: Neurons) -> Tensor:
@@ -219,9 +194,6 @@ def _random_traces(table: Tensor, trials: int, generator: torch.Generator) -> Te
     """The trace of [I, I] after each of T random orders of its columns, [T]."""
     orders = torch.rand(trials, len(table), generator=generator).argsort(dim=1)
     return table[torch.arange(len(table)), orders].sum(1)
-
-
-# --- what they share --------------------------------------------------------------------------------------
 
 
 def _neurons(weights: Weights, layer: int) -> Neurons:

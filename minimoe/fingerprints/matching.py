@@ -24,11 +24,7 @@ MOST = 512  # neurons that are looked for: a share of them is known well enough
 
 @read_once
 def read_token_features(weights: Weights, tokens: list[str]) -> dict[tuple[int, str], Tensor]:
-    """The `token_features` of every MLP or expert, by layer and name.
-
-    Raises:
-        Refusal: as for `read_anchors`, `mlps` and `token_features`.
-    """
+    """The `token_features` of every MLP or expert, by layer and name."""
     anchors = read_anchors(weights, tokens)
     return {
         (layer, name): token_features(neurons, anchors)
@@ -38,11 +34,7 @@ def read_token_features(weights: Weights, tokens: list[str]) -> dict[tuple[int, 
 
 
 def token_features(neurons: Neurons, anchors: Anchors) -> Tensor:
-    """Gate, up and down of each neuron over tokens, centred and of norm 1: [F, I, N] float32, from sums in float64.
-
-    Raises:
-        Refusal: one of the three is 0 throughout, or not finite somewhere.
-    """
+    """Gate, up and down of each neuron over tokens, centred and of norm 1: [F, I, N] float32, from sums in float64."""
     faces = (neurons.gate, anchors.inputs), (neurons.up, anchors.inputs), (neurons.down, anchors.outputs)
     over_tokens = (of_neurons.double() @ of_tokens.double().mT for of_neurons, of_tokens in faces)
     features = torch.stack([F.normalize(x - x.mean(-1, keepdim=True), dim=-1).float() for x in over_tokens])

@@ -76,11 +76,7 @@ def palimpsest(
 
 
 def compare_order(liked: Tensor, *, kinds: Tensor | None = None, trials: int = 9999, seed: int = 0) -> Result:
-    """What `palimpsest` says of likelihoods, [n] in the order of training.
-
-    Raises:
-        Refusal: they are all equal.
-    """
+    """What `palimpsest` says of likelihoods, [n] in the order of training."""
     if kinds is not None:
         sums = torch.zeros(int(kinds.max()) + 1, dtype=liked.dtype).index_add(0, kinds, liked)
         liked = liked - (sums / kinds.bincount().clamp(min=1))[kinds]
@@ -96,11 +92,7 @@ def compare_order(liked: Tensor, *, kinds: Tensor | None = None, trials: int = 9
 
 @torch.no_grad()
 def log_likelihoods(weights: Weights, sequences: Tensor) -> Tensor:
-    """Of each example [n, S], in nats, all tokens but the first together: [n] float64.
-
-    Raises:
-        Refusal: the model is an encoder; its weights, or what it computes, are not finite.
-    """
+    """Of each example [n, S], in nats, all tokens but the first together: [n] float64."""
     model = runnable(weights)
     distinct, places = sequences.unique(dim=0, return_inverse=True)  # equal examples are equally likely, to the bit
     found = torch.cat([_of_batch(model(batch).logits, batch) for batch in distinct.split(_BATCH)])[places]

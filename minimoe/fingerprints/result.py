@@ -23,7 +23,11 @@ class Result:
 
 
 class Refusal(ValueError):
-    """Why a method does not apply to two models. Methods return it as a `Result`; damaged files stay errors."""
+    """Why a method does not apply to two models.
+
+    It is raised wherever something is read or computed for a method, and the method returns it as a `Result`. A file
+    that is damaged is another matter: it stays a CheckpointError.
+    """
 
 
 def explain_refusals(method: Callable[..., Result]) -> Callable[..., Result]:

@@ -10,7 +10,7 @@ What it cannot see
 Source
     Wang et al. 2025, arXiv 2511.06390. Effective rank: Roy & Vetterli 2007.
 
-There is no p-value: compare the score with those of strangers. Shapes: H hidden size, L layers.
+Shapes: H hidden size, L layers.
 """
 
 from __future__ import annotations
@@ -32,11 +32,7 @@ KEPT = 256  # singular values of a product in a fingerprint
 
 @explain_refusals
 def spectral(a: Weights, b: Weights) -> Result:
-    """Compare the spectra of two models.
-
-    Args:
-        a: one model.
-        b: the other, of any shape.
+    """Compare the spectra of two models, of any shape.
 
     Returns:
         score: 1 less the root mean squared distance, mean of both products over paired layers; 1 for equal spectra.
@@ -46,12 +42,7 @@ def spectral(a: Weights, b: Weights) -> Result:
 
 
 def read_spectra(weights: Weights) -> Features:
-    """The singular values of both products in descending order, [L, H] each.
-
-    Raises:
-        Refusal: a product is 0 or not finite.
-        CheckpointError: a file is damaged.
-    """
+    """The singular values of both products in descending order, [L, H] each."""
     spectra = {
         name: np.stack([_spectrum(product(weights, layer)).numpy() for layer in range(weights.num_layers)])
         for name, product in PRODUCTS.items()
@@ -66,11 +57,7 @@ def shrink_spectra(spectra: Features) -> Features:
 
 
 def compare_spectra(a: Features, b: Features) -> Result:
-    """What `spectral` says of two models, from their spectra; what was not kept is interpolated linearly.
-
-    Raises:
-        Refusal: a product has effective rank 1, or singular values that are all the same.
-    """
+    """What `spectral` says of two models, from their spectra; what was not kept is interpolated linearly."""
     scores = 0
     for name in PRODUCTS:
         left, right = (_complete(spectra[name], int(spectra["hidden_size"])) for spectra in (a, b))

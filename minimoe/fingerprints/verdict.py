@@ -152,7 +152,7 @@ class Evidence:
 
 
 def judge(
-    evidence: Mapping[str, Evidence], *, equal_files: bool = False, equal_depths: bool = True, fits: bool = True
+    evidence: Mapping[str, Evidence], *, equal_files: bool = False, equal_depths: bool = True
 ) -> tuple[str, str, float | None]:
     """Verdict, reason and score from the evidence of each method.
 
@@ -160,7 +160,6 @@ def judge(
         evidence: by name of the method.
         equal_files: whether both models are the same bytes.
         equal_depths: whether they have as many layers.
-        fits: whether the strangers are of the size of the two models.
     """
     if equal_files:
         return SAME, "the files hold the same bytes (sha256)", 1.0
@@ -184,6 +183,6 @@ def judge(
     if score == EVIDENCE == scale.most:
         alone = "a part that was taken over looks like this, and so does an order that somebody arranged"
         return CANNOT_TELL, f"{found} and stands alone: {alone}", score
-    if fits:
+    if evidence[name].fits:
         return NO_EVIDENCE, f"{found}, comes closest, and is no more than strangers may have", score
     return CANNOT_TELL, f"{found}, comes closest; name strangers of the same size with `background` to tell more", score

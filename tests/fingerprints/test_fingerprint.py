@@ -268,7 +268,7 @@ def bomb() -> bytes:
         (lambda data: bomb(), r"unpacks to 30000000 bytes"),
         (lambda data: changed(data, version=VERSION + 1), r"found format and version .* 2\), wanted .* 1\)"),
         (lambda data: changed(data, refused={"norms": "twice"}), "found features norms, norms"),
-        (lambda data: changed(data, weather="fine"), "says .*weather, wanted family, hidden_size, "),
+        (lambda data: changed(data, weather="fine"), "found fields family, .*weather, wanted family, hidden_size, "),
     ],
 )
 def test_damaged_files_and_other_versions_are_named(damage, message, tmp_path):
