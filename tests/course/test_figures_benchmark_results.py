@@ -1,32 +1,25 @@
 """The figures of the benchmark against its tables, which are made without them, and against the tree."""
 
 import csv
-import shutil
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from minimoe.course import figures
-from minimoe.course.benchmark_tables import is_rewritten, read_table, scores
 from minimoe.course.figures import benchmark_results
 from minimoe.course.published import CLAIMED
 from minimoe.data_files import data_path
 from minimoe.fingerprints.compare import METHODS
+from minimoe.fingerprints.zoo_scores import is_rewritten, read_table, scores
 
 SHIPPED = data_path("zoo") / "benchmark"
-FIGURE_DATA = Path(__file__).parents[1] / "figures"
 
 
 def table(name):
     with open(SHIPPED / f"{name}.csv", encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
-
-
-def read_figure(path):
-    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
 
 
 def rows(data):
@@ -167,18 +160,6 @@ def test_orders_are_those_of_the_table_and_the_line_parts_small_p_values_from_ot
 
 
 # --- another benchmark ------------------------------------------------------------------------------------
-
-
-def test_figures_are_made_from_another_folder(tmp_path, monkeypatch):
-    some = {name: figures.FIGURES[name] for name in ("p_values_by_promise", "orders_remembered", "belief")}
-    monkeypatch.setattr(benchmark_results, "FIGURES", some)
-    folder = shutil.copytree(SHIPPED, tmp_path / "benchmark")
-    orders = (folder / "palimpsest.csv").read_text(encoding="utf-8").splitlines()
-    (folder / "palimpsest.csv").write_text("\n".join(orders[:4]), encoding="utf-8")
-    paths = benchmark_results.make_from(folder, tmp_path / "figures")
-    assert {path.stem for path in paths} == {"p_values_by_promise", "orders_remembered"}  # `belief` is of another file
-    made, shipped = (read_figure(place / "orders_remembered.csv") for place in (tmp_path / "figures", FIGURE_DATA))
-    assert len(made) == 3 and made == shipped[:3]
 
 
 def test_tables_of_another_benchmark_are_drawn(tmp_path):

@@ -10,7 +10,6 @@ from scipy import stats
 from torch import Tensor
 
 from minimoe.course.checks.answers import Mistakes, WrongAnswer, compare, numbers
-from minimoe.fingerprints.rates import interval
 
 Model = dict[str, np.ndarray]  # "q", "k", "v", "o" -> [layers, out, in]
 Curves = np.ndarray  # [4, layers]
@@ -72,7 +71,7 @@ def check_share_above(answer: Callable[[np.ndarray, float], tuple[float, float, 
                 f"With {hits} of {trials} above the threshold, your answer contains NaN: the beta distribution has no "
                 "parameter 0. With no hits the interval begins at 0; with nothing but hits it ends at 1."
             )
-        wanted = torch.tensor([hits / trials, *interval(hits, trials)])
+        wanted = torch.tensor([hits / trials, *stats.binomtest(hits, trials).proportion_ci()])
         compare(found, wanted, _INTERVALS, inputs)
     return "Right: the share and its exact interval, also where nothing is above, or everything."
 
@@ -182,7 +181,7 @@ def _with(method: str) -> Callable[[int, int, int], Tensor]:
 
 
 def _exact(hits: int, trials: int, confidence: float = 0.95) -> Tensor:
-    return torch.tensor([hits / trials, *interval(hits, trials, confidence=confidence)], dtype=torch.float64)
+    return torch.tensor([hits / trials, *stats.binomtest(hits, trials).proportion_ci(confidence)], dtype=torch.float64)
 
 
 _INTERVALS: Mistakes = {

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from inspect import signature
-from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -16,23 +14,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from sklearn.metrics import auc, roc_curve
 
-from minimoe.course.benchmark_tables import Row, Rows, is_rewritten, known, read_table, scores, strangers_of
 from minimoe.course.figures.drawing import heatmap, label_rows, new_panels
 from minimoe.course.figures.profile import BINS, CLAIM_LINE
-from minimoe.course.figures.register import FIGURES, Drawing, columns, figure, make
+from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.published import CLAIMED
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe
 from minimoe.fingerprints.compare import METHODS
+from minimoe.fingerprints.zoo_scores import Row, Rows, is_rewritten, known, read_table, scores, strangers_of
 from minimoe.lineage.tree import FAMILIES, FRAMES
-
-
-def make_from(folder: Path, out: Path) -> list[Path]:
-    """Write the figures of this file for the tables that a benchmark left in `folder`, and return the paths written."""
-    paths = []
-    for name in [name for name, draw in FIGURES.items() if draw.__module__ == __name__]:
-        needed = [one.name for one in signature(FIGURES[name]).parameters.values() if one.default is one.empty]
-        paths += make([name], out, **{table: read_table(table, folder) for table in needed})
-    return paths
 
 
 def std_profile_groups(scores: Rows) -> dict[str, list[float]]:

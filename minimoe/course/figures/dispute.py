@@ -14,7 +14,6 @@ from itertools import combinations
 import numpy as np
 from scipy.stats import binomtest
 
-from minimoe.course.benchmark_tables import Rows, known, scores
 from minimoe.course.figures.benchmark_results import std_profile_groups
 from minimoe.course.figures.drawing import label_rows, new_panels, remove_frame
 from minimoe.course.figures.profile import mean_correlation
@@ -24,6 +23,7 @@ from minimoe.course.shipped import zoo_weights
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe
 from minimoe.fingerprints.norm_profile import read_norms
 from minimoe.fingerprints.weights import Weights
+from minimoe.fingerprints.zoo_scores import Rows, known, scores
 
 NEAR = 0.025  # a score is "about" the claimed one when it is no further from it
 READINGS = {

@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from scipy.stats import binomtest
 from torch import Tensor
 
-from minimoe.course.benchmark_tables import Rows, scores
 from minimoe.course.figures.benchmark_results import draw_strip
 from minimoe.course.figures.drawing import label_rows, new_panels
 from minimoe.course.figures.register import Drawing, columns, figure
@@ -23,6 +22,7 @@ from minimoe.fingerprints.expert_attribution import attribute_experts
 from minimoe.fingerprints.folded import mean_up, mlps
 from minimoe.fingerprints.matching import assign, similarities, token_features
 from minimoe.fingerprints.weights import Weights
+from minimoe.fingerprints.zoo_scores import Rows, scores
 
 
 def shipped_others() -> dict[str, Weights]:

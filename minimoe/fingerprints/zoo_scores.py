@@ -1,4 +1,4 @@
-"""What the methods said of the pairs of the zoo, as rows: the tables of data/zoo/benchmark, or of another benchmark."""
+"""What the methods said of the pairs of the zoo: tables as rows, the shipped ones or those of another benchmark."""
 
 from __future__ import annotations
 
