@@ -258,6 +258,18 @@ def test_if_measured_shows_the_pairs_of_each_situation():
             assert shown == pytest.approx((len(found), min(found), median(found), max(found)))
 
 
+def test_situations_of_ones_own_are_drawn_in_the_order_of_the_methods():
+    related, independent = (
+        [{"csu": x, "match": y} for x, y in values] for values in (((0.9, 0.2), (0.7, None)), ((0.1, 0.3),))
+    )
+    drawn, data = figures.if_measured({"mine": related, "independent": independent}, ("match", "csu"))
+    rows = list(zip(*data.values(), strict=True))
+    assert rows[:2] == [("match", "mine", 1, 0.2, 0.2, 0.2), ("csu", "mine", 2, 0.7, pytest.approx(0.8), 0.9)]
+    assert drawn.get_label().endswith("by these methods: mine, csu.")
+    assert [label.get_text() for label in drawn.axes[0].get_yticklabels()] == ["match", "csu"]
+    assert drawn.axes[0].yaxis_inverted()
+
+
 def test_independent_pairs_share_nothing_and_match_in_kind():
     some = dispute.situations()["independent"]
     assert {row["relation"] for row in some} == {"strangers"}

@@ -84,7 +84,9 @@ def roc_curves(scores: Rows, methods: Mapping[str, str] = CURVES) -> Drawing:
     axes.set_xscale("symlog", linthresh=0.005)
     axes.set_xticks([0, 0.005, 0.01, 0.1, 1], ["0", "0.5 %", "1 %", "10 %", "100 %"])
     axes.legend(loc="lower right", frameon=False)
-    describe(drawn, f"ROC curves of five methods over all transformations of the zoo; areas: {', '.join(areas)}.")
+    describe(
+        drawn, f"ROC curves of {len(methods)} methods over all transformations of the zoo; areas: {', '.join(areas)}."
+    )
     return drawn, columns(("method", "false_positive_rate", "true_positive_rate"), rows)
 
 

@@ -99,7 +99,7 @@ def chance(kind: str, layers: int, *, draws: int = 4000, trend: float = 0.9, see
 
 @figure()
 def chance_by_depth(trend: float = 0.9, depths: Sequence[int] = (4, 8, 16, 32, 48)) -> Drawing:
-    """What two models without a common weight score by chance, under three assumptions, from 4 to 48 layers.
+    """What two models without a common weight score by chance, under three assumptions, by depth.
 
     Data: assumption, layers, low, median, high (95 % of the draws lie between low and high), at_least (their share at
     the claimed value or above).
@@ -121,8 +121,8 @@ def chance_by_depth(trend: float = 0.9, depths: Sequence[int] = (4, 8, 16, 32, 4
     panels[0].set(ylim=(-1, 1.03), ylabel="score by chance")
     describe(
         drawn,
-        f"Three plots of the score by chance over 4 to 48 layers, band and median, with a dashed line at {CLAIMED}. At "
-        f"48 layers, {'; '.join(parts)}.",
+        f"Three plots of the score by chance over {depths[0]} to {depths[-1]} layers, band and median, with a dashed "
+        f"line at {CLAIMED}. At {depths[-1]} layers, {'; '.join(parts)}.",
     )
     return drawn, columns(("assumption", "layers", "low", "median", "high", "at_least"), rows)
 
@@ -302,19 +302,27 @@ def if_measured(situations: Mapping[str, Rows], methods: Sequence[str] = METHODS
     label_rows(axes, [method.replace("_", " ") for method in methods])
     axes.set(xlim=(-0.65, 1.03), xlabel="score in the zoo: median, lowest and highest")
     drawn.legend(loc="outside lower center", ncols=2, frameon=False)
+    above = [
+        f"{situation}, {', '.join(separating(situations, situation, methods)) or 'none'}"
+        for situation in situations
+        if situation != "independent"
+    ]
     describe(
         drawn,
-        f"Ranges of {len(methods)} methods in five situations. Reused and trained lies wholly above independent for "
-        f"{', '.join(separating(situations, 'reused, then trained'))}; after a rewrite for "
-        f"{', '.join(separating(situations, 'reused, trained, rewritten'))}.",
+        f"Ranges of {len(methods)} methods in {len(situations)} situations. Every pair has more than all independent "
+        f"ones by these methods: {'; '.join(above)}.",
     )
     return drawn, columns(("method", "situation", "pairs", "low", "median", "high"), rows)
 
 
 def separating(situations: Mapping[str, Rows], situation: str, methods: Sequence[str] = METHODS) -> list[str]:
     """The methods whose lowest score in a situation is above every pair of the situation "independent"."""
-    found, usual = situations.get(situation, []), situations["independent"]
-    return [method for method in methods if min(known(found, method), default=-1) > max(known(usual, method))]
+    found, usual = situations[situation], situations.get("independent", [])
+    return [
+        method
+        for method in methods
+        if min(known(found, method), default=-np.inf) > max(known(usual, method), default=np.inf)
+    ]
 
 
 # group -> pair -> statistic -> value
@@ -380,6 +388,7 @@ def norms_of_strangers(similarities: Similarities) -> Drawing:
     described = ", ".join(f"{statistic} {mean:.2f}" for statistic, mean in means.items())
     describe(
         drawn,
-        f"Similarity of norm weights by four statistics. Means of {len(strangers)} pairs of strangers: {described}.",
+        f"Similarity of norm weights by {len(statistics)} statistics. Means of {len(strangers)} pairs of strangers: "
+        f"{described}.",
     )
     return drawn, columns(("pair", "statistic", "value"), rows)

@@ -121,7 +121,7 @@ def strangers_over_training(trainings: Mapping[str, Table]) -> Drawing:
     panels[0].set(ylabel="score of two strangers", ylim=(None, 1.05))
     describe(
         drawn,
-        f"Three panels with the scores of pairs of strangers over training, and a dashed line at {CLAIMED}. "
+        f"Panels with the scores of pairs of strangers over training, and a dashed line at {CLAIMED}. "
         f"{'; '.join(ends)}. Crosses mark pairs with a curve that is too flat to read.",
     )
     return drawn, columns(("strangers", "a", "b", "step", "score", "spread"), rows)

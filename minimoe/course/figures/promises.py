@@ -48,7 +48,7 @@ def neuron_order(parent: Weights, others: Mapping[str, Weights], layer: int = 1,
     panels[0].set_ylabel("its partner")
     describe(
         drawn,
-        f"Three scatter plots of the partner of each neuron of {name}, layer {layer}. How many of {len(partners)} "
+        f"Scatter plots of the partner of each neuron of {name}, layer {layer}. How many of {len(partners)} "
         f"have the partner of their own number: {', '.join(in_place)}.",
     )
     return drawn, columns(("pair", "neuron", "partner", "cosine"), rows)
@@ -210,7 +210,7 @@ def attribution_map(
     drawn.supylabel("experts of the suspect", size=11)
     describe(
         drawn,
-        f"Two maps of the experts of {name} (rows) to the neurons of a parent (columns), marks where a neuron is "
+        f"Maps of the experts of {name} (rows) to the neurons of a parent (columns), marks where a neuron is "
         f"found again. {'; '.join(parts)}.",
     )
     return drawn, columns(("parent", "layer", "expert", "parent_layer", "agreeing", "neurons", "drop_rate"), rows)

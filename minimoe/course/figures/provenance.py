@@ -95,7 +95,7 @@ def layer_origins(tables: Mapping[tuple[str, str], np.ndarray]) -> Drawing:
         axes.set_title(a)
         rows += [(a, b, *place, cosine) for place, cosine in np.ndenumerate(table)]
         said.append(f"{a} beside {b}: {_largest_in_words(table)}")
-    describe(drawn, f"Two tables of cosines, layer by layer. {' '.join(said)}")
+    describe(drawn, f"Tables of cosines, layer by layer. {' '.join(said)}")
     return drawn, columns(("a", "b", "layer_a", "layer_b", "cosine"), rows)
 
 
