@@ -1,4 +1,4 @@
-"""modelDNA, a tool people compare checkpoints with today, on the pairs of `minimoe zoo benchmark`, beside our methods.
+"""modelDNA, a tool people compare checkpoints with today, on the pairs of workshop/benchmark.py, beside our methods.
 
     python -m benchmarks.modeldna [--python PATH] [--out data/zoo/benchmark]
 
@@ -33,13 +33,13 @@ from typing import Any
 import torch
 
 from minimoe.atomic import write_atomically
-from minimoe.fingerprints import tables
-from minimoe.fingerprints.benchmark import SCORES, read_scores
-from minimoe.fingerprints.compare import METHODS, SAME, SHARED
-from minimoe.fingerprints.rates import interval
+from minimoe.fingerprints.compare import METHODS
+from minimoe.fingerprints.verdict import SAME, SHARED
+from minimoe.fingerprints.zoo_scores import read_table
 from minimoe.lineage.zoo import Zoo
 from minimoe.progress import progress_bar
 from minimoe.training.tokenizer import load_tokenizer
+from workshop import benchmark_tables as tables
 from workshop.experiments import to_csv
 
 Rows = Sequence[Mapping[str, Any]]
@@ -172,7 +172,7 @@ def _decisions(rows: Rows, method: str) -> dict[str, Any]:
         "strangers_refused": sum(row[method] is None for row in strangers),
         "relatives_called": found,
         "false_positives": false,
-        "false_positives_high": None if false is None else interval(false, len(strangers))[1],
+        "false_positives_high": None if false is None else tables.interval(false, len(strangers))[1],
         "framed": len(framed),
         "framed_called": fooled,
     }
@@ -234,12 +234,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("data/zoo/benchmark"), help="where scores.csv lies")
     arguments = parser.parse_args(argv)
     out = arguments.out
-    if not (out / SCORES).exists():
-        parser.error(f"{out / SCORES}: no such file; `minimoe zoo benchmark --out {out}` writes it")
+    if not (out / "scores.csv").exists():
+        parser.error(f"{out / 'scores.csv'}: no such file; `python -m workshop.benchmark --out {out}` writes it")
     if arguments.python is None and not (out / ANSWERS).exists():
         parser.error(f"{out / ANSWERS}: no such file; --python PATH makes it")
     torch.set_num_threads(1)
-    rows = [row for row in read_scores(out / SCORES) if row["use"] in USES]
+    rows = [row for row in read_table("scores", out) if row["use"] in USES]
     if arguments.python is not None:
         _update(out / ANSWERS, rows, answers(Zoo(), rows, arguments.python))
     joined = join(rows, read_answers(out / ANSWERS))

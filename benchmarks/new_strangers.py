@@ -22,7 +22,7 @@ import torch
 
 from minimoe.atomic import write_atomically
 from minimoe.data_files import data_path
-from minimoe.fingerprints.compare import ENTERING, compare
+from minimoe.fingerprints.compare import compare
 from minimoe.fingerprints.weights import Weights, open_weights
 from minimoe.lineage import all_gauges, upcycle
 from minimoe.lineage.recipes import from_scratch
@@ -63,7 +63,7 @@ def open_named(name: str, homes: dict[str, Path]) -> Weights:
 def verdict(a: str, b: str, relation: str, homes: dict[str, Path]) -> dict[str, str | float]:
     """A row of the table."""
     torch.set_num_threads(1)
-    report = compare(open_named(a, homes), open_named(b, homes), methods=(*ENTERING, "csu"))
+    report = compare(open_named(a, homes), open_named(b, homes))
     return {"a": a, "b": b, "relation": relation, "verdict": report.verdict, "score": report.score}
 
 

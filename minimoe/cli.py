@@ -1,5 +1,5 @@
 """The command line: `minimoe train | sample | figures | compare | fingerprint`, `minimoe card make | check`,
-and `minimoe zoo list | show | build | verify | path | benchmark`."""
+and `minimoe zoo list | show | build | verify | path`."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ Home = Annotated[Path, typer.Option(help="Folder for members that are not shippe
 HOME = Path("runs/zoo")
 
 
-@app.command()
-def train(
+@app.command("train")
+def train_command(
     corpus: Annotated[str, typer.Option(help="'real', 'planted', or a folder of text files.")] = "real",
     out: Annotated[Path, typer.Option(help="Folder for log, checkpoints and model; resumes what it holds.")] = Path(
         "runs/moe"
@@ -46,8 +46,7 @@ def train(
     """Train a small mixture of experts and show what it has learnt."""
     import torch
 
-    from minimoe import MoEForCausalLM, evaluate
-    from minimoe import train as run
+    from minimoe import MoEForCausalLM, evaluate, train
     from minimoe.training.presets import small_config
 
     torch.set_num_threads(threads)
@@ -58,7 +57,7 @@ def train(
         model = MoEForCausalLM(config, seed=seed)
         total, active = config.num_parameters(), config.num_parameters(active=True)
         typer.echo(f"{total:,} parameters, {active:,} active per token; corpus: {', '.join(text.domains)}")
-        log = run(model, text, out=out, steps=steps, seed=seed)
+        log = train(model, text, out=out, steps=steps, seed=seed)
         typer.echo("\nHeld-out loss, nats per token")
         for domain, loss in evaluate(model, text).items():
             typer.echo(f"  {domain:<20} {loss:.2f}")
@@ -105,10 +104,14 @@ def figures(
             typer.echo(path)
 
 
-@app.command()
-def compare(
+@app.command("compare")
+def compare_command(
     a: Model,
     b: Model,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="'all', or names with commas between; those that decide the verdict when left out."),
+    ] = None,
     background: Annotated[
         list[str] | None, typer.Option(help="A model known to be a stranger to both; give at least three.")
     ] = None,
@@ -117,29 +120,30 @@ def compare(
     """Say what evidence there is that two models share weights. Exit status 2 where they cannot be read."""
     import torch
 
-    from minimoe import compare as run
+    from minimoe import compare
 
     torch.set_num_threads(1)
     with _plain_errors(status=2):
-        report = run(a, b, background=background)
+        chosen = {} if methods is None else {"methods": methods if methods == "all" else methods.split(",")}
+        report = compare(a, b, background=background, **chosen)
         typer.echo(report.to_json() if as_json else str(report))
 
 
-@app.command()
-def fingerprint(
+@app.command("fingerprint")
+def fingerprint_command(
     model: Model,
     out: Annotated[Path, typer.Option("--out", "-o", help="The .npz file to write, below 5 MB.")],
 ) -> None:
     """Save what `minimoe compare` needs of a model, so that it can be compared again without its weights."""
     import torch
 
-    from minimoe import fingerprint as read
+    from minimoe import fingerprint
 
     torch.set_num_threads(1)
     with _plain_errors(status=2):
         if out.suffix != ".npz":
             raise ValueError(f"out={out}: wanted a name that ends in .npz")
-        found = read(model)
+        found = fingerprint(model)
         found.save(out)
         typer.echo(f"{out}: {out.stat().st_size:,} bytes")
         for name, reason in found.refused.items():
@@ -147,7 +151,7 @@ def fingerprint(
 
 
 @card.command("make")
-def make_card(
+def make_card_command(
     folder: Annotated[Path, typer.Argument(help="A model in the Hugging Face layout.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The .json file to write; its fingerprint goes beside it.")],
     parent: Annotated[list[str] | None, typer.Option(help="A model that gave it weights.")] = None,
@@ -155,17 +159,17 @@ def make_card(
     """Begin a lineage card: hashes and fingerprint are filled in, words are left to you."""
     import torch
 
-    from minimoe.fingerprints.card import make_card as make
+    from minimoe.fingerprints.card import make_card
 
     torch.set_num_threads(1)
     with _plain_errors(status=2):
-        make(folder, out, parents=parent or ())
+        make_card(folder, out, parents=parent or ())
         typer.echo(f"{out}: write recipe, data and licences into it, then")
         typer.echo(f"  minimoe card check {shlex.quote(str(out))} {shlex.quote(str(folder))}")
 
 
 @card.command("check")
-def check_card(
+def check_card_command(
     card: Annotated[Path, typer.Argument(help="The .json file.")],
     folder: Annotated[Path, typer.Argument(help="The model it is about.")],
     parent: Annotated[list[str] | None, typer.Option(help="A parent that is at hand, to be compared.")] = None,
@@ -173,12 +177,11 @@ def check_card(
     """Hold a lineage card against its model. Exit status 1 if something does not match, 2 if it cannot be read."""
     import torch
 
-    from minimoe.fingerprints.card import MISMATCH
-    from minimoe.fingerprints.card import check_card as check
+    from minimoe.fingerprints.card import MISMATCH, check_card
 
     torch.set_num_threads(1)
     with _plain_errors(status=2):
-        findings = check(card, folder, parents=parent or ())
+        findings = check_card(card, folder, parents=parent or ())
         typer.echo("\n".join(map(str, findings)))
         if any(finding.status == MISMATCH for finding in findings):
             raise typer.Exit(1)
@@ -271,26 +274,6 @@ def verify(
             agree.append(found.agrees)
         if not all(agree):
             raise typer.Exit(1)
-
-
-@zoo.command()
-def benchmark(
-    out: Annotated[Path, typer.Option(help="Folder for scores, tables and figures.")] = Path("runs/benchmark"),
-    processes: Annotated[int | None, typer.Option(min=1, help="At once; as many as cores when left out.")] = None,
-    home: Home = HOME,
-) -> None:
-    """Hold every method against the zoo: tables and figures of what each finds, misses, and takes for a relative."""
-    from minimoe.course.figures import FIGURES, lineage, make
-    from minimoe.fingerprints.benchmark import pairs, run
-    from minimoe.lineage.zoo import Zoo
-
-    with _plain_errors():
-        _check_writable(out)
-        computed = run(Zoo(home), out, processes=processes)
-        drawings = [name for name, draw in FIGURES.items() if draw.__module__ == lineage.__name__]
-        make(drawings, out / "figures", folder=out)
-        typer.echo(f"{len(computed)} of {len(pairs())} pairs compared, the others taken from data/zoo")
-        typer.echo(f"Tables in {out}; begin with {out / 'benchmark.md'}")
 
 
 def _check_writable(folder: Path) -> None:

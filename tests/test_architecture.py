@@ -29,7 +29,6 @@ ALLOWED = {
         "minimoe.course",
     },
 }
-KNOWS_THE_TRUTH = "minimoe.fingerprints.benchmark"  # the one fingerprint file that may ask the family tree
 SMALL_HELPERS = {"minimoe.atomic", "minimoe.progress", "minimoe.data_files"}
 
 
@@ -60,8 +59,6 @@ def room(module):
 @pytest.mark.parametrize("module", [module for module in MODULES if room(module) in ALLOWED])
 def test_imports_run_downwards(module):
     allowed = ALLOWED[room(module)] | SMALL_HELPERS
-    if module == KNOWS_THE_TRUTH:
-        allowed |= {"minimoe.lineage", "minimoe.training"}
     above = {found for found in imports(module)[0] if room(found) not in allowed}
     assert not above, f"{module} imports {above}"
 

@@ -13,9 +13,10 @@ import torch
 from benchmarks import modeldna
 from benchmarks.modeldna import ANSWERS, SHOWN, all_tables, ask, by_method, by_transformation, join, read_answers
 from minimoe.data_files import data_path
-from minimoe.fingerprints.benchmark import COLUMNS, read_scores
+from minimoe.fingerprints import zoo_scores
 from minimoe.lineage.zoo import Zoo
 from minimoe.model import MoEForCausalLM
+from workshop.benchmark import COLUMNS
 from workshop.experiments import to_csv
 
 SHIPPED = data_path("zoo") / "benchmark"
@@ -214,7 +215,7 @@ def test_the_tables_can_be_made_anew_from_the_answers(zoo, other_interpreter, tm
 
 
 def test_what_is_missing_is_named(tmp_path, capsys):
-    for wanted, file in (("scores.csv: no such file; `minimoe zoo benchmark", "scores.csv"), ("--python", ANSWERS)):
+    for wanted, file in (("no such file; `python -m workshop.benchmark", "scores.csv"), ("--python", ANSWERS)):
         with pytest.raises(SystemExit, match="2"):
             modeldna.main(["--out", str(tmp_path)])
         assert wanted in capsys.readouterr().err
@@ -225,8 +226,8 @@ def test_what_is_missing_is_named(tmp_path, capsys):
 
 
 def test_the_shipped_tables_are_made_from_the_shipped_scores():
-    """After another `minimoe zoo benchmark`, `python -m benchmarks.modeldna` makes them so."""
-    rows = [row for row in read_scores(SHIPPED / "scores.csv") if row["use"] in modeldna.USES]
+    """After another `python -m workshop.benchmark`, `python -m benchmarks.modeldna` makes them so."""
+    rows = [row for row in zoo_scores.read_table("scores") if row["use"] in modeldna.USES]
     joined = join(rows, read_answers(SHIPPED / ANSWERS))
     assert len(joined) == len(rows)
     for name, table in all_tables(joined).items():

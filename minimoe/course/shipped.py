@@ -11,7 +11,9 @@ from torch import Tensor
 
 from minimoe.course.held_out import record
 from minimoe.data_files import data_path
+from minimoe.fingerprints.weights import Weights, open_weights
 from minimoe.inspection import RoutingTrace, record_routing
+from minimoe.lineage.zoo import Zoo
 from minimoe.model import MoEForCausalLM, RouterOutput
 from minimoe.training.corpus import Corpus
 from minimoe.training.planted import DOMAINS, document
@@ -44,6 +46,18 @@ def tokenizer_of(model: MoEForCausalLM) -> Tokenizer:
     tokenizer = Tokenizer.from_str(model.tokenizer_json)
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+@cache
+def zoo_model(name: str) -> MoEForCausalLM:
+    """A member of the zoo, which is not to be changed."""
+    return Zoo().load(name)
+
+
+@cache
+def zoo_weights(name: str) -> Weights:
+    """Its weights."""
+    return open_weights(zoo_model(name))
 
 
 class RoutedText(NamedTuple):

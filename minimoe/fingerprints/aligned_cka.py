@@ -15,10 +15,12 @@ What it cannot see
 Source
     Zeng et al. 2025, arXiv 2510.06738. Unbiased CKA: Song et al. 2012, JMLR 13; the repair is ours.
 
-There is no p-value: compare the score with those of strangers. Shapes: H hidden size, L layers, N tokens.
+Shapes: H hidden size, L layers, N tokens.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -26,37 +28,33 @@ from torch import Tensor
 
 from minimoe.fingerprints.anchors import mean_of_pairs, read_inputs, shared_tokens
 from minimoe.fingerprints.folded import query_key
-from minimoe.fingerprints.result import Refusal, Result
+from minimoe.fingerprints.result import Refusal, Result, explain_refusals
 from minimoe.fingerprints.weights import Weights
 
 
+@explain_refusals
 def aligned_cka(a: Weights, b: Weights, *, canonicalize: bool = True) -> Result:
-    """Compare queries and keys of two models.
+    """Compare queries and keys of two models; depth, width and heads may differ.
 
     Args:
-        a: one model.
-        b: the other; depth, width and heads may differ.
+        a, b: the models.
         canonicalize: the repair; False: as published.
 
     Returns:
         score: the mean over paired layers, at most 1, about 0 for random weights.
         refused: the models share fewer tokens than the larger H: the alignment would be a guess.
     """
-    method = "aligned_cka" if canonicalize else "aligned_cka_plain"
     if a.hidden_size > b.hidden_size:
         a, b = b, a  # the narrower residual stream has the samples
-    try:
-        tokens = shared_tokens(a, b, 4 * b.hidden_size, fewest=b.hidden_size)
-        if canonicalize:
-            scores = _compare_products(a, b, procrustes(read_inputs(b, tokens), read_inputs(a, tokens)))
-        else:
-            scores = _compare_projections(a, b, match_dimensions(_embedding(b, tokens), _embedding(a, tokens)))
-        score = mean_of_pairs(scores)
-        if score != score:
-            raise Refusal("queries or keys of a layer are 0 or not finite")
-    except Refusal as reason:
-        return Result(method=method, refused=str(reason))
-    return Result(method=method, score=score, details={"layers": min(scores.shape), "tokens": len(tokens)})
+    tokens = shared_tokens(a, b, 4 * b.hidden_size, fewest=b.hidden_size)
+    if canonicalize:
+        scores = _compare_products(a, b, procrustes(read_inputs(b, tokens), read_inputs(a, tokens)))
+    else:
+        scores = _compare_projections(a, b, match_dimensions(_embedding(b, tokens), _embedding(a, tokens)))
+    score = mean_of_pairs(scores)
+    if math.isnan(score):
+        raise Refusal("queries or keys of a layer are 0 or not finite")
+    return Result(score=score, details={"layers": min(scores.shape), "tokens": len(tokens)})
 
 
 def _compare_products(a: Weights, b: Weights, rotation: Tensor) -> Tensor:

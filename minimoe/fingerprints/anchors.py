@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from minimoe.fingerprints.result import Refusal
-from minimoe.fingerprints.weights import Weights
+from minimoe.fingerprints.weights import Weights, read_once
 
 FEWEST, USUAL = 128, 256
 
@@ -43,23 +43,16 @@ def shared_tokens(a: Weights, b: Weights, count: int = USUAL, *, fewest: int = F
 
 
 def choose_tokens(shared: Iterable[str], count: int, fewest: int) -> list[str]:
-    """Up to `count` of some tokens, those with the smallest hashes.
-
-    Raises:
-        Refusal: there are fewer than `fewest`.
-    """
+    """Up to `count` of some tokens, those with the smallest hashes; fewer than `fewest` are refused."""
     shared = sorted(shared, key=lambda token: hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest())
     if len(shared) < fewest:
         raise Refusal(f"{len(shared)} shared tokens: wanted at least {fewest}, to compare what the models do with them")
     return shared[:count]
 
 
+@read_once
 def read_anchors(weights: Weights, tokens: list[str]) -> Anchors:
-    """The rows of `tokens` in embedding and head.
-
-    Raises:
-        Refusal: as for `read_inputs`; the model is an encoder.
-    """
+    """The rows of `tokens` in embedding and head; a model without a head, an encoder, is refused."""
     if weights.config is None:
         raise Refusal(f"{weights.name} is an encoder: it predicts no next token")
     ids = [weights.tokens[token] for token in tokens]
@@ -70,10 +63,7 @@ def read_anchors(weights: Weights, tokens: list[str]) -> Anchors:
 def read_inputs(weights: Weights, tokens: list[str]) -> Tensor:
     """The rows of `tokens` in the embedding, each divided by its root mean square: Z [N, H].
 
-    A row of 0, such as that of padding, stays as it is.
-
-    Raises:
-        Refusal: all rows are 0, or one is not finite.
+    A row of 0, such as that of padding, stays as it is; if all are 0, they are refused.
     """
     rows = weights.rows("embedding", [weights.tokens[token] for token in tokens])
     sizes = rows.square().mean(1, keepdim=True).sqrt()

@@ -33,8 +33,8 @@ from torch import Tensor
 
 from minimoe.fingerprints.aligned_cka import cka_of_all
 from minimoe.fingerprints.anchors import FEWEST, candidate_pairs, mean_of_pairs
-from minimoe.fingerprints.result import Refusal, Result
-from minimoe.fingerprints.weights import Weights
+from minimoe.fingerprints.result import Refusal, Result, explain_refusals
+from minimoe.fingerprints.weights import Weights, read_once
 from minimoe.model.transformer import MoEForCausalLM
 
 USUAL, LENGTH = 256, 8  # prompts, and tokens in each: longer ones tell no more
@@ -50,6 +50,7 @@ class Behaviour(NamedTuple):
     routes: Tensor  # [L', P * S] int64: the expert that each router scores highest
 
 
+@explain_refusals
 def token_agreement(
     a: Weights, b: Weights, controls: Sequence[Weights] = (), *, prompts: int = USUAL, seed: int = 0
 ) -> Result:
@@ -76,74 +77,55 @@ def token_agreement(
             more) / (1 + controls).
         refused: too few tokens shared by all; an encoder; a model that chooses one token always, or is not finite.
     """
-    try:
-        choices = torch.stack([found.choices for found in _observe((a, b, *controls), prompts, seed)])
-        for model, of_model in zip((a, b, *controls), choices, strict=True):
-            if (of_model == of_model[0]).all():
-                raise Refusal(f"{model.name} chooses the same token after every prompt")
-    except Refusal as reason:
-        return Result(method="token_agreement", refused=str(reason))
+    choices = torch.stack([found.choices for found in _observe((a, b, *controls), prompts, seed)])
+    for model, of_model in zip((a, b, *controls), choices, strict=True):
+        if (of_model == of_model[0]).all():
+            raise Refusal(f"{model.name} chooses the same token after every prompt")
     agrees, *others = choices[1:] == choices[0]
     score, details = float(agrees.double().mean()), {"prompts": prompts}
     if not others:
-        return Result(method="token_agreement", score=score, details=details)
+        return Result(score=score, details=details)
     shares = [float(other.double().mean()) for other in others]
     details |= {"closest_control": max(shares), "rank_p": (1 + sum(s >= score for s in shares)) / (1 + len(shares))}
     p_value = holm([sign_test(agrees, other) for other in others])[-1]
-    return Result(method="token_agreement", score=score, p_value=p_value, details=details)
+    return Result(score=score, p_value=p_value, details=details)
 
 
+@explain_refusals
 def hidden_cka(a: Weights, b: Weights, *, prompts: int = USUAL, seed: int = 0) -> Result:
-    """Compare hidden states at the last position, with prompts as samples.
-
-    Args:
-        a: one model.
-        b: the other, of any shape.
-        prompts: P.
-        seed: of the prompts.
+    """Compare hidden states at the last position, with the P prompts as samples, in models of any shape.
 
     Returns:
         score: the mean over paired layers, at most 1, about 0 for random weights.
         refused: too few shared tokens; an encoder; states that are 0 or not finite.
     """
-    try:
-        ours, theirs = (list(found.states) for found in _observe((a, b), prompts, seed))
-        scores = cka_of_all(ours, theirs)
-        if not scores.isfinite().all():
-            raise Refusal("the hidden states of a layer are 0")
-    except Refusal as reason:
-        return Result(method="hidden_cka", refused=str(reason))
-    return Result(
-        method="hidden_cka", score=mean_of_pairs(scores), details={"layers": min(scores.shape), "prompts": prompts}
-    )
+    ours, theirs = (list(found.states) for found in _observe((a, b), prompts, seed))
+    scores = cka_of_all(ours, theirs)
+    if not scores.isfinite().all():
+        raise Refusal("the hidden states of a layer are 0")
+    return Result(score=mean_of_pairs(scores), details={"layers": min(scores.shape), "prompts": prompts})
 
 
+@explain_refusals
 def routing_agreement(a: Weights, b: Weights, *, prompts: int = USUAL, seed: int = 0) -> Result:
-    """Compare which expert the routers of two mixtures score highest for each token of the prompts.
+    """Compare which expert the routers of two mixtures score highest for each token of the P prompts.
 
-    Args:
-        a: one mixture.
-        b: the other; the numbers of experts and of sparse layers may differ.
-        prompts: P; all their tokens count.
-        seed: of the prompts.
+    The numbers of experts and of sparse layers may differ.
 
     Returns:
         score: adjusted mutual information, mean over paired sparse layers. A pair of routers that both prefer one
             expert always counts 0.
         refused: a model is dense; as for `hidden_cka`.
     """
-    try:
-        for model in (a, b):
-            if not model.num_experts:
-                raise Refusal(f"{model.name} is dense: it has no routers")
-        ours, theirs = (found.routes for found in _observe((a, b), prompts, seed))
-    except Refusal as reason:
-        return Result(method="routing_agreement", refused=str(reason))
+    for model in (a, b):
+        if not model.num_experts:
+            raise Refusal(f"{model.name} is dense: it has no routers")
+    ours, theirs = (found.routes for found in _observe((a, b), prompts, seed))
     scores = torch.zeros(len(ours), len(theirs), dtype=torch.float64)
     for i, j in candidate_pairs(*scores.shape):
         scores[i, j] = adjusted_information(ours[i], theirs[j])
     details = {"layers": min(scores.shape), "tokens": ours.shape[1]}
-    return Result(method="routing_agreement", score=mean_of_pairs(scores), details=details)
+    return Result(score=mean_of_pairs(scores), details=details)
 
 
 # --- running the models -----------------------------------------------------------------------------------
@@ -156,8 +138,13 @@ def _observe(models: Sequence[Weights], prompts: int, seed: int) -> list[Behavio
     tokens = sorted(set.intersection(*(set(weights.tokens) for weights in models)))
     if len(tokens) < FEWEST:
         raise Refusal(f"{len(tokens)} shared tokens: wanted at least {FEWEST}, to ask all models the same")
+    return [_observe_one(weights, tokens, prompts, seed) for weights in models]
+
+
+@read_once
+def _observe_one(weights: Weights, tokens: list[str], prompts: int, seed: int) -> Behaviour:
     drawn = torch.randint(len(tokens), (prompts, LENGTH), generator=torch.Generator().manual_seed(seed))
-    return [behaviour(weights, tokens, drawn) for weights in models]
+    return behaviour(weights, tokens, drawn)
 
 
 @torch.no_grad()

@@ -26,17 +26,19 @@ What it cannot confirm
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jsonschema import Draft202012Validator
 
 from minimoe.atomic import write_atomically
-from minimoe.fingerprints.compare import CANNOT_TELL, SAME, SHARED, compare
+from minimoe.fingerprints.compare import compare
 from minimoe.fingerprints.fingerprint import Fingerprint, fingerprint
+from minimoe.fingerprints.result import Features
+from minimoe.fingerprints.verdict import CANNOT_TELL, SAME, SHARED
 from minimoe.fingerprints.weights import Weights, open_weights
 from minimoe.model.checkpoint import sha256_of_file
 
@@ -60,74 +62,72 @@ class Finding(NamedTuple):
 # --- the schema -------------------------------------------------------------------------------------------
 
 
-class Kind(NamedTuple):
-    """What a field may hold."""
-
-    wanted: str
-    fits: Callable[[Any], bool]
+def _exactly(*values: Any) -> dict[str, Any]:
+    return {"enum": values, "description": " or ".join(map(repr, values))}
 
 
-def _is_words(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+def _object(**properties: dict[str, Any]) -> dict[str, Any]:
+    fields = {"properties": properties, "required": list(properties), "additionalProperties": False}
+    return {"type": "object", "description": "an object", **fields}
 
 
-def _is_sha256(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
-
-
-def _exactly(*values: Any) -> Kind:
-    return Kind(" or ".join(map(repr, values)), lambda found: found in values and type(found) is type(values[0]))
-
-
-WORDS = Kind("words", _is_words)
-SHA256 = Kind("64 hexadecimal digits", _is_sha256)
-SHA256_OR_NULL = Kind(f"{SHA256.wanted} or null", lambda value: value is None or _is_sha256(value))
-FILES = Kind(
-    "an object of at least one file with its sha256",
-    lambda value: isinstance(value, dict) and bool(value) and all(map(_is_sha256, value.values())),
-)
-FILE_NAME = Kind("the name of a file beside the card", lambda value: _is_words(value) and Path(value).name == value)
-
-SCHEMA = {
-    "format": _exactly(FORMAT),
-    "version": _exactly(VERSION),
-    "name": WORDS,
-    "weights": SHA256,
-    "files": FILES,
-    "parents": [{"name": WORDS, "sha256": SHA256, "licence": WORDS, "gave": _exactly("weights", "outputs")}],
-    "recipe": WORDS,
-    "data": {"description": WORDS, "licence": WORDS, "sha256": SHA256_OR_NULL},
-    "licence": WORDS,
-    "fingerprint": {"file": FILE_NAME, "sha256": SHA256},
-    "made_with": WORDS,
+WORDS = {"type": "string", "pattern": r"\S", "description": "words"}
+SHA256 = {"type": "string", "pattern": "^[0-9a-f]{64}$", "maxLength": 64, "description": "64 hexadecimal digits"}
+SHA256_OR_NULL = SHA256 | {"type": ["string", "null"], "description": f"{SHA256['description']} or null"}
+FILES = {
+    "type": "object",
+    "minProperties": 1,
+    "additionalProperties": SHA256,
+    "description": "an object of at least one file with its sha256",
 }
+FILE_NAME = {
+    "type": "string",
+    "pattern": r"^[^/\\]*[^/\\.\s][^/\\]*$",  # no folder, and more than dots
+    "description": "the name of a file beside the card",
+}
+PARENT = _object(name=WORDS, sha256=SHA256, licence=WORDS, gave=_exactly("weights", "outputs"))
+SCHEMA = _object(  # a JSON Schema; "description" is what a finding says was wanted
+    format=_exactly(FORMAT),
+    version=_exactly(VERSION),
+    name=WORDS,
+    weights=SHA256,
+    files=FILES,
+    parents={"type": "array", "items": PARENT, "description": "a list"},
+    recipe=WORDS,
+    data=_object(description=WORDS, licence=WORDS, sha256=SHA256_OR_NULL),
+    licence=WORDS,
+    fingerprint=_object(file=FILE_NAME, sha256=SHA256),
+    made_with=WORDS,
+)
 
 
-def _misfits(wanted: Any, found: Any, field: str) -> Iterator[Finding]:
-    """Where a value is not as a part of `SCHEMA` wants it."""
-    if isinstance(wanted, Kind):
-        if not wanted.fits(found):
-            yield Finding(field, MISMATCH, f"found {_short(found)}", wanted.wanted)
-    elif type(found) is not type(wanted):
-        kind = "a list" if isinstance(wanted, list) else "an object"
-        yield Finding(field or "card", MISMATCH, f"found {_short(found)}", kind)
-    elif isinstance(wanted, list):
-        for number, item in enumerate(found):
-            yield from _misfits(wanted[0], item, f"{field}[{number}]")
-    else:
-        names = {name: f"{field}.{name}".lstrip(".") for name in {**wanted, **found}}
-        for name, kind in wanted.items():
-            if name in found:
-                yield from _misfits(kind, found[name], names[name])
-            else:
-                yield Finding(names[name], MISMATCH, "missing", getattr(kind, "wanted", "it"))
-        for name in sorted(found.keys() - wanted.keys()):
-            yield Finding(names[name], MISMATCH, f"found {_short(found[name])}", "no such field")
+def _check_schema(content: Any) -> list[Finding]:
+    """Where a card is not as `SCHEMA` wants it."""
+    misfits: dict[str, tuple[str, str]] = {}  # field -> what was found, what was wanted
+    for error in Draft202012Validator(SCHEMA).iter_errors(content):
+        place, wanted, found = tuple(error.absolute_path), error.schema, error.instance
+        if error.validator == "required":
+            for name in wanted["required"]:
+                if name not in found:
+                    misfits[_name_field(*place, name)] = "missing", wanted["properties"][name]["description"]
+        elif error.validator == "additionalProperties":
+            for name in sorted(found.keys() - wanted["properties"].keys()):
+                misfits[_name_field(*place, name)] = _show(found[name]), "no such field"
+        else:
+            misfits[_name_field(*place)] = _show(found), wanted["description"]
+    return [Finding(field, MISMATCH, *pair) for field, pair in misfits.items()]
 
 
-def _short(value: Any) -> str:
+def _name_field(*path: str | int) -> str:
+    """As "parents[0].sha256" or "files[config.json]"."""
+    if path[:1] == ("files",):
+        return "".join(["files", *(f"[{part}]" for part in path[1:])])
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".") or "card"
+
+
+def _show(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return f"found {text}" if len(text) <= 80 else f"found {text[:77]}..."
 
 
 # --- making one -------------------------------------------------------------------------------------------
@@ -166,7 +166,10 @@ def make_card(folder: str | Path, out: str | Path, *, parents: Collection[str | 
         "name": folder.resolve().name,
         "weights": weights.sha256(),
         "files": files,
-        "parents": [_enter(parent) for parent in opened],
+        "parents": [
+            {"name": parent.short_name, "sha256": parent.sha256(), "licence": "", "gave": "weights"}
+            for parent in opened
+        ],
         "recipe": "",
         "data": {"description": "", "licence": "", "sha256": None},
         "licence": "",
@@ -175,11 +178,6 @@ def make_card(folder: str | Path, out: str | Path, *, parents: Collection[str | 
     }
     write_atomically(card, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
     return content
-
-
-def _enter(parent: Weights) -> dict[str, str]:
-    name = Path(parent.name).resolve().name if Path(parent.name).exists() else parent.name
-    return {"name": name, "sha256": parent.sha256(), "licence": "", "gave": "weights"}
 
 
 def _hash_files(folder: Path, leaving_out: Collection[Path]) -> dict[str, str]:
@@ -218,8 +216,7 @@ def check_card(card: str | Path, folder: str | Path, *, parents: Sequence[str | 
     """
     card, folder = Path(card), Path(folder)
     content = _read(card)
-    misfits = list(_misfits(SCHEMA, content, ""))
-    if misfits:
+    if misfits := _check_schema(content):
         return misfits
     weights, opened = open_weights(folder), [open_weights(parent) for parent in parents]
     saved = card.parent / content["fingerprint"]["file"]
@@ -262,29 +259,27 @@ def _check_fingerprint(path: Path, wanted: str, weights: Weights) -> Iterator[Fi
         return
     of_file = _check_hash("fingerprint.sha256", sha256_of_file(path), wanted)
     yield of_file
-    if of_file.status == CONFIRMED:
-        saved = Fingerprint.load(path)
-        now = fingerprint(weights, tokens=saved.tokens or None)
-        differing = [name for name in now.features if not _alike(now, saved, name)]
-        if differing or now.features.keys() != saved.features.keys():
-            found = f"other features than those of the folder ({', '.join(differing) or 'another selection'})"
-            yield Finding("fingerprint", MISMATCH, found, "the fingerprint of this model")
-        else:
-            yield Finding("fingerprint", CONFIRMED, f"{len(now.features)} kinds of features, as read from the folder")
+    if of_file.status == MISMATCH:
+        return
+    saved = Fingerprint.load(path)
+    now = fingerprint(weights, tokens=saved.tokens or None)
+    differing = [name for name, features in now.features.items() if not _alike(features, saved.features.get(name, {}))]
+    if differing or now.features.keys() != saved.features.keys():
+        found = f"other features than those of the folder ({', '.join(differing) or 'another selection'})"
+        yield Finding("fingerprint", MISMATCH, found, "the fingerprint of this model")
+    else:
+        yield Finding("fingerprint", CONFIRMED, f"{len(now.features)} kinds of features, as read from the folder")
 
 
-def _alike(a: Fingerprint, b: Fingerprint, name: str) -> bool:
-    """Whether both hold the same arrays under a name, up to rounding."""
-    ours, theirs = a.features[name], b.features.get(name, {})
+def _alike(ours: Features, theirs: Features) -> bool:
+    """Whether both hold the same arrays, up to `ROUNDING` of the largest number in each."""
     return ours.keys() == theirs.keys() and all(
-        ours[key].shape == theirs[key].shape
-        and (ours[key].dtype.kind == "U" or _close(ours[key].astype(float), theirs[key].astype(float)))
-        for key in ours
+        array.shape == theirs[name].shape
+        and np.allclose(
+            array.astype(float), theirs[name], rtol=0, atol=ROUNDING * np.abs(theirs[name].astype(float)).max(initial=0)
+        )
+        for name, array in ours.items()
     )
-
-
-def _close(ours: np.ndarray, theirs: np.ndarray) -> bool:
-    return np.allclose(ours, theirs, rtol=0, atol=ROUNDING * np.abs(theirs).max(initial=0))
 
 
 def _check_parents(claimed: list[dict[str, str]], weights: Weights, at_hand: Sequence[Weights]) -> Iterator[Finding]:

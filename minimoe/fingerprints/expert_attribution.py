@@ -27,10 +27,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from minimoe.fingerprints.anchors import read_anchors, shared_tokens
-from minimoe.fingerprints.folded import mlps
-from minimoe.fingerprints.matching import assign, nearest_agreement, similarities, some, token_features
-from minimoe.fingerprints.result import Refusal, Result
+from minimoe.fingerprints.anchors import shared_tokens
+from minimoe.fingerprints.matching import assign, nearest_agreement, read_token_features, similarities, some
+from minimoe.fingerprints.result import Result, explain_refusals
 from minimoe.fingerprints.weights import Weights
 
 GLANCE = 256  # neurons of an expert that show which MLP to look at more closely
@@ -55,6 +54,7 @@ class Attribution:
         return self.agreeing / self.neurons
 
 
+@explain_refusals
 def expert_attribution(a: Weights, b: Weights) -> Result:
     """Attribute the experts of one model to the layers of another.
 
@@ -67,17 +67,14 @@ def expert_attribution(a: Weights, b: Weights) -> Result:
         details: "layer 0 expert 3: parent_layer", "... : effect", "... : drop_rate" and "... : nominal_p".
         refused: too few shared tokens; no gated MLP.
     """
-    try:
-        found = attribute_experts(a, b)
-    except Refusal as reason:
-        return Result(method="expert_attribution", refused=str(reason))
+    found = attribute_experts(a, b)
     details = {
         f"layer {expert.layer} expert {expert.expert}: {field}": getattr(expert, field)
         for expert in found
         for field in ("parent_layer", "effect", "drop_rate", "nominal_p")
     }
     score = sum(expert.effect for expert in found) / len(found)
-    return Result(method="expert_attribution", score=score, details=details)
+    return Result(score=score, details=details)
 
 
 def attribute_experts(parent: Weights, suspect: Weights) -> list[Attribution]:
@@ -85,12 +82,9 @@ def attribute_experts(parent: Weights, suspect: Weights) -> list[Attribution]:
 
     Of all MLPs and experts of the parent the one is taken in which most neurons have the same nearest neighbour by
     gate, up and down; assignments, which take far longer, are made to that one alone.
-
-    Raises:
-        Refusal: too few shared tokens; no gated MLP.
     """
     tokens = shared_tokens(parent, suspect)
-    sources, experts = (_features(weights, tokens) for weights in (parent, suspect))
+    sources, experts = (read_token_features(weights, tokens) for weights in (parent, suspect))
     return [_attribute(place, features, sources) for place, features in experts.items()]
 
 
@@ -141,13 +135,3 @@ def estimate_drop_rate(agreeing: int, in_two: int, rows: int, columns: int) -> f
 def tail(agreeing: int, rows: int, columns: int) -> float:
     """The chance of at least so many agreements if up and down each hit a gate's partner with chance 1 / columns."""
     return float(stats.binom.sf(agreeing - 1, min(rows, columns), 1 / max(rows, columns) ** 2))
-
-
-def _features(weights: Weights, tokens: list[str]) -> dict[tuple[int, str], Tensor]:
-    """Gate, up and down over tokens, [3, I, N], of every MLP or expert, by layer and name."""
-    anchors = read_anchors(weights, tokens)
-    return {
-        (layer, name): token_features(neurons, anchors)
-        for layer in range(weights.num_layers)
-        for name, neurons in mlps(weights, layer).items()
-    }

@@ -30,11 +30,11 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +42,7 @@ from minimoe.atomic import write_atomically
 from minimoe.fingerprints.anchors import USUAL, choose_tokens
 from minimoe.fingerprints.independence import compare_ups, read_ups, shrink_ups
 from minimoe.fingerprints.norm_profile import compare_norms, read_norms, shrink_norms
-from minimoe.fingerprints.result import Features, Refusal, Result
+from minimoe.fingerprints.result import Features, Refusal, Result, explain_refusals
 from minimoe.fingerprints.spectral import compare_spectra, read_spectra, shrink_spectra
 from minimoe.fingerprints.std_profile import compare_std_profiles, read_std_profile
 from minimoe.fingerprints.virtual_response import (
@@ -61,13 +61,7 @@ MOST_BYTES = 5_000_000
 BYTES_OF_TABLES = 3_200_000  # of these, for the virtual response
 
 
-class Method(NamedTuple):
-    """How a method works without weights. What several methods look at is kept once, under one name."""
-
-    features: str
-    compare: Callable[[Features, Features], Result]  # raises Refusal
-
-
+# What is read from a model, by name; several methods may look at one of them.
 READ: Mapping[str, Callable[[Weights, Sequence[str]], Features]] = {
     "std_profile": lambda weights, tokens: read_std_profile(weights),
     "norms": lambda weights, tokens: shrink_norms(read_norms(weights)),
@@ -75,13 +69,14 @@ READ: Mapping[str, Callable[[Weights, Sequence[str]], Features]] = {
     "responses": lambda weights, tokens: shrink_responses(read_responses(weights, tokens)),
     "ups": lambda weights, tokens: shrink_ups(read_ups(weights)),
 }
-KEPT: Mapping[str, Method] = {
-    "std_profile": Method("std_profile", compare_std_profiles),
-    "norm_profile": Method("norms", compare_norms),
-    "spectral": Method("spectra", compare_spectra),
-    "virtual_response": Method("responses", compare_responses),
-    "virtual_response_whitened": Method("responses", partial(compare_responses, whiten=True)),
-    "csu": Method("ups", compare_ups),
+# The methods that need no weights: what each looks at, and how it compares two of these.
+KEPT: Mapping[str, tuple[str, Callable[[Features, Features], Result]]] = {
+    "std_profile": ("std_profile", compare_std_profiles),
+    "norm_profile": ("norms", compare_norms),
+    "spectral": ("spectra", compare_spectra),
+    "virtual_response": ("responses", compare_responses),
+    "virtual_response_whitened": ("responses", partial(compare_responses, whiten=True)),
+    "csu": ("ups", compare_ups),
 }
 
 
@@ -136,13 +131,14 @@ class Fingerprint:
         for name, array in arrays.items():
             group, _, name = name.partition("/")
             features.setdefault(group, {})[name] = array
-        said = {field.name for field in fields(Fingerprint)} - {"features"}
-        if facts.keys() != said:
-            raise ValueError(f"{path}: says {', '.join(sorted(facts))}, wanted {', '.join(sorted(said))}")
-        wanted, given = READ.keys(), [*features, *facts["refused"]]
-        if sorted(wanted) != sorted(given):
-            raise ValueError(f"{path}: found features {', '.join(sorted(given))}, wanted {', '.join(sorted(wanted))}")
+        _require_names(path, "fields", facts, {field.name for field in fields(Fingerprint)} - {"features"})
+        _require_names(path, "features", [*features, *facts["refused"]], READ)
         return Fingerprint(**facts, features=features)
+
+
+def _require_names(path: str | Path, what: str, found: Iterable[str], wanted: Iterable[str]) -> None:
+    if sorted(found) != sorted(wanted):
+        raise ValueError(f"{path}: found {what} {', '.join(sorted(found))}, wanted {', '.join(sorted(wanted))}")
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Features]:
@@ -178,10 +174,14 @@ def fingerprint(
     """
     weights = source if isinstance(source, Weights) else open_weights(source, tokenizer=tokenizer)
     weights.require_whole()
+    if tokens is None:
+        known, count = weights.tokens.keys(), number_of_tokens(weights.num_layers)
+    else:
+        known, count = weights.tokens.keys() & set(tokens), len(tokens)
     features, refused = {}, {}
     for name, read in READ.items():
         try:
-            features[name] = read(weights, _tokens(weights, tokens) if name == "responses" else ())
+            features[name] = read(weights, choose_tokens(known, count, FEWEST_KEPT) if name == "responses" else ())
         except Refusal as reason:
             refused[name] = str(reason)
     try:
@@ -189,7 +189,7 @@ def fingerprint(
     except Refusal:
         sha256 = None
     return Fingerprint(
-        name=Path(weights.name).resolve().name if Path(weights.name).exists() else weights.name,
+        name=weights.short_name,
         family=weights.config.model_type if weights.config else BERT,
         num_layers=weights.num_layers,
         hidden_size=weights.hidden_size,
@@ -199,12 +199,6 @@ def fingerprint(
         refused=refused,
         features=features,
     )
-
-
-def _tokens(weights: Weights, wanted: Sequence[str] | None) -> list[str]:
-    if wanted is None:
-        return choose_tokens(weights.tokens, number_of_tokens(weights.num_layers), FEWEST_KEPT)
-    return choose_tokens(weights.tokens.keys() & set(wanted), len(wanted), FEWEST_KEPT)
 
 
 def number_of_tokens(layers: int) -> int:
@@ -219,6 +213,7 @@ def on_equal_terms(a: Weights | Fingerprint, b: Weights | Fingerprint) -> tuple[
     return a, fingerprint(b, tokens=a.tokens) if isinstance(b, Weights) else b
 
 
+@explain_refusals
 def compare_kept(method: str, a: Fingerprint, b: Fingerprint) -> Result:
     """What a method says of two models, from their fingerprints.
 
@@ -228,12 +223,9 @@ def compare_kept(method: str, a: Fingerprint, b: Fingerprint) -> Result:
         b: the other.
     """
     if method not in KEPT:
-        return Result(method=method, refused="needs the weights of both models")
+        raise Refusal("needs the weights of both models")
     features, compare = KEPT[method]
     for side in (a, b):
         if features in side.refused:
-            return Result(method=method, refused=side.refused[features])
-    try:
-        return compare(a.features[features], b.features[features])
-    except Refusal as reason:
-        return Result(method=method, refused=str(reason))
+            raise Refusal(side.refused[features])
+    return compare(a.features[features], b.features[features])

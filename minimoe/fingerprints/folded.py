@@ -41,11 +41,7 @@ def value_output(weights: Weights, layer: int) -> Tensor:
 
 
 def mlps(weights: Weights, layer: int) -> dict[str, Neurons]:
-    """The MLP of a layer; or its experts "0", "1", ... and "shared", if it has any.
-
-    Raises:
-        Refusal: the MLP has no gate.
-    """
+    """The MLP of a layer, which has to have a gate; or its experts "0", "1", ... and "shared", if it has any."""
     _require_gate(weights, layer)
     gate, up = (_fold(weights, role, "norm2", layer) for role in ("gate", "up"))
     down = weights.get("down", layer).mT
@@ -59,11 +55,7 @@ def mlps(weights: Weights, layer: int) -> dict[str, Neurons]:
 
 
 def mean_up(weights: Weights, layer: int) -> Tensor:
-    """The up rows of a layer, [I, H]; the mean over the experts, if there are any.
-
-    Raises:
-        Refusal: the MLP has no gate.
-    """
+    """The up rows of a gated layer, [I, H]; the mean over the experts, if there are any."""
     _require_gate(weights, layer)
     up = _fold(weights, "up", "norm2", layer)
     return up if up.dim() == 2 else up.mean(0)

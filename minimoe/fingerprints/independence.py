@@ -30,7 +30,6 @@ Shapes: H hidden size, I neurons of an MLP or expert, L layers.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,46 +38,34 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor
 
-from minimoe.fingerprints.anchors import candidate_pairs, mean_of_pairs, pair_layers, read_anchors, shared_tokens
+from minimoe.fingerprints.anchors import candidate_pairs, mean_of_pairs, pair_layers, shared_tokens
 from minimoe.fingerprints.folded import Neurons, mean_up, mlps
-from minimoe.fingerprints.matching import assign, nearest_agreement, similarities, token_features
-from minimoe.fingerprints.result import Features, Refusal, Result
+from minimoe.fingerprints.matching import assign, nearest_agreement, read_token_features, similarities
+from minimoe.fingerprints.result import SMALLEST_P, Features, Refusal, Result, explain_refusals
 from minimoe.fingerprints.weights import Weights
 
-SMALLEST_P = 1e-300  # smaller ones are not told apart
 FEWEST_NEURONS = 10  # for Student's approximation
 MOST_NEURONS = 1024  # of a layer, the first ones: their order is as arbitrary as that of all
 KEPT, PROJECTIONS = 128, 32  # neurons of a layer in a fingerprint, and numbers of each
 
 
+@explain_refusals
 def csu(a: Weights, b: Weights) -> Result:
     """Test the order of up rows. Sources: Zhu et al. 2025, algorithms 2 to 4.
 
-    Where depths differ, layers are aligned by the similarity of assigned rows, which does not depend on their order:
-    the p-value stays exact.
-
-    Args:
-        a: one model.
-        b: the other, of the same hidden size and MLP width.
+    The models have the same hidden size and MLP width. Where depths differ, layers are aligned by the similarity of
+    assigned rows, which does not depend on their order: the p-value stays exact.
 
     Returns:
         score: mean Spearman correlation over paired layers.
         p_value: at least 1e-300.
         refused: the shapes differ, MLPs have fewer than 10 neurons, or weights are not finite.
     """
-    try:
-        return compare_ups(read_ups(a), read_ups(b))
-    except Refusal as reason:
-        return Result(method="csu", refused=str(reason))
+    return compare_ups(read_ups(a), read_ups(b))
 
 
 def read_ups(weights: Weights) -> Features:
-    """The first up rows of each layer under its number, [at most 1024, H]; "shapes", [I, H] of each, [L, 2].
-
-    Raises:
-        Refusal: an MLP has no gate.
-        CheckpointError: a file is damaged.
-    """
+    """The first up rows of each layer under its number, [at most 1024, H]; "shapes", [I, H] of each, [L, 2]."""
     shapes, ups = [], {}
     for layer in range(weights.num_layers):
         rows = mean_up(weights, layer)
@@ -108,23 +95,19 @@ def _signs(hidden: int) -> Tensor:
 
 
 def compare_ups(a: Features, b: Features) -> Result:
-    """What `csu` says of two models, from their up rows, or from sketches of both.
-
-    Raises:
-        Refusal: as `csu` refuses.
-    """
+    """What `csu` says of two models, from their up rows, or from sketches of both."""
     pairs, assignments = _assign_ups(a, b)
     tests = [spearman(assignments[pair], torch.arange(len(assignments[pair]))) for pair in pairs]
     score = sum(rho for rho, _ in tests) / len(tests)
-    return Result(method="csu", score=score, p_value=fisher([p for _, p in tests]), details={"layers": len(tests)})
+    return Result(score=score, p_value=fisher([p for _, p in tests]), details={"layers": len(tests)})
 
 
+@explain_refusals
 def permutation_test(a: Weights, b: Weights, *, trials: int = 999, seed: int = 0) -> Result:
     """Test the order of neurons by reordering them. Source: Zhu et al. 2025, algorithm 1.
 
     Args:
-        a: one model.
-        b: the other, of the same depth, hidden size and MLP width.
+        a, b: models of the same depth, hidden size and MLP width.
         trials: T random orders.
         seed: of the orders.
 
@@ -136,45 +119,34 @@ def permutation_test(a: Weights, b: Weights, *, trials: int = 999, seed: int = 0
     """
     generator = torch.Generator().manual_seed(seed)
     score, shuffled = 0.0, torch.zeros(trials)
-    try:
-        if a.num_layers != b.num_layers:
-            raise Refusal(f"{a.num_layers} and {b.num_layers} layers: wanted as many in both")
-        for layer in range(a.num_layers):
-            table = _neuron_products(_neurons(a, layer), _neurons(b, layer))
-            score += float(table.diagonal().sum()) / a.num_layers
-            shuffled += _random_traces(table, trials, generator) / a.num_layers
-    except Refusal as reason:
-        return Result(method="permutation_test", refused=str(reason))
+    if a.num_layers != b.num_layers:
+        raise Refusal(f"{a.num_layers} and {b.num_layers} layers: wanted as many in both")
+    for layer in range(a.num_layers):
+        table = _neuron_products(_neurons(a, layer), _neurons(b, layer))
+        score += float(table.diagonal().sum()) / a.num_layers
+        shuffled += _random_traces(table, trials, generator) / a.num_layers
     reached = int((shuffled >= score).sum())
     details = {"trials": trials, "mean_of_random_orders": float(shuffled.mean())}
-    return Result(method="permutation_test", score=score, p_value=(1 + reached) / (trials + 1), details=details)
+    return Result(score=score, p_value=(1 + reached) / (trials + 1), details=details)
 
 
+@explain_refusals
 def match(a: Weights, b: Weights) -> Result:
     """Compare an assignment of neurons by gates with one by ups. Source: Zhu et al. 2025, algorithm 5.
 
-    Of a mixture, each expert of `b` is compared with that of the same layer of `a` which is nearest.
-
-    Args:
-        a: one model.
-        b: the other, of any shape.
+    The models may have any shapes. Of a mixture, each expert of `b` is compared with the nearest one of the same layer
+    of `a`.
 
     Returns:
         score: Spearman correlation of the two assignments, mean over experts and paired layers.
         refused: too few shared tokens; there is no gated MLP.
     """
-    try:
-        tokens = shared_tokens(a, b)
-        left, right = (_features(weights, tokens) for weights in (a, b))
-    except Refusal as reason:
-        return Result(method="match", refused=str(reason))
+    tokens = shared_tokens(a, b)
+    left, right = (_gates_and_ups(weights, tokens) for weights in (a, b))
     scores = torch.zeros(len(left), len(right), dtype=torch.float64)
     for i, j in candidate_pairs(len(left), len(right)):
         scores[i, j] = sum(_gate_against_up(expert, left[i]) for expert in right[j]) / len(right[j])
-    return Result(method="match", score=mean_of_pairs(scores), details={"layers": min(scores.shape)})
-
-
-# --- csu --------------------------------------------------------------------------------------------------
+    return Result(score=mean_of_pairs(scores), details={"layers": min(scores.shape)})
 
 
 def _assign_ups(a: Features, b: Features) -> tuple[list[tuple[int, int]], dict[tuple, Tensor]]:
@@ -204,12 +176,8 @@ def spearman(x: Tensor, y: Tensor) -> tuple[float, float]:
 
 
 def fisher(p_values: list[float]) -> float:
-    """One p-value of several independent ones (Fisher 1932): -2 sum log p is chi-squared with two degrees each."""
-    total = -2 * sum(math.log(max(p, SMALLEST_P)) for p in p_values)
-    return max(float(stats.chi2.sf(total, 2 * len(p_values))), SMALLEST_P)
-
-
-# --- the permutation test ---------------------------------------------------------------------------------
+    """One p-value of several independent ones (Fisher 1932)."""
+    return max(float(stats.combine_pvalues(np.maximum(p_values, SMALLEST_P)).pvalue), SMALLEST_P)
 
 
 def _neuron_products(x: Neurons, y: Neurons) -> Tensor:
@@ -226,9 +194,6 @@ def _random_traces(table: Tensor, trials: int, generator: torch.Generator) -> Te
     """The trace of [I, I] after each of T random orders of its columns, [T]."""
     orders = torch.rand(trials, len(table), generator=generator).argsort(dim=1)
     return table[torch.arange(len(table)), orders].sum(1)
-
-
-# --- what they share --------------------------------------------------------------------------------------
 
 
 def _neurons(weights: Weights, layer: int) -> Neurons:
@@ -248,13 +213,12 @@ def _require_shape(x: Sequence[int], y: Sequence[int]) -> None:
         raise Refusal(f"{shapes}: wanted equal shapes")
 
 
-def _features(weights: Weights, tokens: list[str]) -> list[list[Tensor]]:
+def _gates_and_ups(weights: Weights, tokens: list[str]) -> list[list[Tensor]]:
     """Gates and ups over tokens, [2, I, N], of every MLP or expert of every layer."""
-    anchors = read_anchors(weights, tokens)
-    return [
-        [token_features(neurons, anchors)[:2] for neurons in mlps(weights, layer).values()]
-        for layer in range(weights.num_layers)
-    ]
+    found: list[list[Tensor]] = [[] for _ in range(weights.num_layers)]
+    for (layer, _), features in read_token_features(weights, tokens).items():
+        found[layer].append(features[:2])
+    return found
 
 
 def _gate_against_up(expert: Tensor, others: list[Tensor]) -> float:

@@ -14,19 +14,27 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from minimoe.fingerprints.anchors import Anchors
-from minimoe.fingerprints.folded import Neurons
+from minimoe.fingerprints.anchors import Anchors, read_anchors
+from minimoe.fingerprints.folded import Neurons, mlps
 from minimoe.fingerprints.result import Refusal
+from minimoe.fingerprints.weights import Weights, read_once
 
 MOST = 512  # neurons that are looked for: a share of them is known well enough
 
 
-def token_features(neurons: Neurons, anchors: Anchors) -> Tensor:
-    """Gate, up and down of each neuron over tokens, centred and of norm 1: [F, I, N] float32, from sums in float64.
+@read_once
+def read_token_features(weights: Weights, tokens: list[str]) -> dict[tuple[int, str], Tensor]:
+    """The `token_features` of every MLP or expert, by layer and name."""
+    anchors = read_anchors(weights, tokens)
+    return {
+        (layer, name): token_features(neurons, anchors)
+        for layer in range(weights.num_layers)
+        for name, neurons in mlps(weights, layer).items()
+    }
 
-    Raises:
-        Refusal: one of the three is 0 throughout, or not finite somewhere.
-    """
+
+def token_features(neurons: Neurons, anchors: Anchors) -> Tensor:
+    """Gate, up and down of each neuron over tokens, centred and of norm 1: [F, I, N] float32, from sums in float64."""
     faces = (neurons.gate, anchors.inputs), (neurons.up, anchors.inputs), (neurons.down, anchors.outputs)
     over_tokens = (of_neurons.double() @ of_tokens.double().mT for of_neurons, of_tokens in faces)
     features = torch.stack([F.normalize(x - x.mean(-1, keepdim=True), dim=-1).float() for x in over_tokens])

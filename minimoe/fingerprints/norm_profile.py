@@ -11,7 +11,7 @@ What it cannot see
     replaced by those of another model, its function unchanged (`minimoe.lineage.frame_norms`), so a stranger can reach
     1 in both.
 
-There is no p-value: compare the score with those of strangers. Shapes: H hidden size, L layers.
+Shapes: H hidden size, L layers.
 """
 
 from __future__ import annotations
@@ -21,41 +21,27 @@ import torch
 from torch import Tensor
 
 from minimoe.fingerprints.anchors import pair_layers
-from minimoe.fingerprints.result import Features, Refusal, Result
+from minimoe.fingerprints.result import Features, Refusal, Result, explain_refusals
 from minimoe.fingerprints.weights import Weights
 
 KEPT = 256  # dimensions of the residual stream in a fingerprint
 
 
+@explain_refusals
 def norm_profile(a: Weights, b: Weights) -> Result:
-    """Compare the norm weights of two models.
-
-    Args:
-        a: one model.
-        b: the other, of the same hidden size; of two depths, layers are aligned by r.
+    """Compare the norm weights of two models of the same hidden size; of two depths, layers are aligned by r.
 
     Returns:
         score: the mean r over the norms of paired layers and the final norm. A norm without a partner in a deeper model
         counts 0. details: "pearson", which is the score, and "cosine", its counterpart.
         refused: the hidden sizes differ; the weights of a norm are all the same (folded, or never trained) or not
         finite.
-
-    Raises:
-        CheckpointError: a file is damaged.
     """
-    try:
-        return compare_norms(read_norms(a), read_norms(b))
-    except Refusal as reason:
-        return Result(method="norm_profile", refused=str(reason))
+    return compare_norms(read_norms(a), read_norms(b))
 
 
 def read_norms(weights: Weights) -> Features:
-    """ "layers", both norms of every layer, [L, 2, H] float64, and "final", that at the end, [H].
-
-    Raises:
-        Refusal: a norm is the same throughout, or not finite.
-        CheckpointError: a file is damaged.
-    """
+    """ "layers", both norms of every layer, [L, 2, H] float64, and "final", that at the end, [H]."""
     layers = [[_norm(weights, role, layer) for role in ("norm1", "norm2")] for layer in range(weights.num_layers)]
     final = _norm(weights, "norm_final", None)
     return {"hidden_size": np.array(len(final)), "layers": np.array(layers), "final": final}
@@ -72,11 +58,7 @@ def shrink_norms(norms: Features) -> Features:
 
 
 def compare_norms(a: Features, b: Features) -> Result:
-    """What `norm_profile` says of two models, from their norms.
-
-    Raises:
-        Refusal: the hidden sizes differ.
-    """
+    """What `norm_profile` says of two models, from their norms."""
     if a["hidden_size"] != b["hidden_size"]:
         raise Refusal(f"hidden sizes {a['hidden_size']} and {b['hidden_size']}: wanted the same")
     layers_a, final_a, layers_b, final_b = (
@@ -88,7 +70,7 @@ def compare_norms(a: Features, b: Features) -> Result:
         "pearson": _mean(pearson, pairs, _centre(final_a), _centre(final_b)),
         "cosine": _mean(_cosines(layers_a, layers_b), pairs, final_a, final_b),
     }
-    return Result(method="norm_profile", score=details["pearson"], details=details)
+    return Result(score=details["pearson"], details=details)
 
 
 def _norm(weights: Weights, role: str, layer: int | None) -> np.ndarray:

@@ -30,13 +30,14 @@ from torch import Tensor
 
 from minimoe.fingerprints.behaviour import runnable
 from minimoe.fingerprints.independence import spearman
-from minimoe.fingerprints.result import Refusal, Result
+from minimoe.fingerprints.result import Refusal, Result, explain_refusals
 from minimoe.fingerprints.weights import Weights
 
 FEWEST = 10  # examples
 _BATCH = 16  # examples run at once
 
 
+@explain_refusals
 def palimpsest(
     weights: Weights,
     sequences: Tensor,
@@ -68,21 +69,14 @@ def palimpsest(
     """
     if sequences.dim() != 2 or len(sequences) < FEWEST or sequences.shape[1] < 2:
         raise ValueError(f"sequences has shape {tuple(sequences.shape)}: wanted [>= {FEWEST}, >= 2]")
-    try:
-        liked = log_likelihoods(weights, sequences)
-        if reference is not None:
-            liked = liked - log_likelihoods(reference, sequences)
-        return compare_order(liked, kinds=kinds, trials=trials, seed=seed)
-    except Refusal as reason:
-        return Result(method="palimpsest", refused=str(reason))
+    liked = log_likelihoods(weights, sequences)
+    if reference is not None:
+        liked = liked - log_likelihoods(reference, sequences)
+    return compare_order(liked, kinds=kinds, trials=trials, seed=seed)
 
 
 def compare_order(liked: Tensor, *, kinds: Tensor | None = None, trials: int = 9999, seed: int = 0) -> Result:
-    """What `palimpsest` says of likelihoods, [n] in the order of training.
-
-    Raises:
-        Refusal: they are all equal.
-    """
+    """What `palimpsest` says of likelihoods, [n] in the order of training."""
     if kinds is not None:
         sums = torch.zeros(int(kinds.max()) + 1, dtype=liked.dtype).index_add(0, kinds, liked)
         liked = liked - (sums / kinds.bincount().clamp(min=1))[kinds]
@@ -93,18 +87,12 @@ def compare_order(liked: Tensor, *, kinds: Tensor | None = None, trials: int = 9
     random_orders = (torch.randperm(len(liked), generator=generator) for _ in range(trials))
     reached = sum(bool(shuffled @ ranks >= order @ ranks) for shuffled in random_orders)
     details = {"examples": len(liked), "trials": trials}
-    return Result(
-        method="palimpsest", score=spearman(order, liked)[0], p_value=(1 + reached) / (trials + 1), details=details
-    )
+    return Result(score=spearman(order, liked)[0], p_value=(1 + reached) / (trials + 1), details=details)
 
 
 @torch.no_grad()
 def log_likelihoods(weights: Weights, sequences: Tensor) -> Tensor:
-    """Of each example [n, S], in nats, all tokens but the first together: [n] float64.
-
-    Raises:
-        Refusal: the model is an encoder; its weights, or what it computes, are not finite.
-    """
+    """Of each example [n, S], in nats, all tokens but the first together: [n] float64."""
     model = runnable(weights)
     distinct, places = sequences.unique(dim=0, return_inverse=True)  # equal examples are equally likely, to the bit
     found = torch.cat([_of_batch(model(batch).logits, batch) for batch in distinct.split(_BATCH)])[places]

@@ -10,7 +10,7 @@ What it cannot see
 Source
     Wang et al. 2025, arXiv 2511.06390. Effective rank: Roy & Vetterli 2007.
 
-There is no p-value: compare the score with those of strangers. Shapes: H hidden size, L layers.
+Shapes: H hidden size, L layers.
 """
 
 from __future__ import annotations
@@ -23,37 +23,26 @@ from torch import Tensor
 
 from minimoe.fingerprints.anchors import mean_of_pairs
 from minimoe.fingerprints.folded import query_key, value_output
-from minimoe.fingerprints.result import Features, Refusal, Result
+from minimoe.fingerprints.result import Features, Refusal, Result, explain_refusals
 from minimoe.fingerprints.weights import Weights
 
 PRODUCTS = {"query_key": query_key, "value_output": value_output}
 KEPT = 256  # singular values of a product in a fingerprint
 
 
+@explain_refusals
 def spectral(a: Weights, b: Weights) -> Result:
-    """Compare the spectra of two models.
-
-    Args:
-        a: one model.
-        b: the other, of any shape.
+    """Compare the spectra of two models, of any shape.
 
     Returns:
         score: 1 less the root mean squared distance, mean of both products over paired layers; 1 for equal spectra.
         refused: a product is 0, of rank 1, a rotation, or not finite.
     """
-    try:
-        return compare_spectra(read_spectra(a), read_spectra(b))
-    except Refusal as reason:
-        return Result(method="spectral", refused=str(reason))
+    return compare_spectra(read_spectra(a), read_spectra(b))
 
 
 def read_spectra(weights: Weights) -> Features:
-    """The singular values of both products in descending order, [L, H] each.
-
-    Raises:
-        Refusal: a product is 0 or not finite.
-        CheckpointError: a file is damaged.
-    """
+    """The singular values of both products in descending order, [L, H] each."""
     spectra = {
         name: np.stack([_spectrum(product(weights, layer)).numpy() for layer in range(weights.num_layers)])
         for name, product in PRODUCTS.items()
@@ -68,16 +57,12 @@ def shrink_spectra(spectra: Features) -> Features:
 
 
 def compare_spectra(a: Features, b: Features) -> Result:
-    """What `spectral` says of two models, from their spectra; what was not kept is interpolated linearly.
-
-    Raises:
-        Refusal: a product has effective rank 1, or singular values that are all the same.
-    """
+    """What `spectral` says of two models, from their spectra; what was not kept is interpolated linearly."""
     scores = 0
     for name in PRODUCTS:
         left, right = (_complete(spectra[name], int(spectra["hidden_size"])) for spectra in (a, b))
         scores += torch.tensor([[similarity(x, y) for y in right] for x in left], dtype=torch.float64) / 2
-    return Result(method="spectral", score=mean_of_pairs(scores), details={"layers": min(scores.shape)})
+    return Result(score=mean_of_pairs(scores), details={"layers": min(scores.shape)})
 
 
 def _spectrum(product: Tensor) -> Tensor:

@@ -14,14 +14,14 @@ What it cannot see
 Source
     Yoon et al. 2025, arXiv 2507.03014.
 
-There is no p-value: compare the score with those of strangers. Shapes: L layers.
+Shapes: L layers.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from minimoe.fingerprints.result import Features, Refusal, Result
+from minimoe.fingerprints.result import Features, Refusal, Result, explain_refusals
 from minimoe.fingerprints.weights import Weights
 
 ATTENTION = ("q", "k", "v", "o")
@@ -29,12 +29,12 @@ LEAST_SPREAD = 0.01  # of a curve: its standard deviation divided by its mean
 LEAST_LAYERS = 3  # two points correlate perfectly with any two
 
 
+@explain_refusals
 def std_profile(a: Weights, b: Weights, *, roles: tuple[str, ...] = ATTENTION) -> Result:
-    """Compare the standard deviations of two models.
+    """Compare the standard deviations of two models, of any shape; the curve of fewer layers is interpolated linearly.
 
     Args:
-        a: one model.
-        b: the other, of any shape; of two depths, the shorter curve is interpolated linearly.
+        a, b: the models.
         roles: of a layer; the published method knows the four, and biases and norms such as "q_bias" and "norm1".
 
     Returns:
@@ -44,21 +44,12 @@ def std_profile(a: Weights, b: Weights, *, roles: tuple[str, ...] = ATTENTION) -
 
     Raises:
         KeyError: a model lacks one of the roles.
-        CheckpointError: a file is damaged.
     """
-    try:
-        return compare_std_profiles(*(read_std_profile(weights, roles) for weights in (a, b)))
-    except Refusal as reason:
-        return Result(method="std_profile", refused=str(reason))
+    return compare_std_profiles(*(read_std_profile(weights, roles) for weights in (a, b)))
 
 
 def read_std_profile(weights: Weights, roles: tuple[str, ...] = ATTENTION) -> Features:
-    """The curve of each role, [L].
-
-    Raises:
-        Refusal: it is flat or short; a weight is not finite, or 0 throughout.
-        KeyError, CheckpointError: as for `std_profile`.
-    """
+    """The curve of each role, [L]."""
     return {role: _curve(weights, role) for role in roles}
 
 
@@ -67,7 +58,7 @@ def compare_std_profiles(a: Features, b: Features) -> Result:
     correlations = {role: _pearson(a[role], b[role]) for role in a}
     spreads = {f"{role}_spread_{side}": _spread(curves[role]) for role in a for side, curves in (("a", a), ("b", b))}
     score = sum(correlations.values()) / len(correlations)
-    return Result(method="std_profile", score=score, details=correlations | spreads)
+    return Result(score=score, details=correlations | spreads)
 
 
 def _curve(weights: Weights, role: str) -> np.ndarray:
@@ -78,7 +69,7 @@ def _curve(weights: Weights, role: str) -> np.ndarray:
     if not _spread(curve) >= LEAST_SPREAD:
         raise Refusal(
             f"{weights.name}: the standard deviation of {role} varies by {_spread(curve):.2%} over the layers, wanted "
-            f"at least {LEAST_SPREAD:.0%}: a flat curve has no course to compare"
+            f"at least {LEAST_SPREAD:.0%}: a curve as flat as that is mostly noise"
         )
     return curve
 

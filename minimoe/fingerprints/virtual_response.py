@@ -13,7 +13,7 @@ What it cannot see
 Source
     Zeng et al. 2023, arXiv 2312.04828, which has A and OV without norms and biases; these, M and whitening are ours.
 
-There is no p-value: compare the score with those of strangers. Shapes: D head size, H hidden size, L layers, N tokens.
+Shapes: D head size, H hidden size, L layers, N tokens.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ import torch
 from torch import Tensor
 
 from minimoe.fingerprints.anchors import USUAL, mean_of_pairs, read_anchors, shared_tokens
-from minimoe.fingerprints.result import Features, Refusal, Result
-from minimoe.fingerprints.weights import Weights
+from minimoe.fingerprints.result import Features, Refusal, Result, explain_refusals
+from minimoe.fingerprints.weights import Weights, read_once
 
 TABLES = ("A", "OV", "M")
 FEWEST_KEPT = 64  # tokens that two fingerprints must have in common
 SMALLEST = 1e-4  # singular values below this share of the largest are rounding
 
 
+@explain_refusals
 def virtual_response(a: Weights, b: Weights, *, count: int = USUAL, whiten: bool = False) -> Result:
-    """Compare the answers of two models.
+    """Compare the answers of two models, of any shape.
 
     Args:
-        a: one model.
-        b: the other, of any shape.
+        a, b: the models.
         count: how many shared tokens to use.
         whiten: compare the directions of the tables, whatever their weights.
 
@@ -48,22 +48,14 @@ def virtual_response(a: Weights, b: Weights, *, count: int = USUAL, whiten: bool
         details: that mean for each table.
         refused: too few shared tokens; a layer answers all tokens alike.
     """
-    method = "virtual_response_whitened" if whiten else "virtual_response"
-    try:
-        tokens = shared_tokens(a, b, count)
-        return compare_responses(*(read_responses(weights, tokens) for weights in (a, b)), whiten=whiten)
-    except Refusal as reason:
-        return Result(method=method, refused=str(reason))
+    tokens = shared_tokens(a, b, count)
+    return compare_responses(*(read_responses(weights, tokens) for weights in (a, b)), whiten=whiten)
 
 
+@read_once
 @torch.no_grad()
 def read_responses(weights: Weights, tokens: Sequence[str]) -> Features:
-    """The tables "A", "OV" and "M" of every layer, [L, N, N] float32 each, and "tokens", in the bytes of JSON.
-
-    Raises:
-        Refusal: the model is an encoder, or its embedding is 0 or not finite.
-        CheckpointError: a file is damaged.
-    """
+    """The tables "A", "OV" and "M" of every layer, [L, N, N] float32 each, and "tokens", in the bytes of JSON."""
     anchors = read_anchors(weights, list(tokens))
     tables: dict[str, list[Tensor]] = {name: [] for name in TABLES}
     for layer in range(weights.num_layers):
@@ -110,11 +102,7 @@ def _restore(responses: Features, name: str, kept: list[int]) -> Tensor:
 
 
 def compare_responses(a: Features, b: Features, *, whiten: bool = False) -> Result:
-    """What `virtual_response` says of two models, from the tables of tokens that both have.
-
-    Raises:
-        Refusal: these are fewer than 64; a table is constant or not finite.
-    """
+    """What `virtual_response` says of two models, from the tables of tokens that both have, at least 64."""
     ours, theirs = tokens_of(a), tokens_of(b)
     shared = [token for token in ours if token in set(theirs)]
     if len(shared) < FEWEST_KEPT:
@@ -126,8 +114,7 @@ def compare_responses(a: Features, b: Features, *, whiten: bool = False) -> Resu
     scores = {name: left[name].double() @ right[name].double().mT for name in TABLES}  # of a quarter million products
     details = {name: mean_of_pairs(table) for name, table in scores.items()}
     score = mean_of_pairs(torch.stack(list(scores.values())).mean(0))
-    method = "virtual_response_whitened" if whiten else "virtual_response"
-    return Result(method=method, score=score, details={"tokens": len(shared), **details})
+    return Result(score=score, details={"tokens": len(shared), **details})
 
 
 def directions(responses: Features, kept: list[int], *, whiten: bool = False) -> dict[str, Tensor]:
@@ -139,9 +126,6 @@ def directions(responses: Features, kept: list[int], *, whiten: bool = False) ->
         responses: of one model, shrunk or not.
         kept: the places of n tokens among its own.
         whiten: give all directions equal weight.
-
-    Raises:
-        Refusal: a table is constant or not finite.
     """
     standardise = _whiten if whiten else _standardise
     return {

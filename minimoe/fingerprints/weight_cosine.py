@@ -11,7 +11,7 @@ What it cannot see
 Source
     Parameter cosine similarity, which Zeng et al. 2023, arXiv 2312.04828 (HuRef) start from.
 
-There is no p-value: compare the score with those of strangers. Shapes: L layers.
+Shapes: L layers.
 """
 
 from __future__ import annotations
@@ -22,39 +22,32 @@ from itertools import islice
 import torch
 
 from minimoe.fingerprints.anchors import align_layers
-from minimoe.fingerprints.result import Refusal, Result
+from minimoe.fingerprints.result import Refusal, Result, explain_refusals
 from minimoe.fingerprints.weights import Weights, one_thread
 
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down", "router", "shared_gate", "shared_up", "shared_down")
 
 
+@explain_refusals
 def weight_cosine(a: Weights, b: Weights) -> Result:
     """Compare the matrices of two models that have the same shape in both.
 
-    Args:
-        a: one model.
-        b: the other. Where only one is a mixture, attention is left to compare. Of two depths, layers are aligned.
+    Where only one is a mixture, attention is left to compare. Of two depths, layers are aligned.
 
     Returns:
         score: the mean over the matrices of paired layers; a layer without a partner in a deeper model counts 0.
         details: the cosine of each matrix by role and layer of `a`, as "q.0".
         refused: no matrix has the same shape in both; one is not finite, or 0 throughout.
-
-    Raises:
-        CheckpointError: a file is damaged.
     """
-    try:
-        pairs = _pair_layers(a, b)
-        cosines = [_cosines(a, b, *pair) for pair in pairs]
-    except Refusal as reason:
-        return Result(method="weight_cosine", refused=str(reason))
+    pairs = _pair_layers(a, b)
+    cosines = [_cosines(a, b, *pair) for pair in pairs]
     details = {
         f"{role}.{pair[0]}": cosine
         for pair, found in zip(pairs, cosines, strict=True)
         for role, cosine in found.items()
     }
     score = sum(map(_mean, cosines)) / min(a.num_layers, b.num_layers)
-    return Result(method="weight_cosine", score=score, details=details)
+    return Result(score=score, details=details)
 
 
 def _pair_layers(a: Weights, b: Weights) -> list[tuple[int, int]]:

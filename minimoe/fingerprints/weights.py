@@ -3,12 +3,14 @@
     q, k, v, o                        [out, in], as stored; with q_bias, k_bias, v_bias, o_bias, q_norm, k_norm
     norm1, norm2                      [H], before attention and before the MLP
     gate, up [I, H], down [H, I]      of the MLP; in a mixture of all experts: [E, I, H], [E, H, I]
-    router [E, H]                     with router_bias [E], which only selects, and router_scale [E]
-    shared_gate, shared_up, shared_down    of the expert that every token meets
+    router, router_noise [E, H]       with router_bias [E], which only selects, and router_scale [E]
+    shared_gate, shared_up, shared_down    of the expert that every token meets; shared_router [1, H], how much of it
     embedding, head [V, H], norm_final [H] once in a model: they belong to no layer
 
-A folder is read tensor by tensor, and only what is asked for, wherever it lies. Shapes: H hidden size, I width of an
-MLP or of an expert, E experts, L layers, V vocabulary.
+A folder is read tensor by tensor, and only what is asked for, wherever it lies. What several methods compute from a
+model is kept with it (`read_once`): open a model in memory anew after changing it.
+
+Shapes: H hidden size, I width of an MLP or of an expert, E experts, L layers, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,9 +61,13 @@ _OF_A_LAYER = {
     "router": "mlp.gate.weight",
     "router_bias": "mlp.gate.e_score_correction_bias",
     "router_scale": "mlp.gate.router_scale",
+    "router_noise": "mlp.gate.noise_weight",
+    "shared_router": "mlp.shared_expert_gate.weight",
     **{f"shared_{role}": f"mlp.shared_expert.{role}_proj.weight" for role in _PROJECTIONS},
 }
 ROLES = (*_OF_A_LAYER, *_OF_THE_MODEL)
+_ROLES_IN_AN_MLP = {name.removeprefix("mlp."): role for role, name in _OF_A_LAYER.items() if name.startswith("mlp.")}
+_ROLES_IN_AN_MLP |= {f"experts.{role}_proj": role for role in _PROJECTIONS}  # all experts in one tensor
 _EVERYWHERE = ("q", "k", "v", "o", "norm1", "norm2", "up", "down")  # in a layer of any family
 
 
@@ -91,6 +97,20 @@ def on_the_cpu() -> Iterator[None]:
         yield
 
 
+def read_once(read: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep with each model what `read(weights, *arguments)` gave last, for when it is asked the same again."""
+
+    @wraps(read)
+    def kept(weights: Weights, *arguments: Any) -> Any:
+        asked, found = weights.kept.get(read, (None, None))
+        if asked != arguments:
+            found = read(weights, *arguments)
+            weights.kept[read] = arguments, found
+        return found
+
+    return kept
+
+
 def open_weights(source: str | Path | MoEForCausalLM, *, tokenizer: Any = None) -> Weights:
     """The weights of a model, by role.
 
@@ -106,19 +126,25 @@ def open_weights(source: str | Path | MoEForCausalLM, *, tokenizer: Any = None) 
         ValueError: the model is on the meta device, where there are no numbers.
     """
     if isinstance(source, MoEForCausalLM):
-        return Weights("model in memory", source, _read_memory(source), source.config, tokenizer)
+        config, tensors = source.config, _read_memory(source)
+        return Weights("model in memory", source, tensors, config, config, MINIMOE.on_disk, tokenizer)
     checkpoint = open_checkpoint(source)
-    config = None if checkpoint.hf_config.get("model_type") == BERT else checkpoint.model_config
     if tokenizer is None and hasattr(checkpoint, "get_vocab"):  # a GGUF file holds its own
         tokenizer = checkpoint
-    return Weights(str(source), checkpoint, checkpoint, config, tokenizer)
+    if checkpoint.hf_config.get("model_type") == BERT:
+        config, shape = None, _shape_of_bert(checkpoint)
+        on_disk = _names_in_bert(checkpoint, shape.num_hidden_layers)
+    else:
+        config = shape = checkpoint.model_config
+        on_disk = find_family(config.model_type).on_disk
+    return Weights(str(source), checkpoint, checkpoint, config, shape, on_disk, tokenizer)
 
 
 class Weights:
     """What `open_weights` returns.
 
     name: where they are from. config: None for a BERT encoder. num_layers, hidden_size, num_heads, num_kv_heads,
-    head_dim, and num_experts, which is 0 for a dense model: its shape.
+    head_dim, and num_experts, which is 0 for a dense model: its shape. kept: what methods computed (`read_once`).
     """
 
     def __init__(
@@ -127,15 +153,17 @@ class Weights:
         source: Checkpoint | MoEForCausalLM,
         tensors: Checkpoint | _Memory,
         config: MoEConfig | None,
+        shape: MoEConfig,
+        on_disk: Callable[[str], str],
         tokenizer: Any,
     ) -> None:
         self.name, self.config = name, config
+        self.kept: dict[Callable, tuple[tuple, Any]] = {}
         self._source, self._tensors, self._tokenizer = source, tensors, tokenizer
-        self._shape = shape = _shape_of_bert(source) if config is None else config
+        self._shape, self._on_disk = shape, on_disk
         self.num_layers, self.hidden_size, self.head_dim = shape.num_hidden_layers, shape.hidden_size, shape.head_dim
         self.num_heads, self.num_kv_heads = shape.num_attention_heads, shape.num_key_value_heads
         self.num_experts = shape.num_experts
-        self._on_disk = _names_on_disk(source, config)
 
     def get(self, role: str, layer: int | None = None) -> Tensor:
         """One role of one layer, in float32.
@@ -156,11 +184,7 @@ class Weights:
         return tensor
 
     def rows(self, role: str, ids: list[int]) -> Tensor:
-        """Some rows of embedding or head, [len(ids), H] in float32.
-
-        Raises:
-            KeyError, CheckpointError, Refusal: as for `get`.
-        """
+        """Some rows of embedding or head, [len(ids), H] in float32."""
         (name,) = self._find(role, None)
         rows = self._tensors[name][ids].float()
         self._require_finite(name, rows)
@@ -171,11 +195,7 @@ class Weights:
         return bool(self._names(role, layer))
 
     def shape(self, role: str, layer: int | None = None) -> tuple[int, ...]:
-        """The shape that `get` would return, from the header alone.
-
-        Raises:
-            KeyError: as for `get`.
-        """
+        """The shape that `get` would return, from the header alone."""
         names = self._find(role, layer)
         shape = self._tensors.shape(names[0])
         if self._of_experts(role, layer):
@@ -187,9 +207,6 @@ class Weights:
 
         All of them lie in one buffer, which may be written to: each piece overwrites the one before. It takes memory
         for one piece, not for a tensor.
-
-        Raises:
-            KeyError, CheckpointError: as for `get`.
         """
         wide = torch.empty(PIECE)
         for name in self._find(role, layer):
@@ -205,7 +222,6 @@ class Weights:
 
         Raises:
             Refusal: a number is not finite, or all of them are 0; the tensor is named.
-            KeyError, CheckpointError: as for `get`.
         """
         count, mean, squares = 0, 0.0, 0.0  # squares: the sum of squared distances from the mean
         for name, piece in self.pieces(role, layer):
@@ -221,18 +237,16 @@ class Weights:
             raise Refusal(f"{self.name}: {role} of layer {layer} holds nothing but zeros")
         return Statistics(mean, math.sqrt(squares / count), count)
 
-    def require_whole(self) -> None:
-        """Look, by name alone, whether what every model has is there.
+    @property
+    def short_name(self) -> str:
+        """The name without the folders above it, if it is a path: to be published."""
+        return Path(self.name).resolve().name if Path(self.name).exists() else self.name
 
-        Raises:
-            CheckpointError: a tensor is missing; it is named.
-        """
+    def require_whole(self) -> None:
+        """Look, by name alone, whether what every model has is there; a CheckpointError names what is not."""
         once = "embedding", "norm_final", *(() if self.config is None else ("head",))
-        wanted = [(role, None) for role in once]
-        wanted += [(role, layer) for layer in range(self.num_layers) for role in _EVERYWHERE]
-        for place in wanted:
-            if not self.has(*place):
-                raise CheckpointError(self._missing(*place))
+        self._require(*((role, None) for role in once))
+        self._require(*((role, layer) for layer in range(self.num_layers) for role in _EVERYWHERE))
 
     def mlp(self, layer: int) -> nn.Module:
         """The MLP or mixture of one layer in float32, in evaluation mode, to be run and not to be changed.
@@ -241,23 +255,18 @@ class Weights:
 
         Raises:
             ValueError: as for `model`.
-            CheckpointError: a tensor is missing or of the wrong shape.
+            CheckpointError: a tensor is missing or of the wrong shape; its role is named.
             Refusal: a number is NaN or infinite; the tensor is named.
         """
         with torch.device("meta"):
             mlp = Block(self._config_to_run(), layer).mlp
-        mlp.load_state_dict({name: torch.empty(like.shape) for name, like in mlp.state_dict().items()}, assign=True)
-        whole: nn.Module = mlp
-        for part in ("mlp", str(layer), "layers", "model"):
-            whole = nn.ModuleDict({part: whole})
-        family = MINIMOE if isinstance(self._source, MoEForCausalLM) else find_family(self.config.model_type)
-        for name, tensor in tensors_on_disk(whole, family).items():
-            stored = self._tensors[name]
-            if stored.shape != tensor.shape:
-                found, wanted = list(stored.shape), list(tensor.shape)
-                raise CheckpointError(f"{self.name}: {name} is {found}, wanted {wanted}")
-            tensor.copy_(stored)
-            self._require_finite(name, tensor)
+        roles = {name: _ROLES_IN_AN_MLP[name] for name in mlp.state_dict()}
+        self._require(*((role, layer) for role in roles.values()))
+        for name, like in mlp.state_dict().items():
+            if (found := self.shape(roles[name], layer)) != like.shape:
+                where = f"{self.name}: {roles[name]} of layer {layer}"
+                raise CheckpointError(f"{where} is {list(found)}, wanted {list(like.shape)}")
+        mlp.load_state_dict({name: self.get(role, layer) for name, role in roles.items()}, assign=True)
         return mlp.eval()
 
     def model(self) -> MoEForCausalLM:
@@ -282,17 +291,8 @@ class Weights:
 
     @cached_property
     def tokens(self) -> dict[str, int]:
-        """Token -> id, of those that have a row in the embedding; empty where there is no tokenizer.
-
-        Raises:
-            CheckpointError: the tokenizer's file is damaged.
-        """
-        if self._tokenizer is not None:
-            vocabulary = self._tokenizer.get_vocab()
-        elif isinstance(self._source, Checkpoint):
-            vocabulary = _read_vocabulary(self._source)
-        else:
-            vocabulary = _vocabulary_of(self._source.tokenizer_json)
+        """Token -> id, of those that have a row in the embedding; empty where there is no tokenizer."""
+        vocabulary = self._tokenizer.get_vocab() if self._tokenizer is not None else _read_vocabulary(self._source)
         rows = self._tensors.shape(self._find("embedding", None)[0])[0]
         return {token: index for token, index in vocabulary.items() if index < rows}
 
@@ -313,6 +313,11 @@ class Weights:
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
             digest.update(tensor.contiguous().view(torch.uint8).numpy())
         return digest.hexdigest()
+
+    def _require(self, *places: tuple[str, int | None]) -> None:
+        for place in places:
+            if not self.has(*place):
+                raise CheckpointError(self._missing(*place))
 
     def _require_finite(self, name: str, copied: Tensor) -> None:
         """Refuse NaN and infinity in what was copied from a tensor; the place that is named is that in the tensor."""
@@ -383,14 +388,6 @@ def _refusing() -> Iterator[None]:
         raise Refusal(str(error)) from error
 
 
-def _names_on_disk(source: Checkpoint | MoEForCausalLM, config: MoEConfig | None) -> Callable[[str], str]:
-    if isinstance(source, MoEForCausalLM):
-        return MINIMOE.on_disk
-    if config is not None:
-        return find_family(config.model_type).on_disk
-    return _names_in_bert(source, source.hf_config["num_hidden_layers"])
-
-
 def _names_in_bert(checkpoint: Checkpoint, num_layers: int) -> Callable[[str], str]:
     prefix = "bert." if any(name.startswith("bert.") for name in checkpoint) else ""  # where a head was trained on top
 
@@ -426,31 +423,26 @@ def _moments(values: Tensor) -> tuple[float, float]:
     return mean, around if around <= torch.finfo(torch.float32).max else math.inf
 
 
-def _read_vocabulary(checkpoint: Checkpoint) -> dict[str, int]:
-    """Token -> id from tokenizer.json, vocab.json (GPT-2) or vocab.txt (BERT); empty if there is none."""
-    for name, read in _VOCABULARIES.items():
-        if (file := checkpoint.beside(name)) is not None:
-            try:
-                return read(file)
-            except Exception as error:  # tokenizers raises nothing more specific
-                raise CheckpointError(f"{file}: wanted a vocabulary, found something else ({error})") from error
+_VOCABULARIES: dict[str, Callable[[str], dict[str, int]]] = {  # from the text of each kind of file
+    "tokenizer.json": lambda text: Tokenizer.from_str(text).get_vocab(),
+    "vocab.json": lambda text: {str(token): int(index) for token, index in json.loads(text).items()},  # GPT-2
+    "vocab.txt": lambda text: {token: index for index, token in enumerate(text.rstrip("\n").split("\n"))},  # BERT
+}
+
+
+def _read_vocabulary(source: Checkpoint | MoEForCausalLM) -> dict[str, int]:
+    """Token -> id, from the first of these files that lies beside a checkpoint, or of a model in memory."""
+    if isinstance(source, MoEForCausalLM):
+        text = source.tokenizer_json
+        return {} if text is None else _parse_vocabulary("tokenizer.json", lambda: text, "tokenizer_json")
+    for name in _VOCABULARIES:
+        if (file := source.beside(name)) is not None:
+            return _parse_vocabulary(name, lambda file=file: file.read_text("utf-8"), file)
     return {}
 
 
-def _vocabulary_of(tokenizer_json: str | None) -> dict[str, int]:
-    """Token -> id of a model in memory; empty if it has no tokenizer."""
-    if tokenizer_json is None:
-        return {}
+def _parse_vocabulary(name: str, read: Callable[[], str], where: str | Path) -> dict[str, int]:
     try:
-        return Tokenizer.from_str(tokenizer_json).get_vocab()
-    except Exception as error:  # as above
-        raise CheckpointError(f"tokenizer_json: wanted a tokenizer, found something else ({error})") from error
-
-
-_VOCABULARIES: dict[str, Callable[[Path], dict[str, int]]] = {
-    "tokenizer.json": lambda file: Tokenizer.from_file(str(file)).get_vocab(),
-    "vocab.json": lambda file: {str(token): int(index) for token, index in json.loads(file.read_text("utf-8")).items()},
-    "vocab.txt": lambda file: {
-        token: index for index, token in enumerate(file.read_text("utf-8").rstrip("\n").split("\n"))
-    },
-}
+        return _VOCABULARIES[name](read())
+    except Exception as error:  # tokenizers raises nothing more specific
+        raise CheckpointError(f"{where}: wanted a vocabulary, found something else ({error})") from error

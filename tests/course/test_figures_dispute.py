@@ -12,6 +12,7 @@ from scipy import stats
 from minimoe.course import figures
 from minimoe.course.figures import dispute
 from minimoe.data_files import data_path
+from minimoe.fingerprints.weights import open_weights
 from minimoe.model import MoEForCausalLM
 
 
@@ -30,11 +31,6 @@ def score(row, method="std_profile"):
 # --- the record -------------------------------------------------------------------------------------------
 
 
-def test_every_published_row_has_a_source():
-    for table in ("dispute", "shapes", "profile_correlations"):
-        assert all(row["source"].strip() for row in rows(f"published/{table}.csv"))
-
-
 def test_what_was_not_read_at_its_source_says_so():
     indirect = [row for row in rows("published/dispute.csv") if re.match("copy|repost|summary", row["source"])]
     assert indirect
@@ -49,6 +45,16 @@ def test_the_record_names_both_sides_and_passes_no_verdict():
     assert [date[:7] for date in dated] == sorted(date[:7] for date in dated)
     words = " ".join(row["statement"] + row["title"] for row in record).lower()
     assert not any(word in words for word in ("stolen", "theft", "plagiari", "guilt", "proven", "innocent"))
+
+
+def test_a_record_of_ones_own_is_drawn_by_side_from_the_top():
+    kinds = ("claim", "answer to it", "claim, second-hand", "measurement")
+    record = [{"date": f"202{n}", "kind": kind, "party": "P", "title": f"T{n}"} for n, kind in enumerate(kinds)]
+    drawn, data = figures.dispute_timeline([*record, record[0] | {"date": "undated"}])
+    assert data["side"] == ["claim", "answer", "claim", "other"]
+    marks = [line.get_xydata().tolist() for line in drawn.axes[0].lines if line.get_marker() != "None"]
+    assert marks == [[[0, 0], [0, 2]], [[1, 1]], [[2, 3]]]
+    assert drawn.axes[0].yaxis_inverted()
 
 
 def test_the_timeline_shows_what_has_a_date_in_its_order():
@@ -149,49 +155,68 @@ def test_likelihood_ratio_against_scipy():
     hits = [sum(one >= 0.927 for one in found) for found in (relatives, four)]
     (low, high), (least, most) = exact(hits[0], len(relatives)), exact(hits[1], len(four))
     wanted = (low / most, hits[0] / len(relatives) / (hits[1] / len(four)), high / least)
-    assert dispute.likelihood_ratio("zoo of 4 layers") == pytest.approx(wanted)
-    low, ratio, high = dispute.likelihood_ratio("zoo of 8 layers")
+    assert dispute.likelihood_ratio(dispute.relatives(), dispute.backgrounds()["zoo of 4 layers"]) == pytest.approx(
+        wanted
+    )
+    low, ratio, high = dispute.likelihood_ratio(dispute.relatives(), dispute.backgrounds()["zoo of 8 layers"])
     assert (ratio, high) == (math.inf, math.inf)
     assert low == pytest.approx(exact(hits[0], len(relatives))[0] / exact(0, 15)[1])
 
 
 def test_the_two_readings_disagree_in_direction():
     """What the notebook teaches with this background: about 9 to 1 one way, about 2 to 1 the other."""
-    at_least, about = (dispute.likelihood_ratio("zoo of 4 layers", reading)[1] for reading in dispute.READINGS)
+    strangers = dispute.backgrounds()["zoo of 4 layers"]
+    at_least, about = (
+        dispute.likelihood_ratio(dispute.relatives(), strangers, reading)[1] for reading in dispute.READINGS
+    )
     assert at_least > 5
     assert 1.5 < 1 / about < 2.5
 
 
-@pytest.mark.parametrize("prior", [0.01, 0.3, 0.5, 0.99])
-def test_posterior_by_bayes(prior):
-    for ratio in (0.0, 0.2, 1.0, 30.0):
-        assert dispute.posterior(prior, ratio) == pytest.approx(prior * ratio / (prior * ratio + 1 - prior))
-    assert dispute.posterior(prior, math.inf) == 1
-    assert dispute.posterior(prior, 1) == pytest.approx(prior)
+def test_posterior_by_bayes():
+    for prior in (0.01, 0.3, 0.99):
+        for ratio in (0.0, 0.2, 1.0, 30.0):
+            assert dispute.posterior(prior, ratio) == pytest.approx(prior * ratio / (prior * ratio + 1 - prior))
+        assert dispute.posterior(prior, math.inf) == 1
+        assert dispute.posterior(prior, 1) == pytest.approx(prior)
 
 
-@pytest.mark.parametrize("prior", [0.05, 0.95])
-@pytest.mark.parametrize("reading", dispute.READINGS)
-@pytest.mark.parametrize("background", dispute.backgrounds())
-def test_every_position_of_the_controls_can_be_drawn(prior, background, reading):
-    drawn, data = figures.belief(prior, background, reading)
-    assert data["background"] == list(dispute.backgrounds())
-    for name, low, middle, high in zip(data["background"], data["low"], data["belief"], data["high"], strict=True):
-        ratio = dispute.likelihood_ratio(name, reading)[1]
-        assert 0 <= low <= high <= 1
-        assert (middle == "") == (ratio == math.inf)
-        assert middle == "" or low <= middle <= high
-        assert middle == "" or middle == pytest.approx(dispute.posterior(prior, ratio))
-    bold = [label.get_text() for label in drawn.axes[0].get_yticklabels() if label.get_weight() == "bold"]
-    assert bold == [background]
+def test_belief_stresses_the_row_and_shows_what_bayes_gives():
+    backgrounds = dispute.backgrounds()
+    for prior, background, reading in (
+        (0.05, "published pairs", "at least 0.927"),
+        (0.95, "zoo of 8 layers", "about 0.927"),
+    ):
+        drawn, data = figures.belief(prior, background, reading)
+        assert data["background"] == list(backgrounds)
+        for name, low, middle, high in zip(data["background"], data["low"], data["belief"], data["high"], strict=True):
+            ratio = dispute.likelihood_ratio(dispute.relatives(), backgrounds[name], reading)[1]
+            assert 0 <= low <= high <= 1
+            assert middle == "" if ratio == math.inf else middle == pytest.approx(dispute.posterior(prior, ratio))
+            assert middle == "" or low <= middle <= high
+        bold = [label.get_text() for label in drawn.axes[0].get_yticklabels() if label.get_weight() == "bold"]
+        assert bold == [background]
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "words"),
-    [(0.5, 0.7, "50% to 70%"), (0.5, 1.0, "over 50%"), (0.9995, 1.0, "over 99%"), (0.0, 0.2, "1% to 20%")],
-)
-def test_a_range_in_words_never_reaches_certainty(low, high, words):
-    assert dispute.in_words(low, high) == words
+def test_belief_and_worth_of_scores_of_ones_own():
+    """Of 10 relatives 8 reach the value, of 10 strangers 2: a ratio of 4, so that 50 % become 80 %."""
+    related, mine = np.array([0.95] * 8 + [0.1] * 2), np.array([0.95] * 2 + [0.1] * 8)
+    data = figures.belief(0.5, "mine", related=related, backgrounds={"mine": mine})[1]
+    assert data["belief"] == pytest.approx([0.8])
+    drawn, data = figures.worth_of_the_number(related, {"mine": mine})
+    assert (data["group"], data["at_least"], data["about"]) == (["relatives in the zoo", "mine"], [8, 2], [8, 2])
+    top, bottom = drawn.axes[0].get_ylim()[::-1]
+    assert top < 0 < 1 < bottom  # relatives at the top
+
+
+def test_a_range_in_words_never_reaches_certainty():
+    for low, high, words in (
+        (0.5, 0.7, "50% to 70%"),
+        (0.5, 1.0, "over 50%"),
+        (0.9995, 1.0, "over 99%"),
+        (0.0, 0.2, "1% to 20%"),
+    ):
+        assert dispute.in_words(low, high) == words
 
 
 def test_the_picture_of_belief_states_no_verdict():
@@ -199,18 +224,15 @@ def test_the_picture_of_belief_states_no_verdict():
     assert not any(word in text for word in ("derived", "copied", "guilty", "innocent", "verdict"))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_what_cannot_be_drawn_is_refused():
+    for arguments, message in (
         ({"prior": 0.0}, "prior=0.0: wanted a probability"),
         ({"prior": 1}, "prior=1: wanted a probability"),
         ({"background": "zoo"}, "background='zoo': wanted one of zoo of 4 layers"),
         ({"reading": "over"}, "reading='over': wanted one of at least"),
-    ],
-)
-def test_what_cannot_be_drawn_is_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        figures.belief(**arguments)
+    ):
+        with pytest.raises(ValueError, match=message):
+            figures.belief(**arguments)
 
 
 # --- other measurements -----------------------------------------------------------------------------------
@@ -236,6 +258,18 @@ def test_if_measured_shows_the_pairs_of_each_situation():
             assert shown == pytest.approx((len(found), min(found), median(found), max(found)))
 
 
+def test_situations_of_ones_own_are_drawn_in_the_order_of_the_methods():
+    related, independent = (
+        [{"csu": x, "match": y} for x, y in values] for values in (((0.9, 0.2), (0.7, None)), ((0.1, 0.3),))
+    )
+    drawn, data = figures.if_measured({"mine": related, "independent": independent}, ("match", "csu"))
+    rows = list(zip(*data.values(), strict=True))
+    assert rows[:2] == [("match", "mine", 1, 0.2, 0.2, 0.2), ("csu", "mine", 2, 0.7, pytest.approx(0.8), 0.9)]
+    assert drawn.get_label().endswith("by these methods: mine, csu.")
+    assert [label.get_text() for label in drawn.axes[0].get_yticklabels()] == ["match", "csu"]
+    assert drawn.axes[0].yaxis_inverted()
+
+
 def test_independent_pairs_share_nothing_and_match_in_kind():
     some = dispute.situations()["independent"]
     assert {row["relation"] for row in some} == {"strangers"}
@@ -244,7 +278,8 @@ def test_independent_pairs_share_nothing_and_match_in_kind():
 
 def test_separating_methods_have_no_overlap():
     """The std profile, on which the claim rests, is not among them; what a rewrite touches drops out."""
-    before, after = (set(dispute.separating(name)) for name in list(dispute.situations())[:2])
+    situations = dispute.situations()
+    before, after = (set(dispute.separating(situations, name)) for name in list(situations)[:2])
     assert after < before
     assert "std_profile" not in before
     assert {"aligned_cka", "virtual_response_whitened"} <= after
@@ -284,7 +319,7 @@ def test_norm_similarities_against_the_models_themselves():
         for j in range(4):
             pearson = [np.corrcoef(x, y)[0, 1] for x, y in zip(norms[0][i], norms[1][j], strict=True)]
             (same if i == j else other).append(mean(pearson))
-    found = dispute.norm_similarities(*names)
+    found = dispute.norm_similarities(*map(open_weights, models))
     assert found["Pearson, same layer"] == pytest.approx(mean(same), abs=1e-6)
     assert found["Pearson, other layers"] == pytest.approx(mean(other), abs=1e-6)
     x, y = norms[0][2][0], norms[1][2][0]
@@ -306,3 +341,16 @@ def test_strangers_have_high_cosines_and_no_correlation_and_a_relative_has_both(
         "Pearson, same layer": 0.013,
         "Pearson, other layers": 0.011,
     }
+
+
+def test_similarities_of_ones_own_are_drawn_in_their_groups():
+    mine = {
+        "strangers": {"a and b": {"cosine": 0.9, "Pearson": 0.0}},
+        "relatives": {"a and c": {"cosine": 1.0, "Pearson": 0.8}},
+    }
+    drawn, data = figures.norms_of_strangers(mine)
+    assert data["value"] == [0.9, 0.0, 1.0, 0.8]
+    strangers, relatives, _ = drawn.axes[0].lines
+    assert strangers.get_label() == "strangers" and strangers.get_xdata().tolist() == [0.9, 0.0]
+    assert relatives.get_xdata().tolist() == [1.0, 0.8]
+    assert drawn.get_label().endswith("Means of 1 pairs of strangers: cosine 0.90, Pearson 0.00.")

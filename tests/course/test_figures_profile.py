@@ -11,8 +11,10 @@ from scipy import stats
 
 from minimoe.course import figures
 from minimoe.course.figures import profile
-from minimoe.course.profiles import PROFILES, SEEDS
+from minimoe.course.runs import read_run
 from minimoe.data_files import data_path
+from minimoe.fingerprints.std_profile import read_std_profile
+from minimoe.fingerprints.weights import open_weights
 from minimoe.model import MoEForCausalLM
 
 
@@ -21,43 +23,38 @@ def rows(data):
 
 
 def mean_r(a, b):
-    return np.mean([stats.pearsonr(x, y).statistic for x, y in zip(a, b, strict=True)])
+    return np.mean([np.corrcoef(x, y)[0, 1] for x, y in zip(a, b, strict=True)])
 
 
-def test_profile_curves_are_the_standard_deviations_of_the_shipped_weights():
-    data = figures.profile_curves()[1]
-    assert len(data["z"]) == 4 * 3 * 4
-    for name in ("alder", "birch"):
-        model = MoEForCausalLM.from_pretrained(data_path("zoo") / name, dtype=torch.float32)
-        for row in rows(data):
-            if row["model"] == name:
-                weight = model.get_parameter(f"model.layers.{row['layer']}.self_attn.{row['role']}_proj.weight")
-                assert row["std"] == pytest.approx(weight.double().std().item(), rel=1e-3)
+def test_profile_curves_are_the_standard_deviations_of_the_weights():
+    names = ("alder", "birch")
+    models = {name: MoEForCausalLM.from_pretrained(data_path("zoo") / name, dtype=torch.float32) for name in names}
+    profiles = {name: read_std_profile(open_weights(model)) for name, model in models.items()}
+    drawn, data = figures.profile_curves(profiles, labels={"birch": "another"})
+    for row in rows(data):
+        path = f"model.layers.{row['layer']}.self_attn.{row['role']}_proj.weight"
+        assert row["std"] == pytest.approx(models[row["model"]].get_parameter(path).double().std().item(), rel=1e-3)
     curves = np.array(data["z"]).reshape(-1, 4)
     np.testing.assert_allclose(curves.mean(1), 0, atol=1e-9)
     np.testing.assert_allclose(curves.std(1), 1)
+    for axes, of_role in zip(drawn.axes, curves.reshape(4, 2, 4), strict=True):
+        np.testing.assert_allclose([line.get_ydata() for line in axes.lines], of_role)
+    assert [text.get_text() for text in drawn.legends[0].texts] == ["alder", "another"]
 
 
-def test_training_curves_are_correlations_of_the_rows_of_the_tables():
-    drawn, data = figures.strangers_over_training()
-    found = {(row["strangers"], row["a"], row["b"], row["step"]): row for row in rows(data)}
-    count = 0
-    for name in PROFILES:
-        curves = defaultdict(list)
-        with open(data_path("runs") / name / "std.csv", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                curves[int(row["seed"]), int(row["step"])].append([float(row[role]) for role in "qkvo"])
-        label = name.split("/")[1].replace("-", " ")
-        for step in {step for _, step in curves}:
-            for a, b in combinations(SEEDS, 2):
-                first, second = (np.array(curves[seed, step]).T for seed in (a, b))
-                row = found[label, a, b, step]
-                assert row["score"] == pytest.approx(mean_r(first, second))
-                spreads = [curve.std() / curve.mean() for curve in (*first, *second)]
-                assert row["spread"] == pytest.approx(min(spreads))
-                count += 1
-    assert count == len(found)
-    assert "8 layers by depth" in drawn.get_label()
+def test_training_curves_are_correlations_of_the_rows_of_the_table():
+    curves = defaultdict(list)
+    with open(data_path("runs") / "profiles/8-layers/std.csv", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            curves[int(row["seed"]), int(row["step"])].append([float(row[role]) for role in "qkvo"])
+    drawn, data = figures.strangers_over_training({"mine": read_run("profiles/8-layers", "std")})
+    assert drawn.axes[0].get_title(loc="left") == "mine"
+    seeds, steps = ({key[place] for key in curves} for place in (0, 1))
+    assert len(data["score"]) == len(steps) * len(list(combinations(seeds, 2)))
+    for row in rows(data):
+        first, second = (np.array(curves[row[side], row["step"]]).T for side in "ab")
+        assert row["score"] == pytest.approx(mean_r(first, second))
+        assert row["spread"] == pytest.approx(min(curve.std() / curve.mean() for curve in (*first, *second)))
 
 
 def test_monotone_curves_are_shares_that_a_direct_count_gives():
@@ -108,22 +105,13 @@ def test_flat_curves_are_marked_as_the_package_refuses_them():
     assert set(figures.random_strangers(8, 5120, 1)[1]["refused"]) == {1}
     assert set(figures.random_strangers(8, 5120, 10)[1]["refused"]) == {0}
     data = figures.random_strangers(8, 96, 4)[1]
-    spreads = profile._random_stds(8, 96, 4)
+    spreads = profile.random_stds(8, 96, 4)
     flat = {model for model in range(26) if (stats.variation(spreads[model], axis=-1) < 0.01).any()}
     assert data["refused"] == [int(a in flat or b in flat) for a, b in zip(data["a"], data["b"], strict=True)]
     assert 0 < sum(data["refused"]) < 325
 
 
-@pytest.mark.parametrize("layers", [4, 48])
-@pytest.mark.parametrize("width", [32, 5120])
-@pytest.mark.parametrize("fall", [0.0, 10.0])
-def test_every_corner_of_the_controls_can_be_drawn(layers, width, fall):
-    drawn, data = figures.random_strangers(layers, width, fall)
-    assert len(data["score"]) == 325
-    assert f"{layers} layers" in drawn.get_label()
-
-
-@pytest.mark.parametrize("arguments", [(2, 96, 4), (8, 1, 4), (8, 96, -1), (8, 96, 100)])
-def test_what_cannot_be_drawn_is_refused(arguments):
-    with pytest.raises(ValueError, match=r"layers=.*wanted at least 3, at least 2, 0 to below 100"):
-        figures.random_strangers(*arguments)
+def test_what_cannot_be_drawn_is_refused():
+    for arguments in ((2, 96, 4), (8, 1, 4), (8, 96, -1), (8, 96, 100)):
+        with pytest.raises(ValueError, match=r"layers=.*wanted at least 3, at least 2, 0 to below 100"):
+            figures.random_strangers(*arguments)

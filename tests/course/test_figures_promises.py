@@ -12,8 +12,8 @@ from scipy.optimize import linear_sum_assignment
 
 from minimoe.course import figures
 from minimoe.course.figures import promises
+from minimoe.course.shipped import zoo_weights
 from minimoe.data_files import data_path
-from minimoe.fingerprints.benchmark import DROP_RATES
 from minimoe.lineage.derive import neurons
 from minimoe.lineage.zoo import Zoo
 
@@ -38,11 +38,13 @@ def stored_up(name, layer):
     return (rows / rows.norm(dim=1, keepdim=True)).numpy()
 
 
-@pytest.mark.parametrize("layer", [0, 3])
-def test_neurons_have_the_partners_of_the_largest_sum(layer):
-    for row in ("strangers", "same first weights"):
-        found = [r for r in rows_of(figures.neuron_order(layer)[1]) if r["pair"] == row]
-        alike = stored_up("alder", layer) @ stored_up(promises.ORDERED[row], layer).T
+def test_neurons_have_the_partners_of_the_largest_sum():
+    parent, others = (zoo_weights("alder"), {"one": zoo_weights("stranger-13")})
+    for layer in (0, 3):
+        drawn, data = figures.neuron_order(parent, others, layer)
+        found = rows_of(data)
+        assert drawn.axes[0].lines[0].get_ydata().tolist() == data["partner"]
+        alike = stored_up("alder", layer) @ stored_up("stranger-13", layer).T
         best = alike[linear_sum_assignment(-alike)].sum()
         assert sorted(r["partner"] for r in found) == list(range(256))
         assert sum(alike[r["neuron"], r["partner"]] for r in found) == pytest.approx(best, abs=1e-3)
@@ -62,15 +64,15 @@ def test_only_a_fine_tuned_model_keeps_its_order():
 # --- what a verdict is worth --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("found, flagged", [(490, 0), (268, 64), (0, 3), (7, 695)])
-def test_a_verdict_is_worth_the_share_of_relatives_among_those_called(found, flagged):
+def test_a_verdict_is_worth_the_share_of_relatives_among_those_called():
     """Counted out in a population in which exactly one pair in so many is related."""
-    data = figures.worth_of_a_verdict(1000, found, flagged)[1]
-    for one_in, low, right, high in zip(*data.values(), strict=True):
-        relatives, strangers = Fraction(1), Fraction(one_in - 1)
-        called, wrongly = relatives * Fraction(found, 490), strangers * Fraction(flagged, 695)
-        assert right == pytest.approx(float(called / (called + wrongly)))
-        assert low <= right <= high
+    for counts in ((490, 0, 490, 695), (268, 64, 490, 695), (0, 3, 490, 695), (7, 20, 10, 20)):
+        found, flagged, relatives, strangers = counts
+        data = figures.worth_of_a_verdict(1000, found, flagged, relatives=relatives, strangers=strangers)[1]
+        for one_in, low, right, high in zip(*data.values(), strict=True):
+            called, wrongly = Fraction(found, relatives), (one_in - 1) * Fraction(flagged, strangers)
+            assert right == pytest.approx(float(called / (called + wrongly)))
+            assert low <= right <= high
 
 
 def test_the_band_is_that_of_the_exact_intervals():
@@ -88,18 +90,15 @@ def test_the_mark_can_stand_anywhere_and_verdicts_are_worth_less_where_relatives
         assert (np.diff(data[end]) < 0).all()
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
+def test_what_cannot_be_counted_is_refused():
+    for arguments, message in (
         ({"found": 491}, "found=491: wanted 0 to 490"),
         ({"flagged": -1}, "flagged=-1: wanted 0 to 695"),
         ({"one_in": 1}, "one_in=1: wanted at least 2"),
         ({"found": 0, "flagged": 0}, "never says"),
-    ],
-)
-def test_what_cannot_be_counted_is_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        figures.worth_of_a_verdict(**arguments)
+    ):
+        with pytest.raises(ValueError, match=message):
+            figures.worth_of_a_verdict(**arguments)
 
 
 # --- behaviour ----------------------------------------------------------------------------------------------
@@ -141,7 +140,7 @@ def dropped():
 
 
 def test_the_neurons_found_again_are_those_that_were_kept(dropped):
-    partners, rates = promises._traced("alder", "alder-drop-0.5")
+    partners, rates = promises.trace_experts(*map(zoo_weights, ("alder", "alder-drop-0.5")))
     for (layer, expert), found in partners.items():
         kept = dropped[layer, int(expert)].numpy()
         assert (found[layer][kept] == np.flatnonzero(kept)).all()
@@ -151,7 +150,7 @@ def test_the_neurons_found_again_are_those_that_were_kept(dropped):
 
 
 def test_the_map_is_drawn_where_neurons_are_found(dropped):
-    drawn, data = figures.attribution_map("alder-drop-0.5-trained")
+    drawn, data = figures.attribution_map()
     marks = sum(len(collection.get_segments()) for collection in drawn.axes[0].collections)
     of_parent = [row for row in rows_of(data) if row["parent"] == "alder"]
     assert marks == sum(row["agreeing"] for row in of_parent)
@@ -163,17 +162,20 @@ def test_the_map_is_drawn_where_neurons_are_found(dropped):
             assert row["agreeing"] < 10
 
 
-@pytest.mark.parametrize("suspect", promises.SUSPECTS)
-def test_drop_rates_are_read_off_and_strangers_are_all_new(suspect):
-    rows = rows_of(figures.attribution_map(suspect)[1])
-    rates = {
-        parent: np.mean([row["drop_rate"] for row in rows if row["parent"] == parent]) for parent in ("alder", "birch")
-    }
-    truth = 1.0 if suspect == "mixture-1" else DROP_RATES.get(suspect.removeprefix("alder-"), 0.0)
-    assert rates["alder"] == pytest.approx(truth, abs=0.03)
-    assert rates["birch"] > 0.99
+def test_drop_rates_are_read_off_and_strangers_are_all_new():
+    parents = promises.shipped_parents()
+    for suspect, truth in (("alder-copy-trained", 0.0), ("alder-drop-0.5-trained", 0.5), ("mixture-1", 1.0)):
+        drawn, data = figures.attribution_map(zoo_weights(suspect), parents, name=suspect)
+        found = {parent: [] for parent in parents}
+        for row in rows_of(data):
+            found[row["parent"]].append(row["drop_rate"])
+        assert np.mean(found["alder"]) == pytest.approx(truth, abs=0.03), suspect
+        assert np.mean(found["birch"]) > 0.99
+        assert drawn.axes[0].get_title(loc="left") == f"{suspect}, traced to alder"
 
 
-def test_another_suspect_is_refused():
-    with pytest.raises(ValueError, match="suspect='alder': wanted one of alder-drop"):
-        figures.attribution_map("alder")
+def test_experts_can_be_traced_to_one_parent_of_another_depth():
+    drawn, data = figures.attribution_map(zoo_weights("mixture-1"), {"deep": zoo_weights("deep-1")})
+    assert set(data["parent_layer"]) == set(range(8)) and set(data["layer"]) == set(range(4))
+    assert [label.get_text() for label in drawn.axes[0].get_xticklabels()] == [f"layer {layer}" for layer in range(8)]
+    assert np.mean(data["drop_rate"]) > 0.99

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from minimoe.course import figures
-from minimoe.course.figures.provenance import REWRITINGS
+from minimoe.course.figures.provenance import REWRITINGS, shallow
 from minimoe.data_files import data_path
+from minimoe.lineage.zoo import Zoo
 from minimoe.model import MoEForCausalLM
 
 
@@ -17,15 +18,19 @@ def table(data):
     return np.array(data["cosine"]).reshape(shape)
 
 
-@pytest.mark.parametrize("kept", ["0 2 4 6", "1 3 5 7", "3 4"])
-def test_a_copy_lies_where_it_was_taken_from(kept):
-    data = figures.layers_of_a_copy(kept)[1]
-    found = table(data)
-    assert found.shape == (len(kept.split()), 8)
-    assert found.argmax(1).tolist() == [int(layer) for layer in kept.split()]
-    assert found.max(1) == pytest.approx(1.0, abs=1e-5)
-    off = found[~np.isclose(found, 1.0, atol=1e-5)]
-    assert abs(off).max() < 0.1
+def test_a_copy_lies_where_it_was_taken_from():
+    for kept in ("0 2 4 6", "3 4"):
+        found = table(figures.layers_of_a_copy(kept=kept)[1])
+        assert found.shape == (len(kept.split()), 8)
+        assert found.argmax(1).tolist() == [int(layer) for layer in kept.split()]
+        assert found.max(1) == pytest.approx(1.0, abs=1e-5)
+        assert abs(found[~np.isclose(found, 1.0, atol=1e-5)]).max() < 0.1
+
+
+def test_a_model_of_ones_own_is_copied():
+    drawn, data = figures.layers_of_a_copy(Zoo().load("alder"), "3 1", name="mine")
+    assert drawn.axes[0].get_xlabel() == "layer of mine"
+    assert table(data).argmax(1).tolist() == [1, 3]  # in the order of the model
 
 
 def test_the_numbers_are_cosines_of_the_stored_matrices():
@@ -47,22 +52,25 @@ def test_the_numbers_are_cosines_of_the_stored_matrices():
 @torch.no_grad()
 def test_rewritings_that_keep_the_function_keep_it_and_hide_the_map():
     tokens = torch.arange(1, 60).view(1, -1)
-    logits = figures.shallow()(tokens).logits
+    logits = shallow()(tokens).logits
     for rewriting in ("neurons permuted", "all gauges"):
-        assert figures.shallow(rewriting=rewriting)(tokens).logits == pytest.approx(logits, abs=1e-3)
+        assert shallow(rewriting=rewriting)(tokens).logits == pytest.approx(logits, abs=1e-3)
     best = {name: table(figures.layers_of_a_copy(rewriting=name)[1]).max() for name in REWRITINGS}
     assert best["none"] > best["8 bits"] > best["4 bits"] > 0.98
     assert 0.4 < best["neurons permuted"] < 0.7  # four of seven matrices are left
     assert best["all gauges"] < 0.1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [(("", "none"), "kept=''"), (("0 8", "none"), "layers 0 to 7"), (("a", "none"), "kept='a'"), (("0", "x"), "'x'")],
-)
-def test_what_cannot_be_made_is_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        figures.layers_of_a_copy(*arguments)
+def test_what_cannot_be_made_is_refused():
+    refused = (
+        (("", "none"), "kept=''"),
+        (("0 8", "none"), "layers 0 to 7"),
+        (("a", "none"), "kept='a'"),
+        (("0", "x"), "'x'"),
+    )
+    for arguments, message in refused:
+        with pytest.raises(ValueError, match=message):
+            shallow(*arguments)
 
 
 def test_real_layers_are_the_rows_of_the_table():
@@ -77,6 +85,16 @@ def test_real_layers_are_the_rows_of_the_table():
         a, b, i, j = row["a"], row["b"], int(row["layer_a"]), int(row["layer_b"])
         key = (b, a, j, i) if b == "sre-embedding-model" else (a, b, i, j)
         assert drawn[key] == float(row["cosine"])
+
+
+def test_tables_of_ones_own_are_drawn_with_their_layers_from_the_top():
+    cosines = np.array([[0.0, 0.9, 0.1], [0.2, 0.0, 0.8]])
+    drawn, data = figures.layer_origins({("mine", "yours"): cosines})
+    assert table(data).tolist() == cosines.tolist()
+    (axes,) = drawn.axes
+    written = {tuple(text.get_position()): (text.get_text(), text.get_weight()) for text in axes.texts}
+    assert written[1, 0] == ("0.90", "bold") and written[0, 1] == ("0.20", "normal")
+    assert (axes.get_title(loc="left"), axes.get_xlabel()) == ("mine", "layer of yours")
 
 
 def test_alt_texts_say_what_the_maps_show():

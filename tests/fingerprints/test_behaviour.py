@@ -27,33 +27,33 @@ MIXTURES = [kind for kind, settings in KINDS.items() if settings.get("num_expert
 # --- what is read off -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_behaviour_against_the_model(kind):
+def test_behaviour_against_the_model():
     """Known tokens only, in an order of their own, more prompts than run at once."""
-    model = random_model(**KINDS[kind]).float()
-    tokens, prompts = [f"t{number}" for number in range(150, 10, -1)], torch.randint(140, (70, 5))
-    found = behaviour(weights(model), tokens, prompts)
-    states = []
-    for block in model.model.layers:
-        block.register_forward_hook(lambda block, inputs, outputs: states.append(outputs[0][:, -1]))
-    with torch.no_grad():
-        output = model(150 - prompts, output_router_logits=True)
-    logits = output.logits[:, -1, torch.arange(150, 10, -1)]
-    assert found.choices.tolist() == logits.argmax(-1).tolist()
-    assert_near(found.states, torch.stack(states))
-    expected = [choice.logits.argmax(-1).tolist() for choice in output.router_outputs or ()]
-    assert found.routes.tolist() == expected
+    for kind in KINDS:
+        model = random_model(**KINDS[kind]).float()
+        tokens, prompts = [f"t{number}" for number in range(150, 10, -1)], torch.randint(140, (70, 5))
+        found = behaviour(weights(model), tokens, prompts)
+        states = []
+        for block in model.model.layers:
+            block.register_forward_hook(lambda block, inputs, outputs, states=states: states.append(outputs[0][:, -1]))
+        with torch.no_grad():
+            output = model(150 - prompts, output_router_logits=True)
+        logits = output.logits[:, -1, torch.arange(150, 10, -1)]
+        assert found.choices.tolist() == logits.argmax(-1).tolist()
+        assert_near(found.states, torch.stack(states))
+        expected = [choice.logits.argmax(-1).tolist() for choice in output.router_outputs or ()]
+        assert found.routes.tolist() == expected
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_gauges(kind):
-    model, stranger = random_model(**KINDS[kind]), random_model(1, **KINDS[kind])
-    methods = METHODS if kind in MIXTURES else METHODS[:2]
-    for name, copy in gauged(model).items():
+def test_gauges():
+    for kind in KINDS:
+        model, stranger = random_model(**KINDS[kind]), random_model(1, **KINDS[kind])
+        methods = METHODS if kind in MIXTURES else METHODS[:2]
+        for name, copy in gauged(model).items():
+            for method in methods:
+                assert method(weights(model), weights(copy), prompts=60).score > 0.98, (method, name)
         for method in methods:
-            assert method(weights(model), weights(copy), prompts=60).score > 0.98, (method, name)
-    for method in methods:
-        assert abs(method(weights(model), weights(stranger)).score) < 0.1, method
+            assert abs(method(weights(model), weights(stranger)).score) < 0.1, method
 
 
 def test_tokens_are_matched_by_string():

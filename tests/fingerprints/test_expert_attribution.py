@@ -31,9 +31,17 @@ def upcycled(dense, way, model_type="mixtral"):
     return upcycle(dense, num_experts=4, num_experts_per_tok=2, method=method, model_type=model_type, **WAYS[way])
 
 
-@pytest.mark.parametrize("model_type", ["mixtral", "qwen2_moe", "pangu_pro_moe"])
-@pytest.mark.parametrize("noise", [0.0, 0.5])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("way", "noise", "model_type"),
+    [
+        ("copy", 0.5, "qwen2_moe"),
+        ("split", 0.0, "mixtral"),
+        ("virtual_groups", 0.5, "pangu_pro_moe"),
+        ("drop .25", 0.0, "qwen2_moe"),
+        ("drop .5", 0.5, "mixtral"),
+        ("drop .75", 0.5, "pangu_pro_moe"),
+    ],
+)
 def test_parent_and_drop_rate(way, noise, model_type):
     """Gauged, and with noise of half the weights' size; the shared expert is never dropped."""
     dense = random_model(**PLAIN)
@@ -50,12 +58,12 @@ def test_parent_and_drop_rate(way, noise, model_type):
     assert {expert.drop_rate for expert in control if expert.nominal_p > 0.01} == {1.0}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_gauges(kind):
-    model = random_model(**KINDS[kind])
-    for name, copy in gauged(model).items():
-        for expert in attribute_experts(weights(model), weights(copy)):
-            assert expert.effect == 1 and expert.drop_rate == 0 and expert.parent_layer == expert.layer, name
+def test_gauges():
+    for kind in KINDS:
+        model = random_model(**KINDS[kind])
+        for name, copy in gauged(model).items():
+            for expert in attribute_experts(weights(model), weights(copy)):
+                assert expert.effect == 1 and expert.drop_rate == 0 and expert.parent_layer == expert.layer, name
 
 
 def test_result():
@@ -113,7 +121,7 @@ def test_chance():
     assert float(twice) > tail(2, 4, 4)
 
 
-@pytest.mark.parametrize(("origin", "q"), [(0.25, 1.0), (0.5, 0.9), (0.75, 0.7), (1.0, 0.6)])
+@pytest.mark.parametrize(("origin", "q"), [(0.25, 1.0), (0.75, 0.7)])
 def test_drop_rate_against_simulation(origin, q):
     """Faces that find the origin of a neuron with probability q, independently."""
     generator = torch.Generator().manual_seed(0)

@@ -108,12 +108,12 @@ def test_layers_left_out():
     assert found.details["layers"] == 3 and found.p_value < 1e-20
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_match_under_gauges(kind):
-    model = random_model(**KINDS[kind])
-    for name, copy in gauged(model).items():
-        assert match(weights(model), weights(copy)).score > 0.999, name
-    assert abs(match(weights(model), weights(random_model(1, **KINDS[kind]))).score) < 0.3
+def test_match_under_gauges():
+    for kind in KINDS:
+        model = random_model(**KINDS[kind])
+        for name, copy in gauged(model).items():
+            assert match(weights(model), weights(copy)).score > 0.999, name
+        assert abs(match(weights(model), weights(random_model(1, **KINDS[kind]))).score) < 0.3
 
 
 def test_match_with_other_shapes():

@@ -13,13 +13,13 @@ from minimoe.lineage.upcycling import upcycle
 from tests.fingerprints.toys import KINDS, Vocabulary, gauged, random_model, weights
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_gauges(kind):
-    model = random_model(**KINDS[kind])
-    for name, copy in gauged(model).items():
-        for whiten in (False, True):
-            assert virtual_response(weights(model), weights(copy), whiten=whiten).score > 0.999, name
-    assert abs(virtual_response(weights(model), weights(random_model(1, **KINDS[kind]))).score) < 0.05
+def test_gauges():
+    for kind in KINDS:
+        model = random_model(**KINDS[kind])
+        for name, copy in gauged(model).items():
+            for whiten in (False, True):
+                assert virtual_response(weights(model), weights(copy), whiten=whiten).score > 0.999, name
+        assert abs(virtual_response(weights(model), weights(random_model(1, **KINDS[kind]))).score) < 0.05
 
 
 @pytest.mark.parametrize(
@@ -30,31 +30,31 @@ def test_other_models(router):
     assert virtual_response(weights(model), weights(all_gauges(model, 1))).score > 0.999
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_tables_against_the_model(kind):
+def test_tables_against_the_model():
     """Each token alone at position 0: attention returns its value, and the MLP follows on what it is given."""
-    model = random_model(**KINDS[kind]).float()
-    opened = weights(model)
-    tokens = [f"t{number}" for number in range(40)]
-    anchors = read_anchors(opened, tokens)
-    tables = directions(read_responses(opened, tokens), list(range(40)))
-    block = model.model.layers[1]
-    x = block.input_layernorm.weight * anchors.inputs
-    at_start = torch.ones(1, 3), torch.zeros(1, 3)  # cos and sin of position 0, heads of size 6
-    with torch.no_grad():
-        attended, (keys, _) = block.self_attn(x[:, None], *at_start, None)
-        queries = block.self_attn._project(x[:, None])[0][:, :, 0]
-        mixed = block.mlp((block.post_attention_layernorm.weight * anchors.inputs)[None])
-        mixed = mixed[0] if block.is_sparse else mixed
-    values = attended[:, 0] - block.self_attn.o_proj.bias
-    expected = {
-        "A": torch.einsum("ihd,jhd->ij", queries, keys[:, :, 0].repeat_interleave(2, dim=1)),
-        "OV": values @ anchors.outputs.mT,
-        "M": mixed[0] @ anchors.outputs.mT,
-    }
-    for name, table in expected.items():
-        assert float(torch.corrcoef(torch.stack([tables[name][1], table.flatten().detach()]))[0, 1]) > 0.99999, name
-        assert_close(tables[name][1].norm(), torch.tensor(1.0))
+    for kind in KINDS:
+        model = random_model(**KINDS[kind]).float()
+        opened = weights(model)
+        tokens = [f"t{number}" for number in range(40)]
+        anchors = read_anchors(opened, tokens)
+        tables = directions(read_responses(opened, tokens), list(range(40)))
+        block = model.model.layers[1]
+        x = block.input_layernorm.weight * anchors.inputs
+        at_start = torch.ones(1, 3), torch.zeros(1, 3)  # cos and sin of position 0, heads of size 6
+        with torch.no_grad():
+            attended, (keys, _) = block.self_attn(x[:, None], *at_start, None)
+            queries = block.self_attn._project(x[:, None])[0][:, :, 0]
+            mixed = block.mlp((block.post_attention_layernorm.weight * anchors.inputs)[None])
+            mixed = mixed[0] if block.is_sparse else mixed
+        values = attended[:, 0] - block.self_attn.o_proj.bias
+        expected = {
+            "A": torch.einsum("ihd,jhd->ij", queries, keys[:, :, 0].repeat_interleave(2, dim=1)),
+            "OV": values @ anchors.outputs.mT,
+            "M": mixed[0] @ anchors.outputs.mT,
+        }
+        for name, table in expected.items():
+            assert float(torch.corrcoef(torch.stack([tables[name][1], table.flatten().detach()]))[0, 1]) > 0.99999, name
+            assert_close(tables[name][1].norm(), torch.tensor(1.0))
 
 
 def test_through_files(tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -87,9 +88,9 @@ def one_tensor(folder: Path, tensor: torch.Tensor) -> Weights:
 # -- roles
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_folder_and_the_model_in_memory_have_the_same_roles(layout, dtype, tmp_path):
+def test_a_folder_and_the_model_in_memory_have_the_same_roles(layout, tmp_path):
+    dtype = (torch.float32, torch.float16, torch.bfloat16)[list(LAYOUTS).index(layout) % 3]
     model = random_model(**LAYOUTS[layout]).to(dtype)
     save_model(model, tmp_path / "one", model_type=layout)
     save_model(model, tmp_path / "many", model_type=layout, max_shard_size=3000)
@@ -132,15 +133,15 @@ def test_roles_in_memory_are_the_parameters():
     assert (*sizes, weights.num_experts) == (2, 16, 4, 2, 4, 4)
 
 
-@pytest.mark.parametrize("layout", ON_DISK)
-def test_roles_on_disk_are_the_published_tensors(layout, tmp_path):
-    random_model(**LAYOUTS[layout]).save_pretrained(tmp_path, model_type=layout)
-    tensors, weights = load_file(tmp_path / "model.safetensors"), open_weights(tmp_path)
-    for role, name in ON_DISK[layout].items():
-        name = f"model.layers.1.{name}"
-        stored = [tensors[name.format(expert)] for expert in range(4)] if "{}" in name else tensors[name]
-        wanted = torch.stack(stored) if "{}" in name else stored
-        assert torch.equal(weights.get(role, 1), wanted[0] if role == "router_scale" else wanted)
+def test_roles_on_disk_are_the_published_tensors(tmp_path):
+    for layout, names in ON_DISK.items():
+        random_model(**LAYOUTS[layout]).save_pretrained(tmp_path / layout, model_type=layout)
+        tensors, weights = load_file(tmp_path / layout / "model.safetensors"), open_weights(tmp_path / layout)
+        for role, name in names.items():
+            name = f"model.layers.1.{name}"
+            stored = [tensors[name.format(expert)] for expert in range(4)] if "{}" in name else tensors[name]
+            wanted = torch.stack(stored) if "{}" in name else stored
+            assert torch.equal(weights.get(role, 1), wanted[0] if role == "router_scale" else wanted), (layout, role)
 
 
 def test_one_expert_is_still_a_stack():
@@ -430,8 +431,7 @@ def test_threads_are_as_many_after_as_before(tmp_path):
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("place", [0, 1500, 2499])
+@pytest.mark.parametrize(("wrong", "place"), [(math.nan, 0), (math.inf, 1500), (-math.inf, 2499)])
 def test_one_number_that_is_not_finite_is_noticed(wrong, place, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PIECE", 1000)
     values = torch.randn(2500)
@@ -498,6 +498,28 @@ def test_the_hash_of_a_model_in_memory_changes_with_a_single_bit(dtype):
     with torch.no_grad():
         same.model.norm.weight[3] *= -1
     assert open_weights(model).sha256() != open_weights(same).sha256()
+
+
+def test_an_mlp_by_itself_is_that_of_the_model(tmp_path):
+    settings = SHARED | {"shared_expert_gate": True, "e_score_correction_bias": True, "mlp_only_layers": [0]}
+    model = random_model(**settings).half()
+    save_model(model, tmp_path, model_type="minimoe")
+    for weights in (open_weights(tmp_path), open_weights(model)):
+        for layer, block in enumerate(weights.model().model.layers):
+            found, wanted = weights.mlp(layer).state_dict(), block.mlp.state_dict()
+            assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in found)
+
+
+def test_an_mlp_that_lacks_a_tensor_or_has_one_of_another_shape_is_refused(tmp_path):
+    random_model(**SHARED, shared_expert_gate=True).save_pretrained(tmp_path, model_type="qwen2_moe")
+    tensors, name = load_file(tmp_path / "model.safetensors"), "model.layers.1.mlp.shared_expert_gate.weight"
+    save_file(tensors | {name: torch.ones(1, 15)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"shared_router of layer 1 is \[1, 15\], wanted \[1, 16\]"):
+        open_weights(tmp_path).mlp(1)
+    del tensors[name]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="has no 'shared_router' in layer 1"):
+        open_weights(tmp_path).mlp(1)
 
 
 def test_the_model_is_given_in_float32(tmp_path):

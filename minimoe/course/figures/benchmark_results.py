@@ -14,16 +14,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from sklearn.metrics import auc, roc_curve
 
-from minimoe.course.benchmark_tables import Row, Rows, is_rewritten, known, read_table, scores, strangers_of
 from minimoe.course.figures.drawing import heatmap, label_rows, new_panels
 from minimoe.course.figures.profile import BINS, CLAIM_LINE
 from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.published import CLAIMED
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe
 from minimoe.fingerprints.compare import METHODS
+from minimoe.fingerprints.zoo_scores import Row, Rows, is_rewritten, known, read_table, scores, strangers_of
 from minimoe.lineage.tree import FAMILIES, FRAMES
-
-# --- relatives beside strangers ---------------------------------------------------------------------------
 
 
 def std_profile_groups(scores: Rows) -> dict[str, list[float]]:
@@ -56,7 +54,7 @@ def std_profile_of_strangers(scores: Rows) -> Drawing:
     return drawn, columns(("group", "score"), [(group, score) for group, found in groups.items() for score in found])
 
 
-_CURVES = {
+CURVES = {
     "std profile": "std_profile",
     "weight cosine": "weight_cosine",
     "spectral": "spectral",
@@ -66,7 +64,7 @@ _CURVES = {
 
 
 @figure(scores=scores)
-def roc_curves(scores: Rows, methods: Mapping[str, str] = _CURVES) -> Drawing:
+def roc_curves(scores: Rows, methods: Mapping[str, str] = CURVES) -> Drawing:
     """How many relatives each method finds for how many strangers taken for relatives, over all transformations.
 
     Data: method, false_positive_rate, true_positive_rate; the corners of each curve.
@@ -86,7 +84,9 @@ def roc_curves(scores: Rows, methods: Mapping[str, str] = _CURVES) -> Drawing:
     axes.set_xscale("symlog", linthresh=0.005)
     axes.set_xticks([0, 0.005, 0.01, 0.1, 1], ["0", "0.5 %", "1 %", "10 %", "100 %"])
     axes.legend(loc="lower right", frameon=False)
-    describe(drawn, f"ROC curves of five methods over all transformations of the zoo; areas: {', '.join(areas)}.")
+    describe(
+        drawn, f"ROC curves of {len(methods)} methods over all transformations of the zoo; areas: {', '.join(areas)}."
+    )
     return drawn, columns(("method", "false_positive_rate", "true_positive_rate"), rows)
 
 
@@ -129,9 +129,6 @@ def draw_strip(axes: Axes, values: list[float], height: float, colour: str, spre
     """A dot for each value, one beside the other around a height."""
     heights = height + np.linspace(-spread, spread, len(values))
     axes.plot(values, heights, "o", markersize=3, color=colour, markeredgecolor=INK, markeredgewidth=0.3)
-
-
-# --- p-values ---------------------------------------------------------------------------------------------
 
 
 @figure(scores=scores)
@@ -204,17 +201,12 @@ def p_values_by_promise(scores: Rows, p_values: Rows, calibration: Rows) -> Draw
     return drawn, columns(("promise", "test", "p_value", "share"), rows)
 
 
-# --- the order of training --------------------------------------------------------------------------------
-
 RARE, EXAMPLES = 0.01, 800
 
 
 @figure(palimpsest=partial(read_table, "palimpsest"))
 def orders_remembered(palimpsest: Rows) -> Drawing:
-    """Which models tell the order in which alder or birch was trained: palimpsest, beside a reference, within domains.
-
-    Data: order_of, suspect, relation, rho, p_value.
-    """
+    """Which models tell the order in which a root was trained: palimpsest, beside a reference, within domains."""
     names = list(dict.fromkeys(map(_seen_from_its_root, palimpsest)))
     told = []
     drawn, (axes,) = new_panels(1.3 + 0.22 * len(names))
@@ -247,9 +239,7 @@ def _seen_from_its_root(row: Row) -> str:
     return suspect.removeprefix(f"{root}-")
 
 
-# --- tables of all methods --------------------------------------------------------------------------------
-
-_GROUPS = {
+GROUPS = {
     "trained further": ("finetuned", "lora", "continued-0.1", "continued-1", "continued-4", "mixture-finetuned"),
     "merged": ("lerp", "slerp", "ties"),
     "rounded; more tokens": ("int8", "int4", "extended"),
@@ -272,7 +262,7 @@ def group_of(row: Row) -> str:
     kind, plain = row["kind"], row["kind"].removesuffix("-gauged")
     if plain.endswith("-trained"):
         return "upcycled, then trained"
-    return next(name for name, kinds in _GROUPS.items() if {kind, plain} & set(kinds))
+    return next(name for name, kinds in GROUPS.items() if {kind, plain} & set(kinds))
 
 
 def share_found(relatives: Rows, strangers: Rows, method: str) -> float:
@@ -291,16 +281,15 @@ def found_by_transformation(scores: Rows) -> Drawing:
     Data: transformation, method, found; the second half is of relatives that were rewritten by all gauges afterwards.
     """
     methods = (*METHODS, "score")
-    tables: dict[str, dict[str, list[float]]] = {"as made": {}, "rewritten": {}}
-    for name in _GROUPS:
-        for panel, rewritten in zip(tables, (False, True), strict=True):
-            relatives = [row for row in scores if row["use"] == "positive" and is_rewritten(row) == rewritten]
-            relatives = [row for row in relatives if group_of(row) == name]
-            shapes = {row["shapes"] for row in relatives}
+    tables: dict[str, dict[str, list[float]]] = {}
+    for panel, end in (("as made", ""), ("rewritten", ", gauged")):
+        relatives = [row for row in scores if row["use"] == "positive" and is_rewritten(row) == (panel == "rewritten")]
+        for name in sorted({group_of(row) for row in relatives}, key=list(GROUPS).index):
+            of_group = [row for row in relatives if group_of(row) == name]
+            shapes = {row["shapes"] for row in of_group}
             alike = [row for row in scores if row["use"] == "evaluation" and row["shapes"] in shapes]
-            if relatives:
-                label = f"{name}, gauged" if rewritten else name
-                tables[panel][label] = [share_found(relatives, alike, method) for method in methods]
+            shares = [share_found(of_group, alike, method) for method in methods]
+            tables.setdefault(panel, {})[name + end] = shares
     return _draw_tables(
         "Relatives found at 1 % false positives", ("transformation", "method", "found"), tables, methods
     )

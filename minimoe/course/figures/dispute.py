@@ -14,16 +14,16 @@ from itertools import combinations
 import numpy as np
 from scipy.stats import binomtest
 
-from minimoe.course.benchmark_tables import Rows, known, scores
 from minimoe.course.figures.benchmark_results import std_profile_groups
 from minimoe.course.figures.drawing import label_rows, new_panels, remove_frame
 from minimoe.course.figures.profile import mean_correlation
 from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.published import CLAIMED, read_published
+from minimoe.course.shipped import zoo_weights
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe
-from minimoe.data_files import data_path
 from minimoe.fingerprints.norm_profile import read_norms
-from minimoe.fingerprints.weights import Weights, open_weights
+from minimoe.fingerprints.weights import Weights
+from minimoe.fingerprints.zoo_scores import Rows, known, scores
 
 NEAR = 0.025  # a score is "about" the claimed one when it is no further from it
 READINGS = {
@@ -40,18 +40,11 @@ METHODS = (
 Range = tuple[float, float, float]  # lower end, estimate, upper end
 
 
-# --- who said what ----------------------------------------------------------------------------------------
-
-
 @figure(record=partial(read_published, "dispute"))
 def dispute_timeline(record: Sequence[Mapping[str, str]]) -> Drawing:
     """What was published, claimed, answered and measured, in order of time.
 
-    Args:
-        record: rows with a date, a party, a title and a kind, which begins with "claim" or "answer" or with something
-            else; those without a date are not drawn.
-
-    Data: date, side ("claim", "answer" or "other"), party, title.
+    Rows of the record without a date are not drawn. Data: date, side ("claim", "answer" or "other"), party, title.
     """
     lanes = dict(zip(("claim", "answer", "other"), SERIES, strict=False))
     rows = [
@@ -81,9 +74,6 @@ def dispute_timeline(record: Sequence[Mapping[str, str]]) -> Drawing:
     return drawn, columns(("date", "side", "party", "title"), rows)
 
 
-# --- chance -----------------------------------------------------------------------------------------------
-
-
 def chance(kind: str, layers: int, *, draws: int = 4000, trend: float = 0.9, seed: int = 0) -> np.ndarray:
     """Scores of the std profile that two models have by chance, [draws], under one of three assumptions.
 
@@ -109,7 +99,7 @@ def chance(kind: str, layers: int, *, draws: int = 4000, trend: float = 0.9, see
 
 @figure()
 def chance_by_depth(trend: float = 0.9, depths: Sequence[int] = (4, 8, 16, 32, 48)) -> Drawing:
-    """What two models without a common weight score by chance, under three assumptions, from 4 to 48 layers.
+    """What two models without a common weight score by chance, under three assumptions, by depth.
 
     Data: assumption, layers, low, median, high (95 % of the draws lie between low and high), at_least (their share at
     the claimed value or above).
@@ -131,13 +121,10 @@ def chance_by_depth(trend: float = 0.9, depths: Sequence[int] = (4, 8, 16, 32, 4
     panels[0].set(ylim=(-1, 1.03), ylabel="score by chance")
     describe(
         drawn,
-        f"Three plots of the score by chance over 4 to 48 layers, band and median, with a dashed line at {CLAIMED}. At "
-        f"48 layers, {'; '.join(parts)}.",
+        f"Three plots of the score by chance over {depths[0]} to {depths[-1]} layers, band and median, with a dashed "
+        f"line at {CLAIMED}. At {depths[-1]} layers, {'; '.join(parts)}.",
     )
     return drawn, columns(("assumption", "layers", "low", "median", "high", "at_least"), rows)
-
-
-# --- what the number is worth -----------------------------------------------------------------------------
 
 
 @cache
@@ -170,8 +157,7 @@ def likelihood_ratio(related: np.ndarray, background: np.ndarray, reading: str =
     """How much commoner the claimed value is among relatives than in a background.
 
     Args:
-        related: scores of relatives, as `relatives()`.
-        background: scores of pairs that have nothing in common, as those of `backgrounds()`.
+        related, background: scores of relatives, and of pairs that have nothing in common.
         reading: a key of `READINGS`: what counts as the claimed value.
 
     Returns:
@@ -183,13 +169,10 @@ def likelihood_ratio(related: np.ndarray, background: np.ndarray, reading: str =
     """
     if reading not in READINGS:
         raise ValueError(f"reading={reading!r}: wanted one of {', '.join(READINGS)}")
-    (low, share, high), (least, usual, most) = (_share(READINGS[reading](found)) for found in (related, background))
+    hits = [READINGS[reading](found) for found in (related, background)]
+    share, usual = (float(found.mean()) for found in hits)
+    (low, high), (least, most) = (binomtest(int(found.sum()), len(found)).proportion_ci() for found in hits)
     return low / most, share / usual if usual else np.inf, high / least if least else np.inf
-
-
-def _share(hits: np.ndarray) -> Range:
-    low, high = binomtest(int(hits.sum()), len(hits)).proportion_ci()
-    return low, float(hits.mean()), high
 
 
 def posterior(prior: float, ratio: float) -> float:
@@ -242,9 +225,8 @@ def belief(
     Args:
         prior: the belief before, as a probability.
         background: the row to stress.
-        reading: a key of `READINGS`: what counts as the claimed value.
-        related: scores of relatives.
-        backgrounds: name -> scores of pairs that have nothing in common.
+        reading, related: as for `likelihood_ratio`.
+        backgrounds: scores of pairs that have nothing in common, by where they come from.
 
     Data: background, prior, low, belief, high: the range comes from that of the likelihood ratio. Where no pair of the
     background has the value, belief is empty: few pairs that lack it are no estimate.
@@ -286,9 +268,6 @@ def in_words(low: float, high: float) -> str:
     return f"{ends[0]} to {ends[1]}" if high <= 0.99 else f"over {ends[0]}"
 
 
-# --- what other measurements would show -------------------------------------------------------------------
-
-
 def situations() -> dict[str, Rows]:
     """Pairs of the zoo by what is true of their weights, a mixture and a dense model unless there is no such pair."""
     pairs = {use: [row for row in scores() if row["use"] == use] for use in ("positive", "twins", "student")}
@@ -305,10 +284,6 @@ def situations() -> dict[str, Rows]:
 @figure(situations=situations)
 def if_measured(situations: Mapping[str, Rows], methods: Sequence[str] = METHODS) -> Drawing:
     """What each method finds where attention was reused, where nothing is shared, and in between: median and range.
-
-    Args:
-        situations: what is true of pairs -> their rows of a table of scores; one is "independent".
-        methods: columns of the rows.
 
     Data: method, situation, pairs (with a score), low, median, high. Where a method refuses all pairs, no row.
     """
@@ -327,22 +302,28 @@ def if_measured(situations: Mapping[str, Rows], methods: Sequence[str] = METHODS
     label_rows(axes, [method.replace("_", " ") for method in methods])
     axes.set(xlim=(-0.65, 1.03), xlabel="score in the zoo: median, lowest and highest")
     drawn.legend(loc="outside lower center", ncols=2, frameon=False)
+    above = [
+        f"{situation}, {', '.join(separating(situations, situation, methods)) or 'none'}"
+        for situation in situations
+        if situation != "independent"
+    ]
     describe(
         drawn,
-        f"Ranges of {len(methods)} methods in five situations. Reused and trained lies wholly above independent for "
-        f"{', '.join(separating(situations, 'reused, then trained'))}; after a rewrite for "
-        f"{', '.join(separating(situations, 'reused, trained, rewritten'))}.",
+        f"Ranges of {len(methods)} methods in {len(situations)} situations. Every pair has more than all independent "
+        f"ones by these methods: {'; '.join(above)}.",
     )
     return drawn, columns(("method", "situation", "pairs", "low", "median", "high"), rows)
 
 
 def separating(situations: Mapping[str, Rows], situation: str, methods: Sequence[str] = METHODS) -> list[str]:
     """The methods whose lowest score in a situation is above every pair of the situation "independent"."""
-    found, usual = situations.get(situation, []), situations["independent"]
-    return [method for method in methods if min(known(found, method), default=-1) > max(known(usual, method))]
+    found, usual = situations[situation], situations.get("independent", [])
+    return [
+        method
+        for method in methods
+        if min(known(found, method), default=-np.inf) > max(known(usual, method), default=np.inf)
+    ]
 
-
-# --- the lesson of another dispute ------------------------------------------------------------------------
 
 # group -> pair -> statistic -> value
 Similarities = dict[str, dict[str, dict[str, float]]]
@@ -365,7 +346,7 @@ def norm_similarities(a: Weights, b: Weights) -> dict[str, float]:
 def shipped_similarities() -> Similarities:
     """Of strangers and of a fine-tuned model in the zoo, and of a published pair."""
     names = ("alder", "birch", "stranger-01", "stranger-13", "alder-finetuned")
-    *roots, tuned = (open_weights(data_path("zoo") / name) for name in names)
+    *roots, tuned = map(zoo_weights, names)
     pairs = [
         (f"{a} and {b}", norm_similarities(x, y))
         for (a, x), (b, y) in combinations(zip(names[:4], roots, strict=True), 2)
@@ -384,10 +365,7 @@ def shipped_similarities() -> Similarities:
 
 @figure(similarities=shipped_similarities)
 def norms_of_strangers(similarities: Similarities) -> Drawing:
-    """Cosine and Pearson of norm weights, in up to three groups of pairs, of which the first are strangers.
-
-    Data: pair, statistic, value.
-    """
+    """Cosine and Pearson of norm weights, in up to three groups of pairs, of which the first are strangers."""
     rows = [(pair, *item) for pairs in similarities.values() for pair, found in pairs.items() for item in found.items()]
     statistics = list(dict.fromkeys(statistic for _, statistic, _ in rows))
     drawn, (axes,) = new_panels(3.2)
@@ -410,6 +388,7 @@ def norms_of_strangers(similarities: Similarities) -> Drawing:
     described = ", ".join(f"{statistic} {mean:.2f}" for statistic, mean in means.items())
     describe(
         drawn,
-        f"Similarity of norm weights by four statistics. Means of {len(strangers)} pairs of strangers: {described}.",
+        f"Similarity of norm weights by {len(statistics)} statistics. Means of {len(strangers)} pairs of strangers: "
+        f"{described}.",
     )
     return drawn, columns(("pair", "statistic", "value"), rows)

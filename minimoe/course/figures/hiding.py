@@ -22,7 +22,7 @@ from minimoe.lineage.frame import frame_std_profile
 from minimoe.lineage.gauge import GAUGES, fold_norms, obstacle
 from minimoe.lineage.zoo import Zoo
 from minimoe.model import MoEForCausalLM
-from minimoe.training.tokenizer import VOCAB_SIZE, load_tokenizer
+from minimoe.training.tokenizer import VOCAB_SIZE
 
 # Fast enough to be redrawn while somebody waits: first those that read coordinates, then those that see through them.
 COORDINATES = ("std_profile", "norm_profile", "weight_cosine", "aligned_cka_plain", "csu")
@@ -47,17 +47,10 @@ def largest_difference(a: MoEForCausalLM, b: MoEForCausalLM) -> float:
     return float((a(ids).logits - b(ids).logits).abs().max())
 
 
-# --- hiding -----------------------------------------------------------------------------------------------
-
-
 def rewrite(model: MoEForCausalLM, gauge: str, amount: float = 1.0, *, seed: int = 3) -> MoEForCausalLM:
-    """A copy of `model` after one gauge; `rotate_residual` finds the norms folded.
+    """A copy of a model after a gauge that applies to it, one of `GAUGES`; `rotate_residual` finds the norms folded.
 
-    Args:
-        model: one that the gauge applies to.
-        gauge: a name in `GAUGES`.
-        amount: how far, where the gauge has degrees.
-        seed: of the gauge.
+    `amount` says how far, where the gauge has degrees.
     """
     if gauge == "rotate_residual":
         model = fold_norms(model)
@@ -81,8 +74,7 @@ def gauge_bench(
     """The largest difference that a rewrite makes to a logit, and what it leaves of each method's score.
 
     Args:
-        gauge: a name in `GAUGES`.
-        amount: how far, where the gauge has degrees.
+        gauge, amount: as for `rewrite`.
         model: in float64, with our tokenizer; None: alder, or for gauges of mixtures one upcycled from it.
         name: of your model.
 
@@ -96,7 +88,7 @@ def gauge_bench(
         name = next(name for name in SUBJECTS if obstacle(gauge, load_double(name).config) is None)
         model = load_double(name)
     rewritten = rewrite(model, gauge, amount)
-    before, after = (open_weights(one, tokenizer=load_tokenizer()) for one in (model, rewritten))
+    before, after = (open_weights(one) for one in (model, rewritten))
     found = {method: METHODS[method](before, after).score for method in COORDINATES + FUNCTIONS}
     background = background_of_the_zoo(before, after).scores
     strangers = {method: max(background[method]) for method in found}
@@ -147,8 +139,6 @@ def _draw_scores(axes: Axes, found: dict[str, float | None], strangers: dict[str
     axes.invert_yaxis()
 
 
-# --- framing ----------------------------------------------------------------------------------------------
-
 _LOOKS = (
     {"color": QUIET, "linestyle": ":", "marker": "x"},
     SERIES[0] | {"markersize": 11, "markerfacecolor": "white"},  # to be seen below a curve that equals it
@@ -166,14 +156,9 @@ def frame_bench(
 ) -> Drawing:
     """A stranger on the way to another model's std profile: its own at degree 0, the other's at 1; no logit moves.
 
-    Args:
-        stranger: in float64.
-        imitated: the other.
-        degree: how far.
-        names: of both.
-
-    Data: role, layer, and the standard deviation there as a z-score over the layers: of the stranger, of the other,
-    and of the stranger framed. The last row is the std profile's score of stranger and framed stranger with the other.
+    Models are in float64; `names` are theirs. Data: role, layer, and the standard deviation there as a z-score over
+    the layers: of the stranger, of the other, and of the stranger framed. The last row is the std profile's score of
+    stranger and framed stranger with the other.
 
     Raises:
         ValueError: `degree` is not between 0 and 1.

@@ -15,11 +15,10 @@ from minimoe.course.figures.drawing import new_panels, shared_legend
 from minimoe.course.figures.register import Drawing, cell_columns, columns, figure
 from minimoe.course.published import CLAIMED
 from minimoe.course.runs import Table, read_run, where
+from minimoe.course.shipped import zoo_weights
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe
 from minimoe.fingerprints.result import Features
 from minimoe.fingerprints.std_profile import ATTENTION, LEAST_SPREAD, compare_std_profiles, read_std_profile
-from minimoe.fingerprints.weights import open_weights
-from minimoe.lineage.zoo import Zoo
 
 MODELS = 26  # as many as the zoo has roots of one shape: 325 pairs
 BINS = np.linspace(-1, 1, 41)  # of a score
@@ -41,7 +40,7 @@ _LABELS = {"alder-continued-4": "a descendant of alder", "birch": "birch, a stra
 
 def shipped_profiles() -> dict[str, Features]:
     """The profiles of a model, of one that descends from it, and of a stranger."""
-    return {name: read_std_profile(open_weights(Zoo().load(name))) for name in ("alder", *_LABELS)}
+    return {name: read_std_profile(zoo_weights(name)) for name in ("alder", *_LABELS)}
 
 
 @figure(profiles=shipped_profiles)
@@ -122,7 +121,7 @@ def strangers_over_training(trainings: Mapping[str, Table]) -> Drawing:
     panels[0].set(ylabel="score of two strangers", ylim=(None, 1.05))
     describe(
         drawn,
-        f"Three panels with the scores of pairs of strangers over training, and a dashed line at {CLAIMED}. "
+        f"Panels with the scores of pairs of strangers over training, and a dashed line at {CLAIMED}. "
         f"{'; '.join(ends)}. Crosses mark pairs with a curve that is too flat to read.",
     )
     return drawn, columns(("strangers", "a", "b", "step", "score", "spread"), rows)

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from functools import cache, lru_cache, partial
+from collections.abc import Mapping
+from functools import lru_cache, partial
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from scipy.stats import binomtest
 from torch import Tensor
 
-from minimoe.course.benchmark_tables import Rows, scores
 from minimoe.course.figures.benchmark_results import draw_strip
 from minimoe.course.figures.drawing import label_rows, new_panels
 from minimoe.course.figures.register import Drawing, columns, figure
+from minimoe.course.shipped import zoo_weights
 from minimoe.course.style import INK, MAIN, PALE, QUIET, describe
 from minimoe.fingerprints.anchors import read_anchors, shared_tokens
 from minimoe.fingerprints.expert_attribution import attribute_experts
 from minimoe.fingerprints.folded import mean_up, mlps
 from minimoe.fingerprints.matching import assign, similarities, token_features
-from minimoe.fingerprints.weights import Weights, open_weights
-from minimoe.lineage.zoo import Zoo
-from minimoe.training.tokenizer import load_tokenizer
-
-
-@cache
-def zoo_weights(name: str) -> Weights:
-    """The weights of a member of the zoo, with the zoo's tokens."""
-    return open_weights(Zoo().load(name), tokenizer=load_tokenizer())
-
-
-# --- the order of neurons ---------------------------------------------------------------------------------
+from minimoe.fingerprints.weights import Weights
+from minimoe.fingerprints.zoo_scores import Rows, scores
 
 
 def shipped_others() -> dict[str, Weights]:
@@ -42,10 +33,7 @@ def shipped_others() -> dict[str, Weights]:
 
 @figure(parent=partial(zoo_weights, "alder"), others=shipped_others)
 def neuron_order(parent: Weights, others: Mapping[str, Weights], layer: int = 1, *, name: str = "alder") -> Drawing:
-    """Which neuron of other models each neuron of a model is assigned to, by the cosine of their up rows.
-
-    Data: pair, neuron, partner, cosine.
-    """
+    """Which neuron of other models each neuron of a model is assigned to, by the cosine of their up rows."""
     rows, in_place = [], []
     drawn, panels = new_panels(2.9, 1, len(others), sharey=True)
     for axes, (pair, other) in zip(panels, others.items(), strict=True):
@@ -60,13 +48,11 @@ def neuron_order(parent: Weights, others: Mapping[str, Weights], layer: int = 1,
     panels[0].set_ylabel("its partner")
     describe(
         drawn,
-        f"Three scatter plots of the partner of each neuron of {name}, layer {layer}. How many of {len(partners)} "
+        f"Scatter plots of the partner of each neuron of {name}, layer {layer}. How many of {len(partners)} "
         f"have the partner of their own number: {', '.join(in_place)}.",
     )
     return drawn, columns(("pair", "neuron", "partner", "cosine"), rows)
 
-
-# --- what a verdict is worth ------------------------------------------------------------------------------
 
 _TICKS = [10**power for power in range(1, 7)]
 _ONE_IN = {2, 5, *_TICKS, *(half * tick for tick in _TICKS[:-1] for half in (2, 5))}
@@ -88,12 +74,8 @@ def worth_of_a_verdict(
 
     Args:
         one_in: of how many pairs one is related, marked in the figure.
-        found: of the relatives.
-        flagged: of the strangers.
-        relatives: in the benchmark, left out: in that of the zoo.
-        strangers: likewise.
-
-    Data: one_in, low, right, high.
+        found, flagged: how many of the relatives, and of the strangers, the method calls related.
+        relatives, strangers: how many there are in the benchmark.
 
     Raises:
         ValueError: a count is impossible, or the method never says "related".
@@ -136,8 +118,6 @@ def share_related(prior: np.ndarray, true: float, false: float) -> np.ndarray:
     """The share of related pairs among those that are called so (Bayes), from the rates of true and false calls."""
     return prior * true / (prior * true + (1 - prior) * false)
 
-
-# --- behaviour --------------------------------------------------------------------------------------------
 
 BEHAVED = {
     "distilled": "student: no weight shared",
@@ -191,8 +171,6 @@ def behaviour_misleads(scores: Rows) -> Drawing:
     return drawn, columns(("group", "model", *methods), rows)
 
 
-# --- where experts come from ------------------------------------------------------------------------------
-
 Place = tuple[int, str]  # layer and expert
 
 
@@ -211,11 +189,8 @@ def attribution_map(
     the share of the experts' neurons that did not come from there, estimated by recapture.
 
     Args:
-        suspect: the mixture.
+        suspect: the mixture, called `name`.
         parents: dense models with tokens in common with it, by name.
-        name: of the mixture.
-
-    Data: parent, layer and expert of the suspect, parent_layer, agreeing, neurons, and drop_rate, of the expert.
     """
     rows, parts = [], []
     drawn, panels = new_panels(2.7 * len(parents), len(parents), sharex=True)
@@ -235,7 +210,7 @@ def attribution_map(
     drawn.supylabel("experts of the suspect", size=11)
     describe(
         drawn,
-        f"Two maps of the experts of {name} (rows) to the neurons of a parent (columns), marks where a neuron is "
+        f"Maps of the experts of {name} (rows) to the neurons of a parent (columns), marks where a neuron is "
         f"found again. {'; '.join(parts)}.",
     )
     return drawn, columns(("parent", "layer", "expert", "parent_layer", "agreeing", "neurons", "drop_rate"), rows)
@@ -243,30 +218,24 @@ def attribution_map(
 
 @lru_cache(maxsize=16)
 def trace_experts(parent: Weights, suspect: Weights) -> tuple[dict[Place, np.ndarray], dict[Place, float]]:
-    """Of each expert, what its neurons are in each layer of a dense parent [L, I], -1 for none; and its drop rate."""
-    tokens = shared_tokens(parent, suspect)
-    sources, experts = (dict(_features(weights, tokens)) for weights in (parent, suspect))
-    partners = {
-        place: np.stack([found_again(similarities(expert, source)).numpy() for source in sources.values()])
-        for place, expert in experts.items()
-    }
-    return partners, {(found.layer, found.expert): found.drop_rate for found in attribute_experts(parent, suspect)}
+    """Of each expert, what its neurons are in each layer of a dense parent [L, I], -1 for none; and its drop rate.
 
-
-def _features(weights: Weights, tokens: list[str]) -> Iterator[tuple[Place, Tensor]]:
-    anchors = read_anchors(weights, tokens)
-    for layer in range(weights.num_layers):
-        for name, neurons in mlps(weights, layer).items():
-            yield (layer, name), token_features(neurons, anchors)
-
-
-def found_again(table: Tensor) -> Tensor:
-    """The column of [3, I, I'] that is the largest of a row in all three tables, or -1: [I].
-
-    Assignments, as `attribute_experts` makes them to the most likely layer, would take seconds for all layers.
+    A neuron is the one of the parent that is nearest by gate, by up and by down. Assignments, as `attribute_experts`
+    makes them to the most likely layer, would take seconds for all layers.
     """
-    gate, up, down = table.argmax(-1)
-    return gate.where((gate == up) & (up == down), -1)
+    tokens = shared_tokens(parent, suspect)
+    features: list[dict[Place, Tensor]] = []
+    for weights in (parent, suspect):
+        anchors = read_anchors(weights, tokens)
+        places = [(layer, *item) for layer in range(weights.num_layers) for item in mlps(weights, layer).items()]
+        features.append({(layer, name): token_features(neurons, anchors) for layer, name, neurons in places})
+    sources, experts = features
+    partners = {}
+    for place, expert in experts.items():
+        nearest = torch.stack([similarities(expert, source).argmax(-1) for source in sources.values()])  # [L, 3, I]
+        gate, up, down = nearest.unbind(1)
+        partners[place] = gate.where((gate == up) & (up == down), -1).numpy()
+    return partners, {(found.layer, found.expert): found.drop_rate for found in attribute_experts(parent, suspect)}
 
 
 def _draw_partners(axes: Axes, partners: dict[Place, np.ndarray], rates: dict[Place, float], width: int) -> None:

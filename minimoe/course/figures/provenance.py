@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from minimoe.course.figures.drawing import heatmap, new_panels
 from minimoe.course.figures.register import Drawing, cell_columns, columns, figure
 from minimoe.course.published import read_published
-from minimoe.course.real_models import layer_cosines
+from minimoe.course.shipped import zoo_model
 from minimoe.course.style import describe
+from minimoe.fingerprints.layer_cosines import layer_cosines
 from minimoe.fingerprints.weights import open_weights
 from minimoe.lineage.derive import prune_layers, quantise
 from minimoe.lineage.gauge import all_gauges, permute_neurons
-from minimoe.lineage.zoo import Zoo
 from minimoe.model import MoEForCausalLM
 
 EVERY_SECOND = "0 2 4 6"
@@ -27,7 +27,6 @@ REWRITINGS: dict[str, Callable[[MoEForCausalLM], MoEForCausalLM]] = {
     "neurons permuted": partial(permute_neurons, seed=1),
     "all gauges": partial(all_gauges, seed=1),
 }
-load_deep = cache(partial(Zoo().load, "deep-1"))
 
 
 def shallow(kept: str = EVERY_SECOND, rewriting: str = "none", *, deep: MoEForCausalLM | None = None) -> MoEForCausalLM:
@@ -41,7 +40,7 @@ def shallow(kept: str = EVERY_SECOND, rewriting: str = "none", *, deep: MoEForCa
     Raises:
         ValueError: no layers, one that it does not have, or an unknown rewriting.
     """
-    deep = deep or load_deep()
+    deep = deep or zoo_model("deep-1")
     layers, depth = kept.split(), deep.config.num_hidden_layers
     if not layers or not set(layers) <= set(map(str, range(depth))):
         raise ValueError(f"kept={kept!r}: wanted some of the layers 0 to {depth - 1}, as {EVERY_SECOND!r}")
@@ -50,7 +49,7 @@ def shallow(kept: str = EVERY_SECOND, rewriting: str = "none", *, deep: MoEForCa
     return REWRITINGS[rewriting](prune_layers(deep, set(range(depth)) - set(map(int, layers))))
 
 
-@figure(deep=load_deep)
+@figure(deep=partial(zoo_model, "deep-1"))
 def layers_of_a_copy(
     deep: MoEForCausalLM, kept: str = EVERY_SECOND, rewriting: str = "none", *, name: str = "deep-1"
 ) -> Drawing:
@@ -87,10 +86,7 @@ def measured_cosines() -> dict[tuple[str, str], np.ndarray]:
 
 @figure(tables=measured_cosines)
 def layer_origins(tables: Mapping[tuple[str, str], np.ndarray]) -> Drawing:
-    """The cosine of every layer of a model with every layer of another, for some pairs of them.
-
-    Data: a, b, layer_a, layer_b, cosine.
-    """
+    """The cosine of every layer of a model with every layer of another, for some pairs of them."""
     rows, said = [], []
     drawn, panels = new_panels(4.6, len(tables), height_ratios=[len(table) for table in tables.values()])
     for axes, ((a, b), table) in zip(panels, tables.items(), strict=True):
@@ -99,7 +95,7 @@ def layer_origins(tables: Mapping[tuple[str, str], np.ndarray]) -> Drawing:
         axes.set_title(a)
         rows += [(a, b, *place, cosine) for place, cosine in np.ndenumerate(table)]
         said.append(f"{a} beside {b}: {_largest_in_words(table)}")
-    describe(drawn, f"Two tables of cosines, layer by layer. {' '.join(said)}")
+    describe(drawn, f"Tables of cosines, layer by layer. {' '.join(said)}")
     return drawn, columns(("a", "b", "layer_a", "layer_b", "cosine"), rows)
 
 

@@ -10,7 +10,7 @@ Shapes: H hidden size, V vocabulary, B batch, S sequence.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -23,20 +23,17 @@ from torch import Tensor
 from minimoe.course.figures.drawing import heatmap, new_panels, set_panel_title, set_title
 from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.held_out import stretches
+from minimoe.course.shipped import zoo_model
 from minimoe.course.style import INK, PALE, QUIET, SERIES, describe, new_figure
 from minimoe.fingerprints.weights import Weights, open_weights
 from minimoe.lineage.tree import MEMBERS
-from minimoe.lineage.zoo import Zoo, ancestors, relation
+from minimoe.lineage.zoo import ancestors, relation
 from minimoe.model import MoEForCausalLM
 from minimoe.training import Corpus
 
 ATTENTION, MLP = ("q", "k", "v", "o"), ("gate", "up", "down")
 ROLES = (*ATTENTION, *MLP)
 _WRITTEN = ("o", "down")  # whose columns are vectors of the residual stream; of the other roles the rows are
-load_member = cache(Zoo().load)
-
-
-# --- the two rulers ---------------------------------------------------------------------------------------
 
 
 def angles(child: Weights, parent: Weights) -> dict[tuple[int, str], np.ndarray]:
@@ -72,12 +69,8 @@ def predictions(model: MoEForCausalLM, ids: Tensor) -> Tensor:
 def moved_probability(ours: Tensor, theirs: Tensor) -> float:
     """The share of the next token's probability that would have to be moved to make one prediction the other.
 
-    That is the total variation distance, half the sum of the differences, averaged over all positions: 0 for the
-    same function, 1 if no token is possible to both.
-
-    Args:
-        ours: predictions [B, S, V] of one model.
-        theirs: those of another, for the same text.
+    That is the total variation distance of predictions [B, S, V] for one text, half the sum of the differences,
+    averaged over all positions: 0 for the same function, 1 if no token is possible to both.
     """
     return float((ours - theirs).abs().sum(-1).double().mean()) / 2
 
@@ -86,9 +79,6 @@ def home_text() -> Tensor:
     """Held-out text of the kind that the roots of the zoo were trained on, code and prose alike: [16, S]."""
     corpus = Corpus.real(domains=("code", "prose"))
     return torch.cat([stretches(corpus, domain, 8) for domain in corpus.domains])
-
-
-# --- the family tree --------------------------------------------------------------------------------------
 
 
 class Relative(NamedTuple):
@@ -165,31 +155,18 @@ def family_tree(family: Sequence[Relative]) -> Drawing:
     root, groups = family[0].name, {}
     for one in sorted(family, key=lambda one: one.group == "strangers"):  # these last
         groups.setdefault(one.group, []).append(one)
-    made = {one.name for one in family if one.parents}
-    drawn = new_figure(1)
+    boxes, height = _place_boxes(groups)
+    drawn = new_figure(height)
     drawn.set_layout_engine("none")  # every place is known
-    axes = drawn.add_axes((0, 0, 1, 1))
+    axes = drawn.add_axes((0, 0, 1, 1), xlim=(0, drawn.get_figwidth()), ylim=(height, 0))
     axes.axis("off")
     axes.text(_COLUMNS[0][0], 0.22, f"The family of {root}", size=12, weight="bold", va="center")
-    tops, boxes, rows = [_TOP] * len(_COLUMNS), {}, []
+    rows, passed_on = [], []
     for group, members in groups.items():
-        parents = {parent for one in members for parent in one.parents}
-        generation = 0 if group in _COUNTED or not parents else 2 if parents & made else 1
-        left, width, gap = _COLUMNS[generation]
-        lines = [f"{len(members)} members"] if group in _COUNTED else [one.label for one in members]
-        box = Bbox.from_bounds(left, tops[generation], width, _LINE * (len(lines) + 1) + 2 * _PAD)
-        boxes[group], tops[generation] = box, box.y1 + gap
-        fill = PALE if group == root else "white"
-        axes.add_patch(FancyBboxPatch(box.p0, *box.size, "round,pad=0,rounding_size=0.07", fc=fill, ec=INK, lw=0.8))
-        for number, line in enumerate([group, *lines]):
-            x, y = left + _PAD, box.y0 + _PAD + _LINE * (number + 0.5)
-            axes.text(x, y, line, size=10, va="center", weight="normal" if number else "bold")
-            if number and group not in _COUNTED:
-                rows.append((*members[number - 1], x, y))
-    height = max(tops)
-    drawn.set_figheight(height)
-    axes.set(xlim=(0, drawn.get_figwidth()), ylim=(height, 0))
-    passed_on = []
+        places = _draw_box(axes, boxes[group], [group, *_lines(members)], PALE if group == root else "white")
+        if group not in _COUNTED:
+            named = zip(members, places[1:], strict=True)
+            rows += [(one.name, group, one.relation, " ".join(one.parents), x, height - y) for one, (x, y) in named]
     for source, target in arrows(groups):
         what, line = _ARROWS[groups[target][0].relation]
         _draw_arrow(axes, boxes[source], boxes[target], line)
@@ -205,8 +182,35 @@ def family_tree(family: Sequence[Relative]) -> Drawing:
         f"The family of {root} as boxes of names: {', '.join(counts)}; {len(groups.get('strangers', ()))} strangers "
         f"besides. Arrows: {'; '.join(passed_on)}.",
     )
-    rows = [(name, group, true, " ".join(parents), x, height - y) for name, _, group, true, parents, x, y in rows]
     return drawn, columns(("name", "group", "relation", "parents", "x", "y"), rows)
+
+
+def _lines(members: Sequence[Relative]) -> list[str]:
+    """What is written in a box."""
+    return [f"{len(members)} members"] if members[0].group in _COUNTED else [one.label for one in members]
+
+
+def _place_boxes(groups: Mapping[str, Sequence[Relative]]) -> tuple[dict[str, Bbox], float]:
+    """Where each box goes, generation by generation from the left; in inches from the top, and how high all are."""
+    made = {one.name for members in groups.values() for one in members if one.parents}
+    boxes, tops = {}, [_TOP] * len(_COLUMNS)
+    for group, members in groups.items():
+        parents = {parent for one in members for parent in one.parents}
+        generation = 0 if group in _COUNTED or not parents else 2 if parents & made else 1
+        left, width, gap = _COLUMNS[generation]
+        height = _LINE * (len(_lines(members)) + 1) + 2 * _PAD
+        boxes[group] = Bbox.from_bounds(left, tops[generation], width, height)
+        tops[generation] += height + gap
+    return boxes, max(tops)
+
+
+def _draw_box(axes: Axes, box: Bbox, lines: Sequence[str], fill: str) -> list[tuple[float, float]]:
+    """A box with lines of text, the first in bold; returns where they stand."""
+    axes.add_patch(FancyBboxPatch(box.p0, *box.size, "round,pad=0,rounding_size=0.07", fc=fill, ec=INK, lw=0.8))
+    places = [(box.x0 + _PAD, box.y0 + _PAD + _LINE * (number + 0.5)) for number in range(len(lines))]
+    for place, line in zip(places, lines, strict=True):
+        axes.text(*place, line, size=10, va="center", weight="bold" if place == places[0] else "normal")
+    return places
 
 
 def arrows(groups: Mapping[str, Sequence[Relative]]) -> list[tuple[str, str]]:
@@ -235,8 +239,6 @@ def _draw_arrow(axes: Axes, source: Bbox, target: Bbox, line: str | tuple) -> No
     axes.annotate("", xytext=start, xy=end, arrowprops=look, zorder=0.5)
 
 
-# --- what is left of the parent ---------------------------------------------------------------------------
-
 DESCENDANTS = (
     *("finetuned", "lora", "continued-1", "continued-4", "lerp", "int4", "fewer-neurons", "fewer-layers", "deepened"),
     *("copy", "copy-trained", "sliced", "drop-0.5", "drop-0.5-trained", "btx", "transplant"),
@@ -244,7 +246,7 @@ DESCENDANTS = (
 )
 
 
-@figure(child=lambda: load_member("alder-finetuned"), parent=lambda: load_member("alder"))
+@figure(child=partial(zoo_model, "alder-finetuned"), parent=partial(zoo_model, "alder"))
 def turned_vectors(
     child: MoEForCausalLM, parent: MoEForCausalLM, *, name: str = "alder-finetuned", parent_name: str = "alder"
 ) -> Drawing:
@@ -279,8 +281,6 @@ def turned_vectors(
     rows = ((layer, role, values.mean(), (values < 1).mean()) for (layer, role), values in found.items())
     return drawn, columns(("layer", "role", "degrees", "same"), rows)
 
-
-# --- weights against behaviour ----------------------------------------------------------------------------
 
 _COMPARED = {
     "trained further": ("finetuned", "lora", "continued-0.1", "continued-1", "continued-4"),
@@ -320,8 +320,8 @@ def places_of_the_zoo() -> list[Place]:
     """Members of the zoo by their distance from alder, for text of the kind that alder learnt from."""
     groups = {f"alder-{kind}": group for group, kinds in _COMPARED.items() for kind in kinds}
     groups |= {name: relation("alder", name) for name in _APART}
-    members = ((name, group, load_member(name)) for name, group in groups.items())
-    return measure_places(members, load_member("alder"), home_text())
+    members = ((name, group, zoo_model(name)) for name, group in groups.items())
+    return measure_places(members, zoo_model("alder"), home_text())
 
 
 @figure(places=places_of_the_zoo)
@@ -330,13 +330,8 @@ def weights_and_behaviour(
 ) -> Drawing:
     """How far models are from their parent in their weights and in what they predict.
 
-    Args:
-        places: models of at most five groups, and those whose group is their relation to the parent, drawn alike.
-        parent: its name.
-        labels: what is written beside a point, by the name of the model.
-
-    Data: name, group, degrees (mean angle of a vector to the most similar one of the parent), moved
-    (`moved_probability`).
+    Models whose group is their relation to the parent are drawn alike, the others by group. Labels are written beside
+    the points of the models that they name. Data: the fields of `Place`.
     """
     drawn, (axes,) = new_panels(4.4)
     relations, apart = (*_ARROWS, "strangers"), "no similar vector"

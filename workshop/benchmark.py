@@ -1,31 +1,24 @@
-"""The methods against models whose history is known: `minimoe zoo benchmark`.
+"""The methods against models whose history is known.
 
-`pairs` says which models are compared and what for, `score` runs every method on a pair, `run` does so for all pairs
-whose models are at hand. What lies in data/zoo was made from the whole zoo: a pair with a member that was not built
-keeps the scores it has there.
+    python -m workshop.benchmark [--out runs/benchmark] [--processes N] [--home runs/zoo]
 
-Uses of a pair
-    calibration   strangers, both from the half that levels are taken from
-    evaluation    strangers, none of which calibration has seen
-    between       strangers, one from each half: for methods that are not calibrated
-    positive      a descendant and its root, or two descendants of one root
-    invariance    a model and a copy after one gauge
-    forgery       a framed stranger and the model that it imitates
-    twins         trained apart from the same random weights
-    student       a distilled model and its teacher, or a relative of it
+`score` runs every method on a pair, `run` does so for all pairs whose models are at hand (benchmark_pairs.py), and
+writes scores.csv, the tables that are made of it (benchmark_tables.py), and their figures. What lies in data/zoo was
+made from the whole zoo: a pair with a member that was not built keeps the scores it has there.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations, permutations
+from inspect import signature
+from itertools import permutations
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -33,23 +26,27 @@ from typing import Any
 import torch
 
 from minimoe.atomic import write_atomically
+from minimoe.course.figures import benchmark_results
+from minimoe.course.figures.register import FIGURES, make
 from minimoe.data_files import data_path
-from minimoe.fingerprints import tables
 from minimoe.fingerprints.behaviour import token_agreement
-from minimoe.fingerprints.compare import METHODS, background_of_rows, judge, kind_of_pair, weigh
+from minimoe.fingerprints.compare import METHODS, background_of_rows, kind_of_pair
 from minimoe.fingerprints.expert_attribution import attribute_experts
 from minimoe.fingerprints.palimpsest import compare_order, log_likelihoods, palimpsest
 from minimoe.fingerprints.result import Result
+from minimoe.fingerprints.verdict import judge
 from minimoe.fingerprints.weights import Weights, open_weights
+from minimoe.fingerprints.zoo_scores import read_table
 from minimoe.lineage.recipes import open_corpus
-from minimoe.lineage.tree import CALIBRATION, EVALUATION, FAMILIES, MEMBERS, SEEDS
+from minimoe.lineage.tree import FAMILIES, MEMBERS, SEEDS
 from minimoe.lineage.zoo import LINEAGE, Zoo, relation
 from minimoe.progress import progress_bar
 from minimoe.training import Settings
 from minimoe.training.tokenizer import load_tokenizer
+from workshop import benchmark_tables as tables
+from workshop.benchmark_pairs import DROP_RATES, Pair, pairs
 
 P_VALUES = ("csu", "permutation_test")
-SCORES = "scores.csv"
 WORDS = ("a", "b", "use", "kind", "relation", "shapes", "verdict")
 COLUMNS = (*WORDS, "score", *METHODS, *(f"{name}_p" for name in P_VALUES), "right_layer", "drop_rate")
 TITLES = {
@@ -65,114 +62,6 @@ TITLES = {
     "palimpsest": "The order of a root's training, told by others",
     "calibration": "What p-values of strangers promise, by what they are",
 }
-_SLICED = ("copy", "copy-qwen2_moe", "sliced", "virtual-groups")
-_DROPPED = {f"drop-{rate}": rate for rate in (0.25, 0.5, 0.9)}
-DROP_RATES = {
-    f"{kind}{suffix}": rate
-    for suffix in ("", "-trained", "-gauged", "-trained-gauged")
-    for kind, rate in {**dict.fromkeys(_SLICED, 0.0), **_DROPPED}.items()
-    if f"alder-{kind}{suffix}" in MEMBERS
-}
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two members of the zoo and what their scores are used for."""
-
-    a: str
-    b: str
-    use: str
-    kind: str  # what was done to the descendant, or what the strangers are
-
-
-# --- which pairs ------------------------------------------------------------------------------------------
-
-
-def pairs() -> list[Pair]:
-    """All pairs of the benchmark."""
-    strangers = [pair for pair in _strangers() if relation(pair.a, pair.b) == "strangers"]  # no donor of an expert
-    return list(dict.fromkeys([*strangers, *_relatives(), *_rewrites(), *_forgeries(), *_borderline()]))
-
-
-def _strangers() -> Iterator[Pair]:
-    for use, roots in (("calibration", CALIBRATION), ("evaluation", EVALUATION)):
-        yield from (Pair(a, b, use, "roots") for a, b in combinations(roots, 2))
-        for place, root in enumerate(roots):
-            others = [roots[(place + step) % len(roots)] for step in (1, 2)]
-            for member in _descendants(root):
-                yield Pair(others[0], member, use, MEMBERS[member].kind)
-                if root in FAMILIES:
-                    yield Pair(others[1], member, use, MEMBERS[member].kind)
-            yield from (Pair(f"{others[0]}-{x}", f"{root}-{y}", use, "mixtures") for x, y in _MIXTURES)
-            yield Pair(f"{others[0]}-fewer-layers", f"{root}-copy", use, "mixture, other depth")
-    yield from (Pair(a, b, "between", "roots") for a in CALIBRATION for b in EVALUATION)
-    for kind in ("deep", "depth-init", "planted", "mixture"):
-        yield from _among(kind)
-
-
-_MIXTURES = (("copy", "drop-0.5"), ("noisy", "sliced"))
-
-
-def _among(kind: str) -> Iterator[Pair]:
-    """Roots of one kind with each other and with the usual ones: the first half calibrates, the second evaluates."""
-    roots = [name for name in MEMBERS if name.removeprefix(f"{kind}-").isdigit()]
-    half = len(roots) // 2
-    for use, part, usual in (("calibration", roots[:half], CALIBRATION), ("evaluation", roots[half:], EVALUATION)):
-        yield from (Pair(a, b, use, kind) for a, b in combinations(part, 2))
-        yield from (Pair(a, b, use, kind) for a in usual[:3] for b in part)
-        yield from (Pair(f"{a}-copy", b, use, kind) for a in usual[:3] for b in part)
-    yield from (Pair(a, b, "between", kind) for a in roots[:half] for b in roots[half:])
-
-
-def _relatives() -> Iterator[Pair]:
-    for root in EVALUATION:
-        yield from (Pair(root, member, "positive", MEMBERS[member].kind) for member in _descendants(root))
-    for number in (1, 2):
-        for kind in ("finetuned", "finetuned-gauged"):
-            yield Pair(f"mixture-{number}", f"mixture-{number}-{kind}", "positive", f"mixture-{kind}")
-    for root, other in (FAMILIES, FAMILIES[::-1]):
-        yield from (Pair(other, f"{root}-{kind}", "positive", f"{kind}, donor") for kind in _TRANSPLANTED)
-        for kind in ("continued-1", "finetuned-gauged", "drop-0.5-trained"):
-            others = [name for name in _descendants(root) if name != f"{root}-{kind}"]
-            yield from (_cousins(f"{root}-{kind}", other) for other in others[::4])
-
-
-def _cousins(a: str, b: str) -> Pair:
-    rewritten = ("", ", one gauged", ", both gauged")[("gauged" in a) + ("gauged" in b)]
-    return Pair(a, b, "positive", f"cousins{rewritten}")
-
-
-_TRANSPLANTED = ("transplant", "transplant-trained")
-
-
-def _rewrites() -> Iterator[Pair]:
-    for member in MEMBERS.values():
-        if member.recipe == "one_gauge":
-            yield Pair(member.parents[0], member.name, "invariance", member.options["gauge"])
-
-
-def _forgeries() -> Iterator[Pair]:
-    for member in MEMBERS.values():
-        if member.kind.startswith("framed"):
-            yield Pair(member.parents[1], member.name, "forgery", member.kind)
-
-
-def _borderline() -> Iterator[Pair]:
-    for root in FAMILIES:
-        yield from (Pair(root, f"{root}-twin", "twins", "twin"), Pair(f"{root}-copy", f"{root}-twin", "twins", "twin"))
-        for kind in ("distilled", "distilled-gauged"):
-            yield from (Pair(parent, f"{root}-{kind}", "student", kind) for parent in (root, f"{root}-finetuned"))
-
-
-def _descendants(root: str) -> list[str]:
-    """What is called after a root and has weights of it, one by one gauges and frames left out."""
-    return [
-        name
-        for name, member in MEMBERS.items()
-        if name == f"{root}-{member.kind}"
-        and member.recipe not in ("distil", "one_gauge")
-        and not member.kind.startswith(("framed", "distilled"))
-    ]
 
 
 # --- their scores -----------------------------------------------------------------------------------------
@@ -388,9 +277,9 @@ def run(zoo: Zoo, out: Path, *, processes: int | None = None) -> list[dict[str, 
     wanted = pairs()
     there = [pair for pair in wanted if zoo.has(pair.a) and zoo.has(pair.b)]
     computed = list(score_all(zoo, there, processes=processes))
-    known = read_scores(data_path("zoo") / "benchmark" / SCORES) if len(computed) < len(wanted) else []
+    known = read_table("scores") if len(computed) < len(wanted) else []
     rows = with_verdicts(_in_order(wanted, [*known, *map(_as_written, computed)]))
-    write_atomically(out / SCORES, _to_csv([{key: row.get(key) for key in COLUMNS} for row in rows]).encode())
+    write_atomically(out / "scores.csv", _to_csv([{key: row.get(key) for key in COLUMNS} for row in rows]).encode())
     tested = trials(zoo, processes=processes)
     calibration = {"calibration": tables.calibration(rows, tested["p_values"], PROMISES)}
     written = {"times": tables.times(computed, METHODS), **all_tables(rows), **tested, **calibration}
@@ -403,15 +292,13 @@ def run(zoo: Zoo, out: Path, *, processes: int | None = None) -> list[dict[str, 
 def with_verdicts(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows with "verdict" and "score", reached by `judge` with the levels that calibration pairs give."""
     strangers = [row for row in rows if row["use"] == "calibration"]
-    backgrounds = {row["shapes"]: background_of_rows(strangers, row["shapes"]) for row in rows}
+    backgrounds = {shapes: background_of_rows(strangers, shapes) for shapes in {row["shapes"] for row in rows}}
     judged = []
     for row in rows:
-        known = backgrounds[row["shapes"]]
-        evidence = {
-            name: weigh(Result(method=name, score=row[name], p_value=row.get(f"{name}_p")), known, name)
-            for name in METHODS
-        }
-        verdict, _, total = judge(evidence, equal_depths=row["shapes"].endswith("equal depths"))
+        results = {name: Result(score=row[name], p_value=row.get(f"{name}_p")) for name in METHODS}
+        verdict, _, total = judge(
+            backgrounds[row["shapes"]].beside(results), equal_depths=row["shapes"].endswith("equal depths")
+        )
         judged.append({**row, "verdict": verdict, "score": total})
     return judged
 
@@ -431,29 +318,6 @@ def all_tables(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]
     }
 
 
-def read_scores(path: Path) -> list[dict[str, Any]]:
-    """The rows of a scores.csv, numbers as numbers and empty cells as None."""
-    with open(path, encoding="utf-8", newline="") as file:
-        return [
-            {key: value if key in WORDS else _number(value) for key, value in row.items()}
-            for row in csv.DictReader(file)
-        ]
-
-
-def read_table(name: str, folder: Path | None = None) -> list[dict[str, Any]]:
-    """A table that a benchmark left in a folder, numbers as numbers; None: the one that is shipped."""
-    file = (folder or data_path("zoo") / "benchmark") / f"{name}.csv"
-    with open(file, encoding="utf-8", newline="") as opened:
-        return [{key: _cell(cell) for key, cell in row.items()} for row in csv.DictReader(opened)]
-
-
-def _cell(cell: str) -> str | float:
-    try:
-        return float(cell)
-    except ValueError:
-        return cell
-
-
 def _in_order(wanted: Sequence[Pair], rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row a pair; of two, the later."""
     found = {(row["a"], row["b"], row["use"]): row for row in rows}
@@ -467,10 +331,6 @@ def _as_written(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _digits(value: float) -> str:
     return f"{value:.5g}"
-
-
-def _number(cell: str) -> float | None:
-    return float(cell) if cell else None
 
 
 def _to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -489,3 +349,32 @@ def _page(written: Mapping[str, list[dict[str, Any]]], computed: int, wanted: in
     counts = f"{computed} of {wanted} pairs compared here, the others taken from data/zoo."
     head = f"# The methods against the zoo\n\n{counts}\n"
     return head + "".join(f"\n## {TITLES[name]}\n\n{tables.to_markdown(table)}" for name, table in shown.items())
+
+
+def draw(out: Path) -> list[Path]:
+    """The figures of the tables in a folder, written to its folder "figures"; returns their paths."""
+    paths = []
+    for name, figure in FIGURES.items():
+        if figure.__module__ == benchmark_results.__name__:
+            arguments = [argument for argument in signature(figure).parameters if (out / f"{argument}.csv").exists()]
+            paths += make([name], out / "figures", **{argument: read_table(argument, out) for argument in arguments})
+    return paths
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m workshop.benchmark", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmark"), help="for scores, tables and figures")
+    parser.add_argument("--processes", type=int, help="at once; as many as cores when left out")
+    parser.add_argument("--home", type=Path, default=Path("runs/zoo"), help="of members that are not shipped")
+    given = parser.parse_args(arguments)
+    given.out.mkdir(parents=True, exist_ok=True)  # what cannot be written to is found before the work is done
+    computed = run(Zoo(given.home), given.out, processes=given.processes)
+    draw(given.out)
+    print(f"{len(computed)} of {len(pairs())} pairs compared, the others taken from data/zoo")
+    print(f"Tables in {given.out}; begin with {given.out / 'benchmark.md'}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

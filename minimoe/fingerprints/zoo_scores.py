@@ -1,4 +1,4 @@
-"""What the methods said of the pairs of the zoo: tables as rows, those of data/zoo/benchmark or of another benchmark."""
+"""What the methods said of the pairs of the zoo: tables as rows, the shipped ones or those of another benchmark."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ Row = dict[str, Any]
 Rows = list[Row]
 
 
-@cache
 def read_table(name: str, folder: Path | None = None) -> Rows:
     """The rows of `<folder>/<name>.csv`, numbers as numbers and empty cells as None; no folder: the shipped ones."""
     path = (folder or data_path("zoo/benchmark")) / f"{name}.csv"
@@ -28,6 +27,7 @@ def _value(cell: str) -> str | float | None:
         return cell or None
 
 
+@cache
 def scores() -> Rows:
     """The shipped scores, one row a pair."""
     return read_table("scores")

@@ -1,6 +1,6 @@
-"""What the benchmark's scores say: its tables, each a list of rows, made from the rows of `benchmark.score`.
+"""What the benchmark's scores say: its tables, each a list of rows, made from the rows of `workshop.benchmark.score`.
 
-The uses of a row are explained in benchmark.py. Methods that refuse a pair have found nothing in it: in rates and
+The uses of a row are explained in benchmark_pairs.py. Methods that refuse a pair have found nothing in it: in rates and
 curves such a pair ranks lowest.
 """
 
@@ -10,9 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean, median
 from typing import Any
 
-from minimoe.fingerprints.rates import auc, interval, true_positive_rate
+import numpy as np
+from scipy.stats import binomtest
+from sklearn.metrics import roc_auc_score
 
-Rows = Sequence[Mapping[str, Any]]
+from minimoe.fingerprints.zoo_scores import Rows, known, strangers_of
+
+LOWEST = -2.0  # below every score
 CUT_OFFS = (0.8, 0.9, 0.927)  # that others published
 PROMISED = (0.01, 0.05, 0.1, 0.5)  # p-values
 
@@ -36,19 +40,41 @@ def by_transformation(rows: Rows, methods: Iterable[str]) -> list[dict[str, Any]
 
 
 def _rates(relatives: Rows, strangers: Rows, method: str) -> dict[str, Any]:
-    high, low = ([row[method] for row in group] for group in (relatives, strangers))
-    hits, trials = true_positive_rate(high, low)
-    least, most = interval(hits, trials)
+    high, low = (
+        np.array([LOWEST if row[method] is None else row[method] for row in group]) for group in (relatives, strangers)
+    )
+    labels, scores = np.repeat([1, 0], [len(high), len(low)]), np.concatenate([high, low])
+    hits = int((high > true_positive_threshold(low)).sum())
+    found_low, found_high = interval(hits, len(high))
     return {
-        "relatives": trials,
-        "refused": sum(score is None for score in high),
+        "relatives": len(high),
+        "refused": sum(row[method] is None for row in relatives),
         "strangers": len(low),
-        "auc": auc(high, low),
-        "partial_auc": auc(high, low, up_to=0.05),
-        "tpr": hits / trials,
-        "tpr_low": least,
-        "tpr_high": most,
+        "auc": float(roc_auc_score(labels, scores)),
+        "partial_auc": partial_auc(labels, scores),
+        "tpr": hits / len(high),
+        "tpr_low": found_low,
+        "tpr_high": found_high,
     }
+
+
+def true_positive_threshold(strangers: np.ndarray, at: float = 0.01) -> float:
+    """A score that at most the share `at` of the strangers is above."""
+    return np.sort(strangers)[::-1][int(at * len(strangers))]
+
+
+def partial_auc(labels: np.ndarray, scores: np.ndarray, up_to: float = 0.05) -> float:
+    """The area under the ROC curve up to a false-positive rate, divided by that rate: `up_to` / 2 by chance, at most 1.
+
+    scikit-learn's is standardised (McClish 1989, Medical Decision Making 9), so that chance is 1/2.
+    """
+    standardised = float(roc_auc_score(labels, scores, max_fpr=up_to))
+    return up_to / 2 + (2 * standardised - 1) * (1 - up_to / 2)
+
+
+def interval(hits: int, trials: int) -> tuple[float, float]:
+    """Of a share, exact, 95 % (Clopper & Pearson 1934). Pairs that have a model in common are not quite independent."""
+    return tuple(map(float, binomtest(hits, trials).proportion_ci()))
 
 
 def false_positives(rows: Rows, methods: Iterable[str]) -> list[dict[str, Any]]:
@@ -96,7 +122,7 @@ def forgery(rows: Rows, methods: Iterable[str]) -> list[dict[str, Any]]:
     for kind in dict.fromkeys(row["kind"] for row in _of_use(rows, "forgery")):
         framed = [row for row in _of_use(rows, "forgery") if row["kind"] == kind]
         for method in methods:
-            scores, usual = _known(framed, method), _known(strangers, method)
+            scores, usual = known(framed, method), known(strangers, method)
             table.append(
                 {
                     "frame": kind,
@@ -113,7 +139,7 @@ def forgery(rows: Rows, methods: Iterable[str]) -> list[dict[str, Any]]:
 
 def promises(rows: Rows, methods: Iterable[str]) -> list[dict[str, Any]]:
     """How often strangers have a p-value of at most so much: no more often than that, if it is one."""
-    return [row for method in methods for row in _kept(method, _known(strangers_of(rows), f"{method}_p"))]
+    return [row for method in methods for row in _kept(method, known(strangers_of(rows), f"{method}_p"))]
 
 
 def calibration(rows: Rows, tested: Rows, kinds: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -128,7 +154,7 @@ def calibration(rows: Rows, tested: Rows, kinds: Mapping[str, str]) -> list[dict
     for test, kind in kinds.items():
         found = [row["p_value"] for row in tested if row["test"] == test]
         if not found:
-            found = _known(strangers_of(rows), f"{test}_p")
+            found = known(strangers_of(rows), f"{test}_p")
         table += [{"p_value": kind, **row} for row in _kept(test, found)]
     return table
 
@@ -208,14 +234,5 @@ def _of_use(rows: Rows, use: str) -> Rows:
     return [row for row in rows if row["use"] == use]
 
 
-def strangers_of(rows: Rows) -> Rows:
-    """Pairs that share nothing, as they are: framed ones are no sample of strangers."""
-    return [row for row in rows if row["use"] in ("calibration", "evaluation", "between")]
-
-
 def _both_called(rows: Rows, prefix: str) -> Rows:
     return [row for row in strangers_of(rows) if row["a"].startswith(prefix) and row["b"].startswith(prefix)]
-
-
-def _known(rows: Rows, name: str) -> list[float]:
-    return [row[name] for row in rows if row[name] is not None]

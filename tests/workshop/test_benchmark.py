@@ -1,38 +1,27 @@
 """The benchmark: its pairs are what they are said to be, its tables what one counts by hand."""
 
-import csv
 from collections import Counter
 from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 
-from minimoe.data_files import data_path
-from minimoe.fingerprints import benchmark, tables
-from minimoe.fingerprints.benchmark import (
-    METHODS,
-    PROMISES,
-    Pair,
-    all_tables,
-    order_of,
-    pairs,
-    read_scores,
-    read_table,
-    run,
-    score,
-    suspects,
-    with_verdicts,
-)
+from minimoe.fingerprints.compare import METHODS
 from minimoe.fingerprints.palimpsest import palimpsest
 from minimoe.fingerprints.virtual_response import virtual_response
 from minimoe.fingerprints.weights import open_weights
+from minimoe.fingerprints.zoo_scores import read_table
 from minimoe.lineage.recipes import SHAPES, keep_training, open_corpus
 from minimoe.lineage.tree import FAMILIES, MEMBERS
 from minimoe.lineage.zoo import Zoo, origins, relation
 from minimoe.model import MoEForCausalLM
 from minimoe.training.tokenizer import load_tokenizer
+from workshop import benchmark
+from workshop import benchmark_tables as tables
+from workshop.benchmark import PROMISES, all_tables, draw, order_of, run, score, suspects, with_verdicts
+from workshop.benchmark_pairs import DROP_RATES, Pair, pairs
 
-SHIPPED = data_path("zoo") / "benchmark"
 FEW = [{"transformation": "int8", "method": "csu", "tpr": 1.0}]
 STRANGERS = ("calibration", "evaluation", "between")
 TESTED = [{"test": test, "p_value": 0.5} for test in list(PROMISES)[2:]]
@@ -45,7 +34,7 @@ def zoo(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows():
-    return with_verdicts(read_scores(SHIPPED / "scores.csv"))
+    return with_verdicts(read_table("scores"))
 
 
 # --- the pairs
@@ -116,7 +105,7 @@ def test_a_run_computes_what_it_can_and_takes_the_rest_from_the_shipped_scores(z
     monkeypatch.setattr(benchmark, "trials", lambda zoo, processes: {"p_values": TESTED})
     computed = run(zoo, tmp_path, processes=1)
     assert [(row["a"], row["b"]) for row in computed] == [("alder", "alder-int8")]
-    written = read_scores(tmp_path / "scores.csv")
+    written = read_table("scores", tmp_path)
     assert [row["b"] for row in written] == ["alder-int8", "stranger-24-int8", "stranger-02"]
     assert [{name: row[name] for name in METHODS} for row in tabled] == [
         {n: row[n] for n in METHODS} for row in written
@@ -126,6 +115,19 @@ def test_a_run_computes_what_it_can_and_takes_the_rest_from_the_shipped_scores(z
     page = (tmp_path / "benchmark.md").read_text(encoding="utf-8")
     assert "1 of 3 pairs compared here" in page and "## p_values" not in page
     assert page.index("| exact | csu | 0.010 |") < page.index("| nominal | expert_attribution | 0.010 | 1 |")
+
+
+def test_the_figures_of_a_run_are_drawn_from_its_tables(tmp_path):
+    for name in ("scores", "p_values", "palimpsest", "calibration"):
+        rows = read_table(name)
+        if name == "scores":
+            rows = [row for row in rows if "birch" not in row["a"] + row["b"]]
+        (tmp_path / f"{name}.csv").write_text(benchmark._to_csv(rows), encoding="utf-8")
+    paths = draw(tmp_path)
+    assert {path.parent for path in paths} == {tmp_path / "figures"} and len(paths) >= 24
+    drawn = read_table("std_profile_of_strangers", tmp_path / "figures")
+    shipped = {row["std_profile"] for row in read_table("scores", tmp_path)}
+    assert {row["score"] for row in drawn} <= shipped and len(drawn) < len(read_table("scores")) / 2
 
 
 # --- orders of training, and p-values that take a third party
@@ -186,15 +188,10 @@ def test_without_the_corpus_of_the_shipped_models_their_orders_are_taken_from_th
 
 def test_the_shipped_tables_are_made_from_the_shipped_scores(rows):
     for name, table in all_tables(rows).items():
-        with open(SHIPPED / f"{name}.csv", encoding="utf-8", newline="") as file:
-            shipped = list(csv.DictReader(file))
-        assert len(shipped) == len(table), name
-        for found, wanted in zip(shipped, table, strict=True):
-            for key, value in wanted.items():
-                if isinstance(value, float):
-                    assert float(found[key]) == pytest.approx(value, rel=1e-3, abs=1e-4), (name, key)
-                else:
-                    assert found[key] == ("" if value is None else str(value)), (name, key)
+        for shipped, made in zip(read_table(name), table, strict=True):
+            for key, value in made.items():
+                wanted = pytest.approx(value, rel=1e-3, abs=1e-4) if isinstance(value, float) else value
+                assert shipped[key] == wanted, (name, key)
 
 
 def test_the_shipped_calibration_is_made_from_the_shipped_p_values(rows):
@@ -206,8 +203,7 @@ def test_the_shipped_calibration_is_made_from_the_shipped_p_values(rows):
 
 
 def test_the_shipped_verdicts_follow_from_the_shipped_scores(rows):
-    stored = read_scores(SHIPPED / "scores.csv")
-    assert [row["verdict"] for row in stored] == [row["verdict"] for row in rows]
+    assert [row["verdict"] for row in read_table("scores")] == [row["verdict"] for row in rows]
 
 
 def test_all_pairs_are_in_the_shipped_scores(rows):
@@ -230,6 +226,20 @@ def test_rates_count_a_refusal_as_nothing_found():
     assert (row["relatives"], row["refused"], row["strangers"]) == (4, 1, 200)
     assert row["tpr"] == 0.5  # two of 200 may be above, so the third sets the threshold
     assert row["tpr_low"] < 0.07 and row["tpr_high"] > 0.93
+
+
+def test_partial_auc_is_the_area_under_the_curve_by_small_steps():
+    generator = np.random.default_rng(0)
+    high, low = generator.normal(1, 1, 70).round(1), generator.normal(0, 1, 210).round(1)  # with ties
+    thresholds = np.append(np.inf, np.unique([*high, *low])[::-1])
+    false, true = ((scores >= thresholds[:, None]).mean(1) for scores in (low, high))
+    area = np.interp(np.linspace(0, 0.05, 200_001), false, true).mean()
+    labels = np.repeat([1, 0], [len(high), len(low)])
+    assert tables.partial_auc(labels, np.concatenate([high, low])) == pytest.approx(area, abs=1e-4)
+    assert tables.partial_auc(np.array([1, 1, 0, 0]), np.array([3, 2, 1, 0])) == pytest.approx(1)
+    for at in (0.01, 0.05, 0.2):
+        threshold = tables.true_positive_threshold(low, at)
+        assert (low > threshold).mean() <= at < (low >= threshold).mean()
 
 
 def test_false_positives_are_counted_among_strangers_of_one_shape():
@@ -287,6 +297,6 @@ def test_targets_of_the_combined_verdict(rows):
 
 
 def test_targets_of_expert_attribution(rows):
-    for row in tables.attribution(rows, benchmark.DROP_RATES):
+    for row in tables.attribution(rows, DROP_RATES):
         assert row["right_layer"] >= 0.95 or row["drop_rate"] > 0.5, row
         assert abs(row["estimated"] - row["drop_rate"]) <= 0.1, row

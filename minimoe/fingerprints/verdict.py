@@ -1,0 +1,188 @@
+"""How the findings of the methods become a verdict: scales, levels, standings, and the words.
+
+Verdicts
+    "same weights"                   the files are equal, or every layer answers alike to rounding: a rewritten copy
+    "shared lineage"                 some method is further from strangers than chance among them explains
+    "no evidence of shared lineage"  every method that applies finds what it finds among strangers
+    "cannot tell"                    none applies, there are no strangers to compare with, or all that is found is an
+                                     order of neurons, which can be arranged
+How they are reached
+    Each method that enters the verdict has a scale. It says at which level evidence begins, and how far a score stands
+    from strangers: at 0 like the median stranger, at 0.5 where evidence begins, at 1 where nothing differs. The score
+    of the report is the highest standing; above 0.5 the verdict is shared lineage.
+Correlations and shares
+    Evidence begins five times as far above the median stranger as the highest stranger is, on Fisher's scale of
+    correlations, artanh. The highest of some strangers depends on which they are. Beside those of a second build of the
+    zoo, three times as far was not enough, and a student was called a relative; five times costs no relative in either
+    build. Strangers may share no neuron at all, and five times nothing is nothing: of a share, evidence begins at one
+    in 50, if not higher. Methods on these scales are changed by no gauge.
+P-values
+    0.5 is p = 1e-6, on a scale of log p. The one method of this scale, csu, finds what the others miss, one
+    transplanted expert among many. But whoever gives the neurons of a stranger the numbers of those that they resemble
+    forges it without changing a function (`minimoe.lineage.frame`). So a p-value raises the score of a report to 0.5
+    and no further, and where it stands there alone, the verdict is "cannot tell".
+Strangers of another size
+    They are no measure: the levels move half the way to 1, and what stays below is "cannot tell".
+
+A verdict says that weights are shared. It does not say whether they do anything (notebook 09 plants dead neurons of
+another model), who had them first, by what right, or whether two teams began from the same published model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from minimoe.fingerprints.result import SMALLEST_P, Result
+
+SAME, SHARED = "same weights", "shared lineage"
+NO_EVIDENCE, CANNOT_TELL = "no evidence of shared lineage", "cannot tell"
+
+EVIDENCE = 0.5  # the standing at which it begins
+MARGIN = 5  # times as far above the median stranger as the highest
+HIGHEST_LEVEL = 0.999
+RARE_P = 1e-6  # the p-value at which evidence begins
+FEWEST_STRANGERS = 5  # pairs of them with a score, to set a level
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correlation:
+    """The scale of scores that are 1 where nothing differs; their level is set by strangers."""
+
+    lowest_level: float = -1.0
+    same_from: float | None = None  # from this score on, two models of equal depth are the same
+    most = 1.0  # to which it may raise the score of a report
+
+    def position(self, result: Result) -> float:
+        """Where a result lies on the scale."""
+        return result.score
+
+    def usual(self, strangers: Sequence[float]) -> float:
+        """Where the median stranger lies."""
+        return median(strangers)
+
+    def level(self, strangers: Sequence[float], fits: bool) -> float | None:
+        """Where evidence begins; None: there are too few strangers. `fits`: they are of the size of the two models."""
+        if len(strangers) < FEWEST_STRANGERS:
+            return None
+        usual, highest = (math.atanh(min(score, HIGHEST_LEVEL)) for score in (median(strangers), max(strangers)))
+        level = min(max(math.tanh(usual + MARGIN * (highest - usual)), self.lowest_level), HIGHEST_LEVEL)
+        return level if fits else (1 + level) / 2
+
+    def describe(self, name: str, evidence: Evidence) -> str:
+        """What was found, for the reason of a verdict."""
+        return f"{name} of {evidence.result.score:.3f}, where strangers have up to {max(evidence.strangers):.3f}"
+
+
+class PValue:
+    """The scale of log p, 0 at p = 1 and 1 at the smallest that is told apart; its level needs no strangers."""
+
+    same_from = None
+    most = EVIDENCE
+
+    def position(self, result: Result) -> float:
+        return math.log10(result.p_value) / math.log10(SMALLEST_P)
+
+    def usual(self, strangers: Sequence[float]) -> float:
+        return 0.0
+
+    def level(self, strangers: Sequence[float], fits: bool) -> float:
+        return math.log10(RARE_P) / math.log10(SMALLEST_P)
+
+    def describe(self, name: str, evidence: Evidence) -> str:
+        return f"{name} has p = {evidence.result.p_value:.2g}"
+
+
+Scale = Correlation | PValue
+CORRELATION, SHARE, P_VALUE = Correlation(), Correlation(lowest_level=0.02), PValue()
+ANSWERS = Correlation(same_from=0.9999)  # of whole layers; rounding to 16 bits leaves so much
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What one method found, beside what it finds among strangers."""
+
+    result: Result
+    strangers: Sequence[float]
+    scale: Scale | None  # None: the method does not enter the verdict
+    fits: bool = True  # whether the strangers are of the size of the two models
+
+    @property
+    def level(self) -> float | None:
+        """Where evidence begins, on the scale; None: the method does not enter the verdict."""
+        return None if self.scale is None else self.scale.level(self.strangers, self.fits)
+
+    @property
+    def percentile(self) -> float | None:
+        """The share of strangers with a lower score, in percent."""
+        if self.result.score is None or not self.strangers:
+            return None
+        return 100 * sum(score < self.result.score for score in self.strangers) / len(self.strangers)
+
+    @property
+    def standing(self) -> float | None:
+        """0 as the median stranger or below, 0.5 where evidence begins, 1 where nothing differs; linear between."""
+        level = self.level
+        if level is None or self.result.score is None:
+            return None
+        position = self.scale.position(self.result)
+        if position < level:
+            usual = self.scale.usual(self.strangers)
+            standing = EVIDENCE * (position - usual) / (level - usual)
+        else:
+            standing = EVIDENCE + (1 - EVIDENCE) * (position - level) / (1 - level)
+        return min(max(standing, 0.0), 1.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in the JSON of a report."""
+        known = sorted(self.strangers)
+        return {
+            "score": self.result.score,
+            "p_value": self.result.p_value,
+            "percentile": self.percentile,
+            "strangers": {"pairs": len(known), "median": median(known), "highest": known[-1]} if known else None,
+            "level": self.level,
+            "standing": self.standing,
+            "refused": self.result.refused,
+            "details": dict(self.result.details),
+        }
+
+
+def judge(
+    evidence: Mapping[str, Evidence], *, equal_files: bool = False, equal_depths: bool = True
+) -> tuple[str, str, float | None]:
+    """Verdict, reason and score from the evidence of each method.
+
+    Args:
+        evidence: by name of the method.
+        equal_files: whether both models are the same bytes.
+        equal_depths: whether they have as many layers.
+    """
+    if equal_files:
+        return SAME, "the files hold the same bytes (sha256)", 1.0
+    for name, found in evidence.items():
+        same_from = found.scale.same_from if found.scale and equal_depths else None
+        if same_from is not None and (found.result.score or 0) >= same_from:
+            return SAME, f"every layer answers alike ({name} of {found.result.score:.5f})", 1.0
+
+    standings = {
+        name: min(found.standing, found.scale.most) for name, found in evidence.items() if found.standing is not None
+    }
+    decided = any(evidence[name].scale.most > EVIDENCE for name in standings)
+    if not decided and max(standings.values(), default=0) < EVIDENCE:  # a rewritten copy escapes the p-values
+        return CANNOT_TELL, "no method that sees through rewrites applies, or no strangers are known", None
+
+    name = max(standings, key=standings.__getitem__)
+    score, scale = standings[name], evidence[name].scale
+    found = scale.describe(name, evidence[name])
+    if score > EVIDENCE:
+        return SHARED, f"{found}: out of reach for strangers", score
+    if score == EVIDENCE == scale.most:
+        alone = "a part that was taken over looks like this, and so does an order that somebody arranged"
+        return CANNOT_TELL, f"{found} and stands alone: {alone}", score
+    if evidence[name].fits:
+        return NO_EVIDENCE, f"{found}, comes closest, and is no more than strangers may have", score
+    return CANNOT_TELL, f"{found}, comes closest; name strangers of the same size with `background` to tell more", score
