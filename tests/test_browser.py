@@ -16,9 +16,9 @@ import pytest
 from nbconvert import SlidesExporter
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from minimoe.course.build import NOTEBOOKS, read
-from minimoe.course.site import build_site
-from minimoe.course.slides import PAGE
+from workshop.build import NOTEBOOKS, read
+from workshop.slides import PAGE
+from workshop.website import build_site
 
 CHROMIUM = next(filter(None, map(shutil.which, ("/usr/bin/chromium", "chromium", "google-chrome"))), None)
 PATIENCE = 60  # seconds, for any one thing to happen on a busy machine

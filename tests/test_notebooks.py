@@ -16,8 +16,8 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from minimoe.course import widgets
-from minimoe.course.build import NOTEBOOKS, make_exercise, read, sources
-from minimoe.course.slides import PAGE, height, slide_types
+from workshop.build import NOTEBOOKS, make_exercise, read, sources
+from workshop.slides import PAGE, height, slide_types
 
 COURSE = sorted(NOTEBOOKS.glob("*.ipynb"))
 EXERCISES = sorted(NOTEBOOKS.glob("exercises/*.ipynb"))

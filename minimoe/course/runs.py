@@ -9,11 +9,13 @@ import numpy as np
 
 from minimoe.data_files import data_path
 
+PLANTED = ("planted-batch", "planted-sequence")  # the runs whose routers were measured
+PROFILES = ("profiles/4-layers", "profiles/8-layers", "profiles/8-layers-by-depth")  # strangers, while they trained
 # Each table, and the command that makes it.
 TABLES = {
     **dict.fromkeys(("train", "held_out", "final"), "python -m minimoe.training.experiments"),
-    **dict.fromkeys(("specialization", "ablation"), "python -m minimoe.course.measurements"),
-    "std": "python -m minimoe.course.profiles",
+    **dict.fromkeys(("specialization", "ablation"), "python -m workshop.measurements"),
+    "std": "python -m workshop.profiles",
 }
 _WHOLE, _TEXT = ("seed", "step", "layer", "expert"), ("domain", "group", "metric")
 _KINDS = {**dict.fromkeys(_WHOLE, int), **dict.fromkeys(_TEXT, str)}  # every other column holds floats
@@ -28,8 +30,8 @@ def read_run(name: str, table: str) -> Table:
         name: of the experiment, a folder of data/runs.
         table: "train" (seed, step, cross_entropy in nats per token and, where there are experts, max_violation_LAYER
             and load_LAYER_EXPERT), "held_out" (seed, step, domain, nats) or "final" (seed, domain, nats); of the
-            planted runs also "specialization" and "ablation" (see `minimoe.course.measurements`); of "profiles/..."
-            only "std" (see `minimoe.course.profiles`).
+            planted runs also "specialization" and "ablation" (see `workshop.measurements`); of "profiles/..."
+            only "std" (see `workshop.profiles`).
 
     Returns:
         Column name -> array: int64 for counts from 0 (seed, step, layer, expert), str for names, else float64.
@@ -59,6 +61,12 @@ def where(table: Table, **values: int | str) -> Table:
     """The rows of `table` in which every named column has the given value, as `where(table, seed=0)`."""
     keep = np.logical_and.reduce([table[column] == value for column, value in values.items()])
     return {column: cells[keep] for column, cells in table.items()}
+
+
+def profile_at(table: Table, *, seed: int, step: int) -> Table:
+    """The standard deviations of q, k, v and o of one model, each [L], from a table of `read_run(name, "std")`."""
+    rows = where(table, seed=seed, step=step)
+    return {role: rows[role] for role in "qkvo"}
 
 
 def step_times() -> dict[str, float]:

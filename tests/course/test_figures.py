@@ -11,8 +11,8 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from minimoe.course import figures
-from minimoe.course.build import FIGURE_DATA
 from minimoe.course.style import EXPERT_COLOURS, INK, describe, image_tag, new_figure, render
+from workshop.build import FIGURE_DATA
 
 RELATIVE, ABSOLUTE = 1e-3, 1e-4  # another CPU or BLAS moves a probability by far less
 
@@ -49,7 +49,7 @@ def drawing(name: str) -> tuple:
 def test_data_is_what_was_committed(name):
     found = figures.to_csv(drawing(name)[1])
     wanted = (FIGURE_DATA / f"{name}.csv").read_text(encoding="utf-8")
-    assert difference(found, wanted) is None, "if that is meant: python -m minimoe.course.build figure-data"
+    assert difference(found, wanted) is None, "if that is meant: python -m workshop.build figure-data"
 
 
 def test_committed_data_belongs_to_a_figure():

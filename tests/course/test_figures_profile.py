@@ -11,9 +11,9 @@ from scipy import stats
 
 from minimoe.course import figures
 from minimoe.course.figures import profile
-from minimoe.course.profiles import PROFILES, SEEDS
 from minimoe.data_files import data_path
 from minimoe.model import MoEForCausalLM
+from workshop.profiles import PROFILES, SEEDS
 
 
 def rows(data):

@@ -7,9 +7,9 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from minimoe.course import figures
-from minimoe.course.build import NOTEBOOKS, read
 from minimoe.course.figures import routers
 from minimoe.course.widgets import controls
+from workshop.build import NOTEBOOKS, read
 
 TEXTS = (routers.TEXT, routers.EDITED)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from minimoe.course.build import ROOT, read
+from workshop.build import ROOT, read
 
 GLOSSARY = ROOT / "docs" / "glossary.md"
 ENTRY = re.compile(r"- \*\*(?P<terms>[^:\n]+):(?P<text> .+) \[[^]]+\]\((?P<link>[^)]+)\)")

@@ -12,8 +12,7 @@ import numpy as np
 
 from minimoe.course.figures.lineage import CLAIMED
 from minimoe.course.figures.register import Drawing, columns, figure
-from minimoe.course.profiles import PROFILES, STEPS, profile_at
-from minimoe.course.runs import Table, read_run
+from minimoe.course.runs import PROFILES, Table, profile_at, read_run
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe, new_figure
 from minimoe.fingerprints.std_profile import ATTENTION, LEAST_SPREAD, compare_std_profiles, read_std_profile
 from minimoe.fingerprints.weights import open_weights
@@ -78,7 +77,7 @@ def strangers_over_training() -> Drawing:
         axes.plot(steps, scores.mean(0), **SERIES[0], linewidth=2.2)
         axes.plot(np.broadcast_to(steps, flat.shape)[flat], scores[flat], "x", color=INK)
         axes.axhline(CLAIMED, color=INK, linestyle="--", linewidth=1)
-        axes.set(title=_TITLES[name], xlabel="training steps", xticks=(0, STEPS // 2, STEPS))
+        axes.set(title=_TITLES[name], xlabel="training steps", xticks=(0, steps[-1] // 2, steps[-1]))
         for pair, of_pair in zip(pairs, found.tolist(), strict=True):
             rows += [(label, *pair, step, *values) for step, values in zip(steps, of_pair, strict=True)]
         ends.append(

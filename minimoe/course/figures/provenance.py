@@ -10,14 +10,15 @@ from matplotlib.axes import Axes
 
 from minimoe.course.figures.register import Drawing, figure
 from minimoe.course.published import read_published
-from minimoe.course.real_models import L3, L6, TUNED, layer_cosines
 from minimoe.course.style import INK, QUIET, describe, new_figure
+from minimoe.fingerprints.layer_cosines import layer_cosines
 from minimoe.fingerprints.weights import open_weights
 from minimoe.lineage.derive import prune_layers, quantise
 from minimoe.lineage.gauge import all_gauges, permute_neurons
 from minimoe.lineage.zoo import Zoo
 from minimoe.model import MoEForCausalLM
 
+L6, L3, TUNED = "all-MiniLM-L6-v2", "paraphrase-MiniLM-L3-v2", "sre-embedding-model"  # of data/published/real_*.csv
 DEEP, EVERY_SECOND = "deep-1", "0 2 4 6"
 REWRITINGS: dict[str, Callable[[MoEForCausalLM], MoEForCausalLM]] = {
     "none": lambda model: model,

@@ -19,7 +19,7 @@ from matplotlib.patches import FancyBboxPatch
 from torch import Tensor
 
 from minimoe.course.figures.register import Drawing, figure
-from minimoe.course.measurements import stretches
+from minimoe.course.held_out import stretches
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe, new_figure
 from minimoe.fingerprints.weights import Weights, open_weights
 from minimoe.lineage.tree import MEMBERS

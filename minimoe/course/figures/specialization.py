@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
 from minimoe.course.figures.register import Drawing, figure
-from minimoe.course.measurements import NAMES, record
-from minimoe.course.runs import read_run, where
+from minimoe.course.held_out import record
+from minimoe.course.runs import PLANTED, read_run, where
 from minimoe.course.style import INK, MAIN, QUIET, SERIES, describe, new_figure
 from minimoe.data_files import data_path
 from minimoe.inspection import RoutingTrace
@@ -24,7 +24,7 @@ from minimoe.model import MoEForCausalLM
 from minimoe.training.corpus import Corpus
 
 _FILL = LinearSegmentedColormap.from_list("white to main", ["white", MAIN])
-_BALANCE = dict(zip(NAMES, ("loss over the batch", "loss in each sequence"), strict=True))
+_BALANCE = dict(zip(PLANTED, ("loss over the batch", "loss in each sequence"), strict=True))
 
 
 @cache
@@ -113,7 +113,7 @@ def followed_labels() -> Drawing:
 
     Data: metric, layer, seed, value, chance.
     """
-    table = where(read_run(NAMES[0], "specialization"), step=_last_step())
+    table = where(read_run(PLANTED[0], "specialization"), step=_last_step())
     panels = {
         "alone": ("token", "language", "topic", "position"),
         "once the token is known": ("language given token", "topic given token"),
@@ -146,7 +146,7 @@ def followed_labels() -> Drawing:
 
 
 def _last_step() -> int:
-    return int(read_run(NAMES[0], "specialization")["step"].max())
+    return int(read_run(PLANTED[0], "specialization")["step"].max())
 
 
 def _by_layer(rows: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -163,7 +163,7 @@ def routing_over_training() -> Drawing:
 
     Data: metric, step, layer, value, chance (means of three trainings).
     """
-    table = read_run(NAMES[0], "specialization")
+    table = read_run(PLANTED[0], "specialization")
     steps = np.unique(table["step"])
     drawn = new_figure(3.9)
     left, right = drawn.subplots(1, 2)
@@ -224,7 +224,7 @@ def batch_or_sequence() -> Drawing:
     data: dict[str, list] = {name: [] for name in ("balance", "measure", "layer", "seed", "value")}
     parts = []
     of_seed: list[np.ndarray] = []
-    for place, (name, style) in enumerate(zip(NAMES, SERIES, strict=False)):
+    for place, (name, style) in enumerate(zip(PLANTED, SERIES, strict=False)):
         table = where(read_run(name, "specialization"), step=_last_step(), metric="language")
         layers, value, _ = _by_layer(table)
         left.plot(layers, value.mean(0), **style, label=_BALANCE[name])
@@ -273,7 +273,7 @@ def ablation_map(seed: int = 0) -> Drawing:
     Raises:
         ValueError: no model was trained with this seed.
     """
-    table = _of_seed(read_run(NAMES[0], "ablation"), seed)
+    table = _of_seed(read_run(PLANTED[0], "ablation"), seed)
     nats, _, groups, _ = _pivot(table, "nats", "layer", "group", "expert")
     layers, _, experts = nats.shape
     drawn = new_figure(5.0)
@@ -319,7 +319,7 @@ def _pivot(table: dict[str, np.ndarray], column: str, *by: str) -> tuple[np.ndar
 def use_and_worth() -> tuple[np.ndarray, np.ndarray]:
     """Of the models balanced over the batch: the share of a group's tokens that meet an expert, and the nats per token
     that the group loses without it, both [seeds, L, E, groups]."""
-    table = read_run(NAMES[0], "ablation")
+    table = read_run(PLANTED[0], "ablation")
     share, nats = (_pivot(table, column, "seed", "layer", "expert", "group")[0] for column in ("share", "nats"))
     return share, nats
 

@@ -1,6 +1,6 @@
 """Makes the course as static pages: `make site`.
 
-    python -m minimoe.course.site    write the folder site/
+    python -m workshop.website    write the folder site/
 
 A page for each notebook with its committed outputs, one for each of `DOCUMENTS`, an index, and exercises to download.
 Pages hold no script, and ask nobody for anything but their own style sheet.
@@ -22,7 +22,7 @@ from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 
 from minimoe.atomic import write_atomically
-from minimoe.course.build import ROOT, read
+from workshop.build import ROOT, read
 
 SITE = ROOT / "site"
 DOCUMENTS = {"glossary.md": "Glossary"}  # the instructor guide holds the answers of the case

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from minimoe.course import real_models
 from minimoe.course.published import read_published
-from minimoe.course.real_models import L3, L6, PACKAGES, SMOLLM2, TABLES, TUNED, convert_onnx, layer_cosines, locate
 from minimoe.fingerprints.weights import open_weights
 from minimoe.training.experiments import to_csv
-from tests.fingerprints.toys import random_model, weights
+from workshop import real_models
+from workshop.real_models import L3, L6, PACKAGES, SMOLLM2, TABLES, TUNED, convert_onnx, locate
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -111,15 +110,6 @@ def test_a_package_that_is_missing_or_of_another_version_is_named(monkeypatch):
     monkeypatch.setitem(PACKAGES, "x", PACKAGES[L6]._replace(package="pytest", version="0.1"))
     with pytest.raises(ModuleNotFoundError, match=r"pytest: found .*, wanted 0\.1"):
         locate("x")
-
-
-def test_cosines_of_layers_are_those_of_their_matrices():
-    a, b = (weights(random_model(seed)) for seed in (0, 1))
-    found = layer_cosines(a, b)
-    assert found.shape == (3, 3, 7)
-    x, y = a.get("up", 2).double().numpy().ravel(), b.get("up", 0).double().numpy().ravel()
-    assert found[2, 0, 5] == pytest.approx(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
-    assert layer_cosines(a, a).diagonal() == pytest.approx(1.0)
 
 
 def test_an_exported_encoder_comes_back_as_it_was(tmp_path):
