@@ -39,6 +39,7 @@ def test_prints_a_table_and_writes_every_time(tiny, tmp_path, capsys, monkeypatc
     assert "memory: 3 MB" in capsys.readouterr().out
 
 
+@pytest.mark.exact("starts processes, which are not reached")
 def test_memory_of_a_pass_is_seen(tmp_path):
     """A matrix of 33 MB as stored, which the peer holds in float32 as well."""
     fingerprints.make_checkpoint(tmp_path, gigabytes=0.1)
