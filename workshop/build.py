@@ -111,9 +111,9 @@ def make_exercise(solution: NotebookNode) -> NotebookNode:
         cell.source, found = _SOLUTION.subn(r"\1# YOUR CODE HERE\n\1raise NotImplementedError", cell.source)
         gaps += found
         if "SOLUTION" in cell.source:
-            raise ValueError(f"cell {cell.id}: wanted each '### BEGIN SOLUTION' closed by '### END SOLUTION'")
+            raise ValueError(f"cell {cell.id}: each '### BEGIN SOLUTION' must be closed by '### END SOLUTION'")
     if not gaps:
-        raise ValueError("no cell has a '### BEGIN SOLUTION': wanted at least one gap to fill")
+        raise ValueError("no cell has a '### BEGIN SOLUTION'; an exercise needs at least one gap to fill")
     return exercise
 
 

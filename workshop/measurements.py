@@ -92,7 +92,7 @@ def measure(
         ValueError: `name` is unknown.
     """
     if name not in PLANTED:
-        raise ValueError(f"experiment {name!r}: wanted one of {', '.join(PLANTED)}")
+        raise ValueError(f"the routers of experiment {name!r} are not measured; choose one of {', '.join(PLANTED)}")
     found: list[Row] = []
     removed: list[Row] = []
     finished: list[RoutingTrace] = []
@@ -118,7 +118,7 @@ def _load(name: str, seed: int, runs: Path, step: int | None = None) -> MoEForCa
     folder = runs / f"{name}-{seed}" / ("" if step is None else f"step-{step}")
     if not (folder / "config.json").exists():
         raise FileNotFoundError(
-            f"{folder}: found no model there; `python -m minimoe.training.experiments {name} --seeds {seed}` trains it"
+            f"there is no model in {folder}; `python -m minimoe.training.experiments {name} --seeds {seed}` trains it"
         )
     return MoEForCausalLM.from_pretrained(folder)
 

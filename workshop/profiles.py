@@ -47,7 +47,7 @@ def run(name: str, *, runs: Path = RUNS, out: Path | None = None, **settings: An
         ValueError: there is no such name.
     """
     if name not in PROFILES:
-        raise ValueError(f"profiles {name!r}: wanted one of {', '.join(PROFILES)}")
+        raise ValueError(f"there are no profiles {name!r}; choose one of {', '.join(PROFILES)}")
     rows = []
     for seed in SEEDS:
         folder = runs / f"{name}-{seed}"

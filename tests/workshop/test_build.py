@@ -53,9 +53,9 @@ def test_several_gaps_in_one_cell():
 
 def test_a_region_that_is_missing_or_not_closed_is_refused():
     for broken in ("### END SOLUTION", "### BEGIN SOLUTION"):
-        with pytest.raises(ValueError, match="wanted each '### BEGIN SOLUTION' closed"):
+        with pytest.raises(ValueError, match="each '### BEGIN SOLUTION' must be closed"):
             make_exercise(solution(SOLUTION.replace(broken, "#")))
-    with pytest.raises(ValueError, match="wanted at least one gap"):
+    with pytest.raises(ValueError, match="needs at least one gap"):
         make_exercise(solution("print(1)"))
 
 

@@ -177,9 +177,9 @@ def test_tiny_models_are_measured_from_end_to_end(runs, corpus, tmp_path):
 def test_a_run_that_is_missing_is_named_with_its_command_and_nothing_is_written(runs, corpus, tmp_path):
     for missing in ("planted-batch-1/step-1", "planted-batch-1"):
         (runs / missing / "config.json").unlink()
-        with pytest.raises(FileNotFoundError, match=rf"{missing}: .* planted-batch --seeds 1` trains it"):
+        with pytest.raises(FileNotFoundError, match=rf"no model in \S+{missing}; .* --seeds 1` trains it"):
             measurements.measure("planted-batch", (1,), runs=runs, out=tmp_path / "out", corpus=corpus)
-    with pytest.raises(ValueError, match="experiment 'moe': wanted one of planted-batch, planted-sequence"):
+    with pytest.raises(ValueError, match="'moe' are not measured; choose one of planted-batch, planted-sequence"):
         measurements.measure("moe", (0,), runs=runs, out=tmp_path / "out", corpus=corpus)
     assert not (tmp_path / "out").exists()
 
@@ -187,7 +187,7 @@ def test_a_run_that_is_missing_is_named_with_its_command_and_nothing_is_written(
 def test_stretches_are_the_text_without_gaps(corpus):
     found = stretches(corpus, "code", 3)
     assert found.flatten().tolist() == corpus.tokens("code", "held_out")[: 3 * 128].tolist()
-    with pytest.raises(ValueError, match=r"code: found \d+ held-out tokens, wanted 1000 times 128"):
+    with pytest.raises(ValueError, match=r"code has \d+ held-out tokens; 1000 stretches of 128 take 128000"):
         stretches(corpus, "code", 1000)
 
 

@@ -51,7 +51,7 @@ def test_a_run_leaves_the_profiles_of_its_snapshots(tmp_path, monkeypatch):
 
 
 def test_an_unknown_name_is_refused_before_anything_is_trained(tmp_path):
-    with pytest.raises(ValueError, match="profiles '5-layers': wanted one of profiles/4-layers, profiles/8-layers"):
+    with pytest.raises(ValueError, match="no profiles '5-layers'; choose one of profiles/4-layers, profiles/8-layers"):
         profiles.run("5-layers", runs=tmp_path)
     assert not list(tmp_path.iterdir())
 
