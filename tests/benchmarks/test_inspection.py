@@ -43,6 +43,7 @@ def test_every_metric_is_timed():
         assert isinstance(call(), Measured), name
 
 
+@pytest.mark.exact("times and prints; results are compared in other tests")
 @pytest.mark.parametrize("limit", [1e-9, 1e9])
 def test_prints_a_table_and_writes_every_time(limit, tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(inspection, "LIMIT", limit)

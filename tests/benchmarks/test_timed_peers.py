@@ -36,6 +36,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(decode, "NEW", 3)
 
 
+@pytest.mark.exact("times and prints; results are compared in other tests")
 @pytest.mark.parametrize("benchmark, sizes, peers", [(moe_layer, 2, 7), (train_step, 1, 3), (decode, 4, 3)])
 def test_benchmark_prints_a_table_and_writes_every_time(benchmark, sizes, peers, tiny, tmp_path, capsys):
     file = tmp_path / "results.json"

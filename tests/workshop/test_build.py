@@ -16,6 +16,8 @@ from workshop.build import (
     write,
 )
 
+pytestmark = pytest.mark.exact("computes nothing")
+
 SOLUTION = '''def double(x):
     """Twice x."""
     ### BEGIN SOLUTION

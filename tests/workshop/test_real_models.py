@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -118,9 +119,8 @@ def test_an_exported_encoder_comes_back_as_it_was(tmp_path):
     generator = torch.Generator().manual_seed(0)
     like, file, out = tmp_path / "like", tmp_path / "model.onnx", tmp_path / "out"
     like.mkdir()
-    (like / "config.json").write_text(
-        '{"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 6, "num_attention_heads": 2}', encoding="utf-8"
-    )
+    sizes = {"hidden_size": 8, "num_hidden_layers": 6, "num_attention_heads": 2, "vocab_size": 2}
+    (like / "config.json").write_text(json.dumps({"model_type": "bert", **sizes}), encoding="utf-8")
     (like / "vocab.txt").write_text("a\nb\n", encoding="utf-8")
     matrices = {
         f"encoder.layer.{layer}.{part}.weight": torch.randn(shape, generator=generator).numpy()

@@ -1,9 +1,12 @@
 """The pages of a slide show: which cells share one, and how tall they are."""
 
+import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from minimoe.course.style import image_tag, new_figure
 from workshop.slides import PAGE, height, slide_types
+
+pytestmark = pytest.mark.exact("computes nothing")
 
 SENTENCE = "Every expert has a number, and no expert knows the others. "
 OPENING = f"""# One MoE layer
