@@ -8,8 +8,8 @@ LAB_ARGS ?=
 PYTHONS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
-BUILD_NOTEBOOKS := $(PY) -m minimoe.course.build notebooks
-BUILD_SITE := $(PY) -m minimoe.course.site
+BUILD_NOTEBOOKS := $(PY) -m workshop.build notebooks
+BUILD_SITE := $(PY) -m workshop.website
 BUILD_FIGURES := $(PY) -m minimoe.cli figures
 
 # The stamp is the last thing a set-up writes: the folder it was made in. Without it .venv was never finished; with another

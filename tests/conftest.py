@@ -43,19 +43,23 @@ ROUTERS = {
 }
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse the mark `exact` without a reason."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave tests marked `exact` out where MINIMOE_ROUNDING is set; refuse the mark without a reason."""
+    exact = []
     for item in items:
         for mark in item.iter_markers("exact"):
             if len(mark.args) != 1:
                 raise pytest.UsageError(f'{item.nodeid}: wanted a reason in @pytest.mark.exact("...")')
+            exact.append(item)
+    if ROUNDING is not None:
+        config.hook.pytest_deselected(items=exact)
+        items[:] = [item for item in items if item not in exact]
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Run every test, with its fixtures, under the rounding that MINIMOE_ROUNDING asks for; `exact` ones without."""
-    exempt = ROUNDING is None or item.get_closest_marker("exact")
-    with nullcontext() if exempt else perturbed(ROUNDING):
+    """Run every test, with its fixtures, under the rounding that MINIMOE_ROUNDING asks for."""
+    with perturbed(ROUNDING) if ROUNDING is not None else nullcontext():
         return (yield)
 
 

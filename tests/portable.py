@@ -9,9 +9,8 @@ it was asked for by name, that is a failure.
 
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
-from tests.run_checks import ROOT, Stage, run_notebooks, run_unit_tests
+from tests.run_checks import ROOT, Stage, print_table, run_notebooks, run_unit_tests
 
 PYTHONS = ("python3.11", "python3.13")
 SETTINGS = (  # the first EVERYWHERE on each Python
@@ -24,6 +23,7 @@ SETTINGS = (  # the first EVERYWHERE on each Python
     {"OMP_NUM_THREADS": "2"},
 )
 EVERYWHERE = 2
+STAGES = {"unit tests": run_unit_tests, "notebooks": run_notebooks}
 ASK_VERSION = "import sys; print('%d.%d' % sys.version_info[:2])"
 
 
@@ -41,20 +41,15 @@ def set_up(python: str, version: str) -> bool:
     return subprocess.run(command, cwd=ROOT).returncode == 0
 
 
-def run_cell(version: str, settings: dict[str, str]) -> Stage:
-    """The unit tests and, beside them, the notebooks, in one setting."""
+def run_setting(version: str, settings: dict[str, str]) -> list[Stage]:
+    """The unit tests and the notebooks."""
     python = str(ROOT / f".venv-{version}/bin/python")
-    name = " ".join([f"Python {version}", *(f"{key}={value}" for key, value in settings.items())])
-    with ThreadPoolExecutor(max_workers=1) as beside:
-        notebooks = beside.submit(run_notebooks, name, python=python, **settings)
-        stages = [run_unit_tests(name, python=python, capture=True, **settings), notebooks.result()]
-    passed, failed, skipped = (sum(getattr(s, count) for s in stages) for count in ("passed", "failed", "skipped"))
-    output = "\n".join(stage.output for stage in stages if stage.failed)
-    return Stage(name, passed, failed, skipped, max(stage.seconds for stage in stages), output)
+    name = " ".join([version, *(f"{key}={value}" for key, value in settings.items())])
+    return [run(f"{name}, {what}", python=python, **settings) for what, run in STAGES.items()]
 
 
 def main(asked: list[str]) -> int:
-    cells: list[Stage] = []
+    stages: list[Stage] = []
     for python in asked or PYTHONS:
         version = version_of(python)
         if version is None and not asked:
@@ -62,15 +57,12 @@ def main(asked: list[str]) -> int:
             continue
         ready = version and set_up(python, version)
         if not ready:
-            cells.append(Stage(f"{python}: {'set-up failed' if version else 'not installed'}", 0, 1, 0, 0.0, None))
+            stages.append(Stage(f"{python}: {'set-up failed' if version else 'not installed'}", 0, 1, 0, 0.0))
             continue
-        for settings in SETTINGS[: EVERYWHERE if cells else None]:
-            cells.append(run_cell(version, settings))
-            print(cells[-1].output, cells[-1], sep="\n", flush=True)
-    print("", *cells, sep="\n")
-    failed = sum(cell.failed for cell in cells)
-    print(f"{sum(cell.passed for cell in cells)} passed, {failed} failed")
-    return 1 if failed or not cells else 0
+        for settings in SETTINGS[: EVERYWHERE if stages else None]:
+            stages += run_setting(version, settings)
+            print(*stages[-len(STAGES) :], sep="\n", flush=True)
+    return print_table(stages)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ product, attention and normalisation on a CPU is multiplied elementwise by 1 + e
 drawn anew for every call: several times what a reordered sum would show. What holds for a few seeds holds on another
 processor; what does not hangs on rounding.
 
-Who reads the variable: `conftest.py`, for all tests but those marked `exact`; and the kernels that `run_checks.py`
+Who reads the variable: `conftest.py`, which leaves out the tests marked `exact`; and the kernels that `run_checks.py`
 starts for notebooks, in which this file is an IPython extension. Not reached: products of numpy and scipy, solvers
 and decompositions (`torch.linalg.svd`), half precisions, and processes that a test starts.
 """

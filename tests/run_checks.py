@@ -1,8 +1,7 @@
 """Run every check and say what passed: `make test`.
 
-Style and unit tests show as they run. Beside them, for the other of two cores, run the notebooks and then the unit
-tests once more, with the rounding of another processor (tests/rounding.py); their output follows. Every stage runs,
-whatever became of the others.
+Style, the unit tests, the notebooks, and the unit tests once more with the rounding of another processor
+(tests/rounding.py), each on two processes. Every stage runs, whatever became of the others.
 """
 
 import os
@@ -10,12 +9,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
+TWO_PROCESSES = ("--numprocesses", "2", "--dist", "loadfile")  # what a file sets up once, one process needs
 NBVAL = ("--nbval", "--nbval-current-env", "--nbval-sanitize-with", "tests/nbval_sanitize.cfg")
 # One thread: the committed numbers were made with one, and two processes share the cores.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "MINIMOE_ROUNDING": ""}
@@ -31,7 +30,6 @@ class Stage(NamedTuple):
     failed: int
     skipped: int
     seconds: float
-    output: str | None
 
     def __str__(self) -> str:
         verdict = "FAILED" if self.failed else "ok"
@@ -39,7 +37,7 @@ class Stage(NamedTuple):
         return f"{self.name:40} {verdict:6} {self.seconds:4.0f} s   {counts}"
 
 
-def run(name: str, *command: str, python: str = sys.executable, capture: bool = False, **settings: str) -> Stage:
+def run(name: str, *command: str, python: str = sys.executable, **settings: str) -> Stage:
     """Run `python -m command` to its end, with `settings` in its environment."""
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | ENVIRONMENT | settings
@@ -51,24 +49,23 @@ def run(name: str, *command: str, python: str = sys.executable, capture: bool = 
         report = Path(folder, "junit.xml")
         if command[0] == "pytest":
             command += (f"--junitxml={report}",)
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"} if capture else {}
         start = time.perf_counter()
-        process = subprocess.run((python, "-m", *command), cwd=ROOT, env=environment, **streams)
+        status = subprocess.run((python, "-m", *command), cwd=ROOT, env=environment).returncode
         seconds = time.perf_counter() - start
-        passed, failed, skipped = read_counts(report) if report.exists() else (process.returncode == 0, 0, 0)
-    if process.returncode and not failed:
+        passed, failed, skipped = read_counts(report) if report.exists() else (status == 0, 0, 0)
+    if status and not failed:
         failed = 1  # it crashed, or found nothing to run
-    return Stage(name, int(passed), failed, skipped, seconds, process.stdout)
+    return Stage(name, int(passed), failed, skipped, seconds)
 
 
-def run_unit_tests(name: str, **options) -> Stage:
+def run_unit_tests(name: str, **options: str) -> Stage:
     """The unit tests. A module or test of ours that opens a file without an encoding fails, as pyproject.toml says."""
-    return run(name, "pytest", "-q", PYTHONWARNDEFAULTENCODING="1", **options)
+    return run(name, "pytest", "-q", *TWO_PROCESSES, PYTHONWARNDEFAULTENCODING="1", **options)
 
 
-def run_notebooks(name: str, **options) -> Stage:
+def run_notebooks(name: str, **options: str) -> Stage:
     """The notebooks under strict nbval."""
-    return run(name, "pytest", "-q", "notebooks", "--ignore=notebooks/exercises", *NBVAL, capture=True, **options)
+    return run(name, "pytest", "-q", "notebooks", "--ignore=notebooks/exercises", *NBVAL, *TWO_PROCESSES, **options)
 
 
 def read_counts(report: Path) -> tuple[int, int, int]:
@@ -78,22 +75,23 @@ def read_counts(report: Path) -> tuple[int, int, int]:
     return total - failures - errors - skipped, failures + errors, skipped
 
 
+def print_table(stages: list[Stage]) -> int:
+    """Print a line for each stage and the sums; return the exit status."""
+    failed = sum(stage.failed for stage in stages)
+    print("", *stages, f"{sum(stage.passed for stage in stages)} passed, {failed} failed", sep="\n")
+    return 1 if failed or not stages else 0
+
+
 def main() -> int:
-    with ThreadPoolExecutor(max_workers=1) as beside:
-        captured = [
-            beside.submit(run_notebooks, "notebooks"),
-            beside.submit(run_unit_tests, "unit tests, rounding", capture=True, MINIMOE_ROUNDING="1"),
-        ]
-        stages = [
+    return print_table(
+        [
             run("ruff check", "ruff", "check"),
             run("ruff format", "ruff", "format", "--check"),
             run_unit_tests("unit tests"),
-            *(stage.result() for stage in captured),
+            run_notebooks("notebooks"),
+            run_unit_tests("unit tests, rounding", MINIMOE_ROUNDING="1"),
         ]
-    print(*(stage.output for stage in stages if stage.output), *stages, sep="\n")
-    failed = sum(stage.failed for stage in stages)
-    print(f"{sum(stage.passed for stage in stages)} passed, {failed} failed")
-    return 1 if failed else 0
+    )
 
 
 if __name__ == "__main__":

@@ -16,14 +16,15 @@ import pytest
 from nbconvert import SlidesExporter
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from minimoe.course.build import NOTEBOOKS, read
-from minimoe.course.site import build_site
-from minimoe.course.slides import PAGE
+from workshop.build import NOTEBOOKS, read
+from workshop.slides import PAGE
+from workshop.website import build_site
 
 CHROMIUM = next(filter(None, map(shutil.which, ("/usr/bin/chromium", "chromium", "google-chrome"))), None)
 PATIENCE = 60  # seconds, for any one thing to happen on a busy machine
 
 pytestmark = [
+    pytest.mark.exact("starts programs, which are not reached"),
     pytest.mark.browser,
     pytest.mark.skipif(
         CHROMIUM is None and not os.environ.get("MINIMOE_REQUIRE_BROWSER"),
@@ -181,15 +182,14 @@ HEIGHTS = """async () => {
 
 
 @pytest.mark.skipif("MINIMOE_REVEAL" not in os.environ, reason="MINIMOE_REVEAL names no folder with reveal.js 4")
-@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
-def test_slides_fit_their_page(browser, page, tmp_path, path):
+def test_slides_fit_their_page(page, tmp_path):
     reveal = Path(os.environ["MINIMOE_REVEAL"])
-    deck = tmp_path / "deck.html"
-    deck.write_text(
-        SlidesExporter(reveal_url_prefix=reveal.as_uri()).from_notebook_node(read(path))[0], encoding="utf-8"
-    )
+    exporter = SlidesExporter(reveal_url_prefix=reveal.as_uri())
     page.route(re.compile("^https?:"), lambda route: route.abort())
-    page.goto(deck.as_uri(), wait_until="domcontentloaded")
-    page.add_script_tag(path=reveal / "dist" / "reveal.js")
-    heights = page.evaluate(HEIGHTS)
-    assert len(heights) > 5 and max(heights) <= PAGE
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        deck = tmp_path / f"{path.stem}.html"
+        deck.write_text(exporter.from_notebook_node(read(path))[0], encoding="utf-8")
+        page.goto(deck.as_uri(), wait_until="domcontentloaded")
+        page.add_script_tag(path=reveal / "dist" / "reveal.js")
+        heights = page.evaluate(HEIGHTS)
+        assert len(heights) > 5 and max(heights) <= PAGE, path.name

@@ -1,8 +1,5 @@
 """The switch of tests/rounding.py: every product moves, by no more than it says; without it, nothing does."""
 
-import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -10,11 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.conftest import pytest_collection_modifyitems
+from tests import conftest
 from tests.rounding import SIZE, perturbed, seed_from_environment
 
-ROOT = Path(__file__).resolve().parent.parent
 # Without the switch on, whatever the suite runs under: here it is opened by hand.
+pytest_plugins = "pytester"
 pytestmark = pytest.mark.exact("compares results with and without the switch")
 
 
@@ -55,37 +52,33 @@ def inputs(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", SIZE)
-@pytest.mark.parametrize("name", PRODUCTS)
-def test_a_product_moves_by_no_more_than_stated(name, dtype):
-    if name == "grouped_mm" and dtype == torch.float64:
-        pytest.skip("F.grouped_mm has no float64")
+def test_products_move_by_no_more_than_stated(dtype):
     x, y = inputs(dtype)
-    exact = PRODUCTS[name](x, y)
-    with perturbed(1):
-        moved = PRODUCTS[name](x, y)
-    assert not torch.equal(moved, exact)
     once = SIZE[dtype] + 2 * torch.finfo(dtype).eps
     # cdist cancels: its error is that of |x|^2 + |y|^2, and addbmm adds four products one after another
-    scale = {"cdist": 128.0, "addbmm": 64.0}.get(name)
-    torch.testing.assert_close(moved, exact, rtol=0 if scale else once, atol=once * scale if scale else 0)
-    torch.testing.assert_close(PRODUCTS[name](x, y), exact, rtol=0, atol=0)
+    scales = {"cdist": 128.0, "addbmm": 64.0}
+    for name, product in PRODUCTS.items():
+        if name == "grouped_mm" and dtype == torch.float64:
+            continue  # F.grouped_mm has none
+        exact = product(x, y)
+        with perturbed(1):
+            moved = product(x, y)
+        assert not torch.equal(moved, exact), name
+        bounds = {"rtol": 0, "atol": once * scales[name]} if name in scales else {"rtol": once, "atol": 0}
+        torch.testing.assert_close(moved, exact, **bounds, msg=lambda message, name=name: f"{name}: {message}")
+        assert torch.equal(product(x, y), exact), name
 
 
-@pytest.mark.parametrize("name", ["linear, bias", "x @ y, batched", "grouped_mm", "attention, mask", "layer_norm"])
-def test_gradients_move(name):
+def test_gradients_move():
     x, y = inputs(torch.float32)
-
-    def gradients():
-        output = PRODUCTS[name](x, y)
-        return torch.autograd.grad(output, [x, y], torch.ones_like(output), allow_unused=True)
-
-    exact = gradients()
-    output = PRODUCTS[name](x, y)
-    with perturbed(1):  # the backward pass alone
-        moved = torch.autograd.grad(output, [x, y], torch.ones_like(output), allow_unused=True)
-    assert any(a is not None and not torch.equal(a, b) for a, b in zip(exact, moved, strict=True))
-    for a, b in zip(exact, moved, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    for name in ("linear, bias", "x @ y, batched", "grouped_mm", "attention, mask", "layer_norm"):
+        first, second = (PRODUCTS[name](x, y) for _ in range(2))
+        exact = torch.autograd.grad(first, [x, y], torch.ones_like(first), allow_unused=True)
+        with perturbed(1):  # the backward pass alone
+            moved = torch.autograd.grad(second, [x, y], torch.ones_like(second), allow_unused=True)
+        assert any(a is not None and not torch.equal(a, b) for a, b in zip(exact, moved, strict=True)), name
+        for a, b in zip(exact, moved, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_a_seed_repeats_and_no_two_calls_are_moved_alike():
@@ -120,12 +113,12 @@ def test_every_thread_is_reached():
     assert not torch.equal(found[0], exact)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64])
-def test_other_types_are_left_alone(dtype):
-    x = (8 * randn(*SQUARE)).to(dtype)
-    exact = x @ x
-    with perturbed(1):
-        assert torch.equal(x @ x, exact)
+def test_other_types_are_left_alone():
+    for dtype in (torch.bfloat16, torch.float16, torch.int64):
+        x = (8 * randn(*SQUARE)).to(dtype)
+        exact = x @ x
+        with perturbed(1):
+            assert torch.equal(x @ x, exact), dtype
 
 
 def test_tensors_without_values_pass():
@@ -135,15 +128,12 @@ def test_tensors_without_values_pass():
     assert program.module()(torch.ones(2, 3)).shape == (2, 4)
 
 
-@pytest.mark.parametrize("value, seed", [(None, None), ("", None), ("3", 3)])
-def test_the_seed_is_read_from_the_environment(value, seed, monkeypatch):
+def test_the_seed_is_read_from_the_environment(monkeypatch):
     monkeypatch.delenv("MINIMOE_ROUNDING", raising=False)
-    if value is not None:
+    assert seed_from_environment() is None
+    for value, seed in (("", None), ("3", 3)):
         monkeypatch.setenv("MINIMOE_ROUNDING", value)
-    assert seed_from_environment() == seed
-
-
-def test_what_is_no_seed_is_refused(monkeypatch):
+        assert seed_from_environment() == seed
     monkeypatch.setenv("MINIMOE_ROUNDING", "yes")
     with pytest.raises(ValueError, match="MINIMOE_ROUNDING='yes': wanted an integer"):
         seed_from_environment()
@@ -168,17 +158,15 @@ def test_exact():
 """
 
 
-@pytest.mark.parametrize("seed, counts", [("1", "2 passed"), ("", "1 failed, 1 passed")])
-def test_the_suite_is_run_under_it_except_for_what_is_exact(seed, counts, tmp_path):
-    (tmp_path / "test_it.py").write_text(SUITE, encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "-c", ROOT / "pyproject.toml", "-p", "tests.conftest", tmp_path]
-    environment = os.environ | {"MINIMOE_ROUNDING": seed, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
-    assert counts in done.stdout, done.stdout + done.stderr
+def test_the_suite_is_run_under_it_except_for_what_is_exact(pytester, monkeypatch):
+    pytester.makepyfile(SUITE)
+    settings = Path(__file__).resolve().parent.parent / "pyproject.toml"
+    for seed, counts in ((1, {"passed": 1, "deselected": 1}), (None, {"passed": 1, "failed": 1})):
+        monkeypatch.setattr(conftest, "ROUNDING", seed)
+        pytester.runpytest_inprocess("-c", settings, "-p", "tests.conftest", pytester.path).assert_outcomes(**counts)
 
 
-@pytest.mark.parametrize("mark", [pytest.mark.exact, pytest.mark.exact()])
-def test_a_mark_without_a_reason_is_refused(mark, request):
-    request.node.add_marker(mark)
+def test_a_mark_without_a_reason_is_refused(request):
+    request.node.add_marker(pytest.mark.exact())
     with pytest.raises(pytest.UsageError, match="wanted a reason"):
-        pytest_collection_modifyitems([request.node])
+        conftest.pytest_collection_modifyitems(request.config, [request.node])

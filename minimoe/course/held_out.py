@@ -19,9 +19,10 @@ def stretches(corpus: Corpus, domain: str, count: int) -> Tensor:
     Raises:
         ValueError: the domain is unknown, or has less text.
     """
-    ids = corpus.tokens(domain, "held_out")[: count * LENGTH]
-    if len(ids) < count * LENGTH:
-        raise ValueError(f"{domain}: found {len(ids)} held-out tokens, wanted {count} times {LENGTH}")
+    needed = count * LENGTH
+    ids = corpus.tokens(domain, "held_out")[:needed]
+    if len(ids) < needed:
+        raise ValueError(f"{domain} has {len(ids)} held-out tokens; {count} stretches of {LENGTH} take {needed}")
     return torch.from_numpy(ids.astype(np.int64)).view(count, LENGTH)
 
 

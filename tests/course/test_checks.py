@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from minimoe.course import checks
-from minimoe.course.build import NOTEBOOKS, read
 from minimoe.course.checks import WrongAnswer, check_setup
+from workshop.build import NOTEBOOKS, read
 
 CHECKS = {
     name: check

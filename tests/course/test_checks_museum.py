@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from minimoe.course import checks
-from minimoe.course.build import NOTEBOOKS, read
 from minimoe.course.checks import WrongAnswer
 from minimoe.model import route_expert_choice, route_grouped, route_noisy_topk, route_topk
 from minimoe.model.balance import apply_capacity, load_balancing_loss
+from workshop.build import NOTEBOOKS, read
 
 CHECKS = [
     checks.check_noisy_choice,

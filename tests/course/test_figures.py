@@ -10,12 +10,12 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from minimoe.course import figures
-from minimoe.course.build import FIGURE_DATA
 from minimoe.course.figures.drawing import curve_with_seeds, heatmap, new_pairs, new_panels, span
 from minimoe.course.figures.register import cell_columns, columns, styled
 from minimoe.course.shipped import real_text_model
 from minimoe.course.style import EXPERT_COLOURS, INK, SERIES, describe, image_tag, new_figure
 from minimoe.model import MoEConfig, MoEForCausalLM
+from workshop.build import FIGURE_DATA
 
 RELATIVE, ABSOLUTE = 1e-3, 1e-4  # another CPU or BLAS moves a probability by far less
 

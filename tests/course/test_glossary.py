@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 
-from minimoe.course.build import ROOT, read
+from workshop.build import ROOT, read
 
 GLOSSARY = ROOT / "docs" / "glossary.md"
 ENTRY = re.compile(r"- \*\*(?P<terms>[^:\n]+):(?P<text> .+) \[[^]]+\]\((?P<link>[^)]+)\)")

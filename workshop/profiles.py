@@ -1,6 +1,6 @@
 """The std profiles of strangers while they train: the tables behind notebook 08.
 
-    python -m minimoe.course.profiles [NAME ...]
+    python -m workshop.profiles [NAME ...]
 
 trains roots by the recipe of the zoo, each for half as long, into runs/NAME-SEED (a quarter of an hour on one thread in
 all), continues what was interrupted, and writes
@@ -18,9 +18,7 @@ from typing import Any
 import torch
 
 from minimoe.atomic import write_atomically
-from minimoe.course.runs import Table, where
 from minimoe.data_files import data_path
-from minimoe.fingerprints.result import Features
 from minimoe.fingerprints.std_profile import ATTENTION
 from minimoe.fingerprints.weights import open_weights
 from minimoe.lineage.recipes import from_scratch
@@ -49,7 +47,7 @@ def run(name: str, *, runs: Path = RUNS, out: Path | None = None, **settings: An
         ValueError: there is no such name.
     """
     if name not in PROFILES:
-        raise ValueError(f"profiles {name!r}: wanted one of {', '.join(PROFILES)}")
+        raise ValueError(f"there are no profiles {name!r}; choose one of {', '.join(PROFILES)}")
     rows = []
     for seed in SEEDS:
         folder = runs / f"{name}-{seed}"
@@ -59,12 +57,6 @@ def run(name: str, *, runs: Path = RUNS, out: Path | None = None, **settings: An
             rows += _profile(folder / f"step-{step}", seed=seed, step=step)
         rows += _profile(folder, seed=seed, step=recipe["steps"])
     write_atomically((out or data_path("runs") / name) / "std.csv", to_csv(rows, ".6g").encode())
-
-
-def profile_at(table: Table, *, seed: int, step: int) -> Features:
-    """The curves of one model, [L] for each role, from a table that `read_run(name, "std")` has read."""
-    rows = where(table, seed=seed, step=step)
-    return {role: rows[role] for role in ATTENTION}
 
 
 def _profile(folder: Path, **where: int) -> Iterator[dict[str, Any]]:

@@ -3,8 +3,10 @@
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from minimoe.course.slides import PAGE, height, slide_types
 from minimoe.course.style import image_tag, new_figure
+from workshop.slides import PAGE, height, slide_types
+
+pytestmark = pytest.mark.exact("computes nothing")
 
 SENTENCE = "Every expert has a number, and no expert knows the others. "
 OPENING = f"""# One MoE layer
@@ -99,6 +101,6 @@ MEASURED = [
 ]
 
 
-@pytest.mark.parametrize(("cell", "measured"), MEASURED)
-def test_heights_are_a_little_more_than_what_a_browser_measures(cell, measured):
-    assert measured <= height(cell) <= measured + 60
+def test_heights_are_a_little_more_than_what_a_browser_measures():
+    for cell, measured in MEASURED:
+        assert measured <= height(cell) <= measured + 60, cell.source[:60]

@@ -9,13 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minimoe.course import measurements
-from minimoe.course.runs import read_run, where
+from minimoe.course import held_out
+from minimoe.course.held_out import LENGTH, record, stretches
+from minimoe.course.runs import PLANTED, read_run, where
 from minimoe.data_files import data_path
 from minimoe.inspection import record_routing
 from minimoe.inspection import specialization as sp
 from minimoe.model import MoEConfig, MoEForCausalLM
 from minimoe.training import Corpus
+from workshop import measurements
 from workshop.halve import halve
 
 SHARE, NATS = 2e-3, 0.01  # what float16 may change: in a share of information, in a loss
@@ -33,7 +35,7 @@ def shipped():
 
 @pytest.fixture(scope="module")
 def trace(shipped, corpus):
-    return measurements.record(shipped, corpus)
+    return record(shipped, corpus)
 
 
 def losses(model, ids):
@@ -53,21 +55,19 @@ def without(model, layer, expert):
 # --- the shipped tables -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "metric, tolerance", [("token", SHARE), ("language", SHARE), ("topic", 5e-5), ("topic given token", SHARE)]
-)
-def test_the_shipped_model_follows_what_the_table_says(trace, metric, tolerance):
-    table = where(read_run("planted-batch", "specialization"), seed=0, step=800, metric=metric)
-    found = measurements.information(trace, metric)
-    for column in ("value", "null", "low", "high"):
-        np.testing.assert_allclose(getattr(found, column), table[column], atol=tolerance, err_msg=column)
+def test_the_shipped_model_follows_what_the_table_says(trace):
+    for metric, tolerance in {"token": SHARE, "language": SHARE, "topic": 5e-5, "topic given token": SHARE}.items():
+        table = where(read_run("planted-batch", "specialization"), seed=0, step=800, metric=metric)
+        found = measurements.information(trace, metric)
+        for column in ("value", "null", "low", "high"):
+            np.testing.assert_allclose(
+                getattr(found, column), table[column], atol=tolerance, err_msg=f"{metric}, {column}"
+            )
 
 
 def test_topics_are_dealt_out_within_each_language(trace):
     """Here by hand, on counts of experts; and the table says the same of all three models: above chance, by little."""
-    language, topic = (
-        sp.labels(trace, of).values.reshape(-1, measurements.LENGTH)[:, 0] for of in ("language", "topic")
-    )
+    language, topic = (sp.labels(trace, of).values.reshape(-1, LENGTH)[:, 0] for of in ("language", "topic"))
     rng = np.random.default_rng(7)
     found = measurements.information(trace, "topic")
     for layer in (0, 3):
@@ -92,18 +92,18 @@ def expected_log(table):
     return (share * np.log(share / (share.sum(1, keepdims=True) * share.sum(0)))).sum()
 
 
-@pytest.mark.parametrize("layer, expert, group", [(0, 2, "arithmetic"), (0, 0, "english"), (3, 1, "french")])
-def test_the_shipped_model_loses_what_the_table_says(shipped, corpus, layer, expert, group):
-    domains = [domain for domain in corpus.domains if domain.split("/")[0] == group]
-    ids = torch.cat([measurements.stretches(corpus, domain, 16 // len(domains)) for domain in domains])
-    found = losses(without(shipped, layer, expert), ids) - losses(shipped, ids)
-    row = where(read_run("planted-batch", "ablation"), seed=0, layer=layer, expert=expert, group=group)
-    assert found > 0.05
-    assert found == pytest.approx(row["nats"].item(), abs=NATS)
+def test_the_shipped_model_loses_what_the_table_says(shipped, corpus):
+    for layer, expert, group in ((0, 2, "arithmetic"), (0, 0, "english"), (3, 1, "french")):
+        domains = [domain for domain in corpus.domains if domain.split("/")[0] == group]
+        ids = torch.cat([stretches(corpus, domain, 16 // len(domains)) for domain in domains])
+        found = losses(without(shipped, layer, expert), ids) - losses(shipped, ids)
+        row = where(read_run("planted-batch", "ablation"), seed=0, layer=layer, expert=expert, group=group)
+        assert found > 0.05
+        assert found == pytest.approx(row["nats"].item(), abs=NATS)
 
 
 def test_the_tables_hold_every_seed_layer_and_expert():
-    for name in measurements.NAMES:
+    for name in PLANTED:
         ablated, followed = read_run(name, "ablation"), read_run(name, "specialization")
         rows = zip(*(ablated[column].tolist() for column in ("seed", "layer", "expert", "group")), strict=True)
         assert len(set(rows)) == len(ablated["seed"]) == 3 * 4 * 8 * 6
@@ -119,7 +119,8 @@ def test_the_tables_hold_every_seed_layer_and_expert():
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
     """Two seeds of a tiny model, each with a snapshot, where an experiment would leave them."""
-    monkeypatch.setattr(measurements, "STRETCHES", 4)
+    for module in (held_out, measurements):
+        monkeypatch.setattr(module, "STRETCHES", 4)
     monkeypatch.setattr(measurements, "INFORMATION", ("topic", "language given token"))
     recipe = replace(measurements.EXPERIMENTS["planted-batch"], steps=2, snapshots=(1,))
     monkeypatch.setattr(measurements, "EXPERIMENTS", {"planted-batch": recipe})
@@ -156,7 +157,7 @@ def test_tiny_models_are_measured_from_end_to_end(runs, corpus, tmp_path):
     for column in ("value", "null", "low", "high"):
         assert float(row[column]) == pytest.approx(getattr(wanted, column)[1], rel=1e-5)
 
-    other = measurements.record(MoEForCausalLM.from_pretrained(runs / "planted-batch-0"), corpus)
+    other = record(MoEForCausalLM.from_pretrained(runs / "planted-batch-0"), corpus)
     agreement = [row for row in followed if row["metric"] == "agreement" and row["layer"] == "1"]
     assert [row["seed"] for row in agreement] == ["0", "1"]
     assert float(agreement[1]["value"]) == pytest.approx(sp.routing_agreement(trace, other).value[1], rel=1e-5)
@@ -166,32 +167,28 @@ def test_tiny_models_are_measured_from_end_to_end(runs, corpus, tmp_path):
         (seed, "1", layer) for seed in "01" for layer in "01"
     }
     assert len(ablated) == 2 * 2 * 4 * 6
-    ids = torch.cat([measurements.stretches(corpus, domain, 1) for domain in corpus.domains if "german" in domain])
+    ids = torch.cat([stretches(corpus, domain, 1) for domain in corpus.domains if "german" in domain])
     for row in ablated:
         if (row["seed"], row["layer"], row["group"]) == ("1", "1", "german"):
             lost = losses(without(model, 1, int(row["expert"])), ids) - losses(model, ids)
             assert float(row["nats"]) == pytest.approx(lost, abs=1e-5)
 
 
-@pytest.mark.parametrize("missing", ["planted-batch-1", "planted-batch-1/step-1"])
-def test_a_run_that_is_missing_is_named_with_its_command_and_nothing_is_written(runs, corpus, tmp_path, missing):
-    (runs / missing / "config.json").unlink()
-    command = "python -m workshop.experiments planted-batch --seeds 1"
-    with pytest.raises(FileNotFoundError, match=rf"{missing}: found no model there; `{command}` trains it"):
-        measurements.measure("planted-batch", (1,), runs=runs, out=tmp_path / "out", corpus=corpus)
+def test_a_run_that_is_missing_is_named_with_its_command_and_nothing_is_written(runs, corpus, tmp_path):
+    for missing in ("planted-batch-1/step-1", "planted-batch-1"):
+        (runs / missing / "config.json").unlink()
+        with pytest.raises(FileNotFoundError, match=rf"no model in \S+{missing}; .* --seeds 1` trains it"):
+            measurements.measure("planted-batch", (1,), runs=runs, out=tmp_path / "out", corpus=corpus)
+    with pytest.raises(ValueError, match="'moe' are not measured; choose one of planted-batch, planted-sequence"):
+        measurements.measure("moe", (0,), runs=runs, out=tmp_path / "out", corpus=corpus)
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_experiment_is_refused(runs, corpus):
-    with pytest.raises(ValueError, match="experiment 'moe': wanted one of planted-batch, planted-sequence"):
-        measurements.measure("moe", (0,), runs=runs, corpus=corpus)
-
-
 def test_stretches_are_the_text_without_gaps(corpus):
-    found = measurements.stretches(corpus, "code", 3)
+    found = stretches(corpus, "code", 3)
     assert found.flatten().tolist() == corpus.tokens("code", "held_out")[: 3 * 128].tolist()
-    with pytest.raises(ValueError, match=r"code: found \d+ held-out tokens, wanted 1000 times 128"):
-        measurements.stretches(corpus, "code", 1000)
+    with pytest.raises(ValueError, match=r"code has \d+ held-out tokens; 1000 stretches of 128 take 128000"):
+        stretches(corpus, "code", 1000)
 
 
 # --- half the space -----------------------------------------------------------------------------------------

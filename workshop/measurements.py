@@ -1,6 +1,6 @@
 """What the routers of the planted runs follow, and what each expert is worth: the tables behind notebook 06.
 
-    python -m minimoe.course.measurements [NAME ...] [--seeds 0 1 2]
+    python -m workshop.measurements [NAME ...] [--seeds 0 1 2]
 
 reads the models that `python -m workshop.experiments NAME` left in runs/, measures them on held-out text, and
 writes
@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 
 from minimoe.atomic import write_atomically
+from minimoe.course.held_out import STRETCHES, record, stretches
+from minimoe.course.runs import PLANTED
 from minimoe.data_files import data_path
 from minimoe.inspection import RoutingTrace, record_routing
 from minimoe.inspection import specialization as sp
@@ -32,8 +34,6 @@ from minimoe.progress import progress_bar
 from minimoe.training.corpus import Corpus
 from workshop.experiments import EXPERIMENTS, RUNS, to_csv
 
-NAMES = ("planted-batch", "planted-sequence")
-LENGTH, STRETCHES = 128, 16  # tokens in a stretch of text, as in training; and stretches of each domain, or group
 # A label, or a label given another.
 INFORMATION = (
     "token",
@@ -46,28 +46,6 @@ INFORMATION = (
     "topic given token",
 )
 Row = dict[str, Any]
-
-
-def stretches(corpus: Corpus, domain: str, count: int) -> Tensor:
-    """The beginning of a domain's held-out text, in pieces that do not overlap, [count, LENGTH].
-
-    Raises:
-        ValueError: the domain is unknown, or has less text.
-    """
-    ids = corpus.tokens(domain, "held_out")[: count * LENGTH]
-    if len(ids) < count * LENGTH:
-        raise ValueError(f"{domain}: found {len(ids)} held-out tokens, wanted {count} times {LENGTH}")
-    return torch.from_numpy(ids.astype(np.int64)).view(count, LENGTH)
-
-
-@torch.no_grad()
-def record(model: MoEForCausalLM, corpus: Corpus) -> RoutingTrace:
-    """How `model` routes `STRETCHES` stretches of each domain, every stretch a document of its own."""
-    with record_routing(model) as trace:
-        for domain in corpus.domains:
-            trace.label(domain)
-            model(stretches(corpus, domain, STRETCHES))
-    return trace
 
 
 def information(trace: RoutingTrace, metric: str) -> sp.Measured:
@@ -103,7 +81,7 @@ def measure(
     """Measure the models of experiment `name`, each seed and snapshot, and write both tables.
 
     Args:
-        name: one of `NAMES`.
+        name: one of `PLANTED`.
         seeds: which were trained.
         runs: where their folders are.
         out: a folder for the tables; None: data/runs/NAME.
@@ -113,8 +91,8 @@ def measure(
         FileNotFoundError: a model was not trained yet; no table is written.
         ValueError: `name` is unknown.
     """
-    if name not in NAMES:
-        raise ValueError(f"experiment {name!r}: wanted one of {', '.join(NAMES)}")
+    if name not in PLANTED:
+        raise ValueError(f"the routers of experiment {name!r} are not measured; choose one of {', '.join(PLANTED)}")
     found: list[Row] = []
     removed: list[Row] = []
     finished: list[RoutingTrace] = []
@@ -140,7 +118,7 @@ def _load(name: str, seed: int, runs: Path, step: int | None = None) -> MoEForCa
     folder = runs / f"{name}-{seed}" / ("" if step is None else f"step-{step}")
     if not (folder / "config.json").exists():
         raise FileNotFoundError(
-            f"{folder}: found no model there; `python -m workshop.experiments {name} --seeds {seed}` trains it"
+            f"there is no model in {folder}; `python -m workshop.experiments {name} --seeds {seed}` trains it"
         )
     return MoEForCausalLM.from_pretrained(folder)
 
@@ -181,7 +159,7 @@ def _ablation(model: MoEForCausalLM, corpus: Corpus, seed: int) -> Iterator[Row]
 def main() -> None:
     """Measure what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("names", nargs="*", default=PLANTED, metavar="NAME", help=", ".join(PLANTED))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     arguments = parser.parse_args()
     torch.set_num_threads(1)

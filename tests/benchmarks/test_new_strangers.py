@@ -2,6 +2,7 @@
 
 import csv
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -27,20 +28,28 @@ def test_the_zoo_has_none_of_the_seeds():
     assert max(seeds) < new_strangers.FIRST_SEED
 
 
-@pytest.mark.parametrize("kind", ["gauged", "drop-gauged"])
-def test_a_descendant_is_found(kind, tmp_path):
-    new_strangers.train(tmp_path / "new-01", seed=1, steps=2)
-    row = new_strangers.verdict("new-01", f"new-01+{kind}", "shared lineage", {"new-01": tmp_path / "new-01"})
-    assert row["verdict"] == {"gauged": "same weights", "drop-gauged": "shared lineage"}[kind]
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """The folder of a root that was trained for two steps."""
+    home = tmp_path_factory.mktemp("home")
+    new_strangers.train(home / "new-01", seed=1, steps=2)
+    return home
 
 
-def test_a_run_trains_each_root_once(tmp_path):
-    trained = []
-    for _ in range(2):
-        rows = new_strangers.run(1, tmp_path, steps=2)
-        assert [row["relation"] for row in rows] == ["strangers"] * 4 + ["shared lineage"] * 2
-        trained.append((tmp_path / "new-01" / "model.safetensors").stat().st_mtime_ns)
-    assert trained[0] == trained[1]
+def test_a_descendant_is_found(home):
+    for kind, verdict in {"gauged": "same weights", "drop-gauged": "shared lineage"}.items():
+        row = new_strangers.verdict("new-01", f"new-01+{kind}", "shared lineage", {"new-01": home / "new-01"})
+        assert row["verdict"] == verdict
+
+
+def test_a_run_trains_what_is_missing_and_compares_all(home, monkeypatch):
+    monkeypatch.setattr(new_strangers, "SHIPPED", ("alder",))
+    monkeypatch.setattr(new_strangers, "ProcessPoolExecutor", lambda mp_context: ThreadPoolExecutor(1))
+    first = (home / "new-01" / "model.safetensors").stat().st_mtime_ns
+    rows = new_strangers.run(2, home, steps=2)
+    assert [row["relation"] for row in rows] == ["strangers"] * 3 + ["shared lineage"] * 4
+    assert (home / "new-02" / "model.safetensors").exists()
+    assert (home / "new-01" / "model.safetensors").stat().st_mtime_ns == first
 
 
 def test_the_shipped_table_has_the_pairs_of_sixteen_roots_and_nobody_is_taken_for_a_relative():

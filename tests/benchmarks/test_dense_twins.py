@@ -24,6 +24,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(dense_twins, "Settings", lambda: Settings(batch_size=2, seq_len=8))
 
 
+@pytest.mark.exact("times and prints; results are compared in other tests")
 def test_prints_a_table_and_writes_every_time(tiny, tmp_path, capsys):
     file = tmp_path / "results.json"
     threads_before = torch.get_num_threads()

@@ -22,6 +22,7 @@ def test_the_checkpoint_has_the_size_asked_for(tiny, tmp_path):
     assert checkpoint.dtype == torch.bfloat16
 
 
+@pytest.mark.exact("times and prints; results are compared in other tests")
 def test_prints_a_table_and_writes_every_time(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(fingerprints, "in_fresh_process", lambda call, *arguments: call(*arguments))  # seconds each
     monkeypatch.setattr(fingerprints, "extra_memory", lambda folder, way: 3.0 if way == fingerprints.OURS else 500.0)
@@ -39,6 +40,7 @@ def test_prints_a_table_and_writes_every_time(tiny, tmp_path, capsys, monkeypatc
     assert "memory: 3 MB" in capsys.readouterr().out
 
 
+@pytest.mark.exact("starts processes, which are not reached")
 def test_memory_of_a_pass_is_seen(tmp_path):
     """A matrix of 33 MB as stored, which the peer holds in float32 as well."""
     fingerprints.make_checkpoint(tmp_path, gigabytes=0.1)

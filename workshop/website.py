@@ -1,6 +1,6 @@
 """Makes the course as static pages: `make site`.
 
-    python -m minimoe.course.site    write the folder site/
+    python -m workshop.website    write the folder site/
 
 A page for each notebook with its committed outputs, one for each of `DOCUMENTS`, an index, and exercises to download.
 Pages hold no script, and ask nobody for anything but their own style sheet.
@@ -22,7 +22,7 @@ from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 
 from minimoe.atomic import write_atomically
-from minimoe.course.build import ROOT, read
+from workshop.build import ROOT, read
 
 SITE = ROOT / "site"
 DOCUMENTS = {"glossary.md": "Glossary"}  # the instructor guide holds the answers of the case
@@ -111,7 +111,7 @@ def _body(notebook: NotebookNode, name: str) -> str:
     """The cells as HTML, with a table of contents, and without the last one: every page has these links anyway."""
     for cell in notebook.cells:
         if cell.cell_type == "code" and cell.execution_count is None:
-            raise ValueError(f"{name}, cell {cell.id}: found no outputs, wanted an executed notebook: `make notebooks`")
+            raise ValueError(f"{name}: cell {cell.id} was not executed; `make notebooks` executes the notebooks")
     cells = [cell for cell in notebook.cells if not cell.source.startswith("**Previous:**")]
     exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
     exporter.register_filter("markdown2html", to_html)
@@ -132,7 +132,7 @@ def _linked(body: str, source: Path, addresses: dict[Path, str]) -> str:
         name, mark, anchor = href.partition("#")
         target = (source.parent / unquote(name)).resolve()
         if not target.exists():
-            raise ValueError(f"{source.name}: found a link to {href}, wanted a file that exists")
+            raise ValueError(f"{source.name} links to {href}, which does not exist")
         if target not in addresses:
             return text
         download = " download" if target.suffix == ".ipynb" and addresses[target].endswith(".ipynb") else ""

@@ -1,9 +1,9 @@
 """Writes what is generated under `notebooks/`.
 
-    python -m minimoe.course.build notebooks    execute notebooks and solutions, keep their outputs; write the exercises
-    python -m minimoe.course.build exercises    write the exercises from the solutions
-    python -m minimoe.course.build metadata     write tags and slide types anew, and execute nothing
-    python -m minimoe.course.build figure-data  write the CSV files that the figures are compared with
+    python -m workshop.build notebooks    execute notebooks and solutions, keep their outputs; write the exercises
+    python -m workshop.build exercises    write the exercises from the solutions
+    python -m workshop.build metadata     write tags and slide types anew, and execute nothing
+    python -m workshop.build figure-data  write the CSV files that the figures are compared with
 
 A notebook that fails is left as it was.
 """
@@ -23,10 +23,10 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import NotebookNode
 
 from minimoe.atomic import write_atomically
-from minimoe.course.slides import slide_types
 from minimoe.progress import progress_bar
+from workshop.slides import slide_types
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 FIGURE_DATA = ROOT / "tests" / "figures"
 # Committed outputs are those of one thread, without progress bars: what validation will see.
@@ -111,9 +111,9 @@ def make_exercise(solution: NotebookNode) -> NotebookNode:
         cell.source, found = _SOLUTION.subn(r"\1# YOUR CODE HERE\n\1raise NotImplementedError", cell.source)
         gaps += found
         if "SOLUTION" in cell.source:
-            raise ValueError(f"cell {cell.id}: wanted each '### BEGIN SOLUTION' closed by '### END SOLUTION'")
+            raise ValueError(f"cell {cell.id}: each '### BEGIN SOLUTION' must be closed by '### END SOLUTION'")
     if not gaps:
-        raise ValueError("no cell has a '### BEGIN SOLUTION': wanted at least one gap to fill")
+        raise ValueError("no cell has a '### BEGIN SOLUTION'; an exercise needs at least one gap to fill")
     return exercise
 
 
