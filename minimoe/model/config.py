@@ -7,7 +7,7 @@ experiment of your own. `families.py` translates it to and from the `config.json
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,7 +15,11 @@ ROUTERS = ("topk", "topk_softmax", "noisy_topk", "switch", "expert_choice", "gro
 SCORE_FUNCTIONS = ("softmax", "sigmoid")
 EXPERTS_IMPLEMENTATIONS = ("eager", "sorted", "grouped")
 QK_NORMS = (None, "head", "full")
-ROPE_TYPES = ("default", "linear", "llama3")
+ROPE_SETTINGS = {  # what each rope_type takes
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +132,8 @@ class MoEConfig:
             return
         self._require("rope_scaling", isinstance(self.rope_scaling, Mapping), "None or a mapping")
         kind = self.rope_scaling.get("rope_type")
-        _require("rope_scaling['rope_type']", kind, kind in ROPE_TYPES, _one_of(ROPE_TYPES))
-        for name in {"default": (), "linear": ("factor",), "llama3": _LLAMA3_ROPE}[kind]:
+        _require("rope_scaling['rope_type']", kind, kind in tuple(ROPE_SETTINGS), _one_of(ROPE_SETTINGS))
+        for name in ROPE_SETTINGS[kind]:
             value = self.rope_scaling.get(name)
             _require(f"rope_scaling[{name!r}]", value, _is_positive(value), "a positive number")
         if kind == "llama3":
@@ -241,7 +245,9 @@ class MoEConfig:
         return total
 
 
-_LLAMA3_ROPE = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+# Settings that a dense model does not look at: those of the mixture and of the router, as they stand above.
+_NAMES = [field.name for field in fields(MoEConfig)]
+MIXTURE_FIELDS = frozenset(_NAMES[_NAMES.index("num_experts") + 1 : _NAMES.index("experts_implementation")])
 
 # Settings that only some routers read. Elsewhere they must keep their defaults: a setting is never silently ignored.
 _READ_BY = {
@@ -264,5 +270,5 @@ def _is_positive(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
-def _one_of(choices: tuple) -> str:
+def _one_of(choices: Iterable) -> str:
     return "one of " + ", ".join(map(repr, choices))
