@@ -20,12 +20,13 @@ from torch.utils.checkpoint import checkpoint
 
 from minimoe.model.attention import Attention, KeysValues, rope_frequencies, visible_keys
 from minimoe.model.balance import load_balancing_loss, router_z_loss
-from minimoe.model.checkpoint import load_weights, save_model
+from minimoe.model.checkpoint import load_weights
 from minimoe.model.config import MoEConfig
 from minimoe.model.layers import MLP, Embedding, Linear, RMSNorm, at_least_float32, has_values, initialise
 from minimoe.model.moe import MoELayer
 from minimoe.model.opening import open_checkpoint
 from minimoe.model.routing import RouterOutput
+from minimoe.model.saving import save_model
 
 Cache = list[KeysValues]  # of each layer
 

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from minimoe.model import MoEConfig, MoEForCausalLM, checkpoint
-from minimoe.model.checkpoint import Checkpoint, CheckpointError, load_weights, save_model
+from minimoe.model import MoEConfig, MoEForCausalLM, checkpoint, saving
+from minimoe.model.checkpoint import Checkpoint, CheckpointError, load_weights
+from minimoe.model.saving import save_model
 from minimoe.model.families import FAMILIES, read_config, write_config
 
 SMALL = {
@@ -233,7 +234,8 @@ def run_python(code: str, *arguments: object) -> dict:
     prelude = """
     import json, os, resource, sys, torch
     from minimoe.model import MoEForCausalLM
-    from minimoe.model.checkpoint import Checkpoint, save_model
+    from minimoe.model.checkpoint import Checkpoint
+    from minimoe.model.saving import save_model
     torch.set_num_threads(1)
     def peak():  # in megabytes; Linux's ru_maxrss would count the parent process as well
         if sys.platform == "linux":
@@ -780,7 +782,7 @@ def test_saving_copies_no_parameter(monkeypatch, tmp_path):
         seen.extend(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
         save_file(tensors, *arguments, **settings)
 
-    monkeypatch.setattr(checkpoint, "save_file", spy)
+    monkeypatch.setattr(saving, "save_file", spy)
     save_model(model, tmp_path)
     assert len(seen) > 30
     assert set(seen) == memory
@@ -874,7 +876,7 @@ def test_a_failing_write_leaves_everything_as_it_was(first, second, tokenizers, 
     tmp_path.joinpath("notes.txt").write_text("mine", encoding="utf-8")
     before = files(tmp_path)
     failures = 0
-    for module, name in ((checkpoint, "save_file"), (checkpoint, "_write_json"), (os, "replace")):
+    for module, name in ((saving, "save_file"), (saving, "_write_json"), (os, "replace")):
         for on_call in range(1, 99):
             with monkeypatch.context() as patch:
                 patch.setattr(module, name, failing(getattr(module, name), on_call))
@@ -891,7 +893,7 @@ def test_a_failing_write_leaves_everything_as_it_was(first, second, tokenizers, 
 
 
 def test_a_failing_first_save_leaves_no_folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(checkpoint, "save_file", failing(save_file, 2))
+    monkeypatch.setattr(saving, "save_file", failing(save_file, 2))
     with pytest.raises(Failure):
         save_model(small_model(), tmp_path / "new", max_shard_size=6000)
     assert list(tmp_path.iterdir()) == []
@@ -904,7 +906,7 @@ def test_a_full_disk_is_reported_and_leaves_the_old_model(monkeypatch, tmp_path)
         Path(file).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", no_space)
+    monkeypatch.setattr(saving, "save_file", no_space)
     with pytest.raises(OSError, match="No space left"):
         save_model(small_model(seed=8), tmp_path)
     assert_same_model(MoEForCausalLM.from_pretrained(tmp_path), small_model())

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from minimoe.model import MoEConfig, MoEForCausalLM
 from minimoe.model.balance import load_balancing_loss
-from minimoe.model.checkpoint import save_model
+from minimoe.model.saving import save_model
 from minimoe.model.families import FAMILIES, read_config, write_config
 from tests.rounding import SLACK
 

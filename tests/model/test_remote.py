@@ -25,7 +25,8 @@ from tokenizers import Tokenizer, models
 from minimoe.fingerprints.result import Refusal
 from minimoe.fingerprints.weights import ROLES, Weights, open_weights
 from minimoe.model import MoEConfig, MoEForCausalLM, remote
-from minimoe.model.checkpoint import CheckpointError, save_model
+from minimoe.model.checkpoint import CheckpointError
+from minimoe.model.saving import save_model
 from tests.rounding import assert_near
 
 ATTENTION = ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "norm1", "norm2")
