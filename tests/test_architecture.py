@@ -78,7 +78,7 @@ def test_no_import_cycles():
 
 def test_the_model_needs_only_torch_numpy_and_safetensors():
     """Besides what two files take for a source that nobody else opens; `opening` imports them where there is one."""
-    optional = {"minimoe.model.remote": {"httpx", "huggingface_hub"}, "minimoe.model.gguf_file": {"gguf"}}
+    optional = {"minimoe.model.remote": {"httpx2", "huggingface_hub"}, "minimoe.model.gguf_file": {"gguf"}}
     needed = set(sys.stdlib_module_names) | {"torch", "numpy", "safetensors"}
     for module in MODULES:
         if room(module) == "minimoe.model":

@@ -132,19 +132,19 @@ class MoEConfig:
             return
         self._require("rope_scaling", isinstance(self.rope_scaling, Mapping), "None or a mapping")
         kind = self.rope_scaling.get("rope_type")
-        _require("rope_scaling['rope_type']", kind, kind in tuple(ROPE_SETTINGS), _one_of(ROPE_SETTINGS))
+        require(kind in tuple(ROPE_SETTINGS), "rope_scaling['rope_type']", kind, _one_of(ROPE_SETTINGS))
         for name in ROPE_SETTINGS[kind]:
             value = self.rope_scaling.get(name)
-            _require(f"rope_scaling[{name!r}]", value, _is_positive(value), "a positive number")
+            require(_is_positive(value), f"rope_scaling[{name!r}]", value, "a positive number")
         if kind == "llama3":
             low, high = self.rope_scaling["low_freq_factor"], self.rope_scaling["high_freq_factor"]
-            _require("rope_scaling['high_freq_factor']", high, high > low, f"more than low_freq_factor={low}")
+            require(high > low, "rope_scaling['high_freq_factor']", high, f"more than low_freq_factor={low}")
 
     def _check_experts(self) -> None:
         experts, k, layers = self.num_experts, self.num_experts_per_tok, self.num_hidden_layers
         self._require("num_experts_per_tok", k <= experts, f"at most num_experts={experts}")
         for layer in self.mlp_only_layers:
-            _require("mlp_only_layers", layer, layer in range(layers), f"layers from 0 to {layers - 1}")
+            require(layer in range(layers), "mlp_only_layers", layer, f"layers from 0 to {layers - 1}")
         self._require(
             "shared_expert_gate",
             self.shared_expert_intermediate_size > 0 or not self.shared_expert_gate,
@@ -200,7 +200,7 @@ class MoEConfig:
         self._require("num_experts_per_tok", False, f"2 or more for router={self.router!r}: {reason}")
 
     def _require(self, name: str, holds: bool, wanted: str) -> None:
-        _require(name, getattr(self, name), holds, wanted)
+        require(holds, name, getattr(self, name), wanted)
 
     def is_sparse(self, layer: int) -> bool:
         """Whether layer `layer` (from 0) is a mixture of experts."""
@@ -260,9 +260,10 @@ _READ_BY = {
 }
 
 
-def _require(name: str, found: object, holds: bool, wanted: str) -> None:
+def require(holds: bool, name: str, found: object, wanted: str) -> None:
+    """Raise a ValueError that says what was found under a name and what was wanted, unless it holds."""
     if not holds:
-        raise ValueError(f"{name}={found!r}: wanted {wanted}")
+        raise ValueError(f"{name}={found!r:.99}: wanted {wanted}")
 
 
 def _is_positive(value: object) -> bool:

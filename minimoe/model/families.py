@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from minimoe.model.config import MIXTURE_FIELDS, ROPE_SETTINGS, MoEConfig
+from minimoe.model.config import MIXTURE_FIELDS, ROPE_SETTINGS, MoEConfig, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,17 +253,17 @@ def read_config(raw: Mapping[str, Any]) -> MoEConfig:
         )
     family = find_family(raw.get("model_type"))
     for key, understood in _UNDERSTOOD.items():
-        _require(
+        require(
             raw.get(key, understood[0]) in understood, key, raw.get(key), f"{understood[0]!r}, all that is supported"
         )
     quantised = raw.get("quantization_config")
     method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
     wanted = "no quantization_config: weights in float64, float32, float16 or bfloat16"
-    _require(quantised is None, "quantization_config['quant_method']", method, wanted)
+    require(quantised is None, "quantization_config['quant_method']", method, wanted)
     config = MoEConfig(**_read_fields(family, raw), model_type=family.model_type)
     if family is not MINIMOE and "num_experts" in family.keys:
         key = family.keys["num_experts"]
-        _require(config.num_experts > 0, key, 0, f"at least 1 for model_type={family.model_type!r}")
+        require(config.num_experts > 0, key, 0, f"at least 1 for model_type={family.model_type!r}")
     _check_windows(raw, config)
     return config
 
@@ -318,7 +318,7 @@ def _read_fields(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
 def _lookup(raw: Mapping[str, Any], key: str, default: Any) -> Any:
     other = _OTHER_NAME.get(key, key)
     if key in raw and other in raw:
-        _require(raw[key] == raw[other], key, raw[key], f"{raw[other]!r}, as {other} says")
+        require(raw[key] == raw[other], key, raw[key], f"{raw[other]!r}, as {other} says")
     return raw.get(key, raw.get(other, default))
 
 
@@ -326,14 +326,14 @@ def _read_rope(raw: Mapping[str, Any], theta: float, max_positions: int) -> tupl
     """Base and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
     key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
     found = raw.get(key) or {}
-    _require(isinstance(found, Mapping), key, found, "an object")
+    require(isinstance(found, Mapping), key, found, "an object")
     theta = found.get("rope_theta", raw.get("rope_theta", theta))
     kind = found.get("rope_type", found.get("type", "default"))
     nested = any(isinstance(value, Mapping) for value in found.values())
-    _require(not nested, key, found, "one set of rope parameters for all layers")
-    _require(kind in tuple(ROPE_SETTINGS), f"{key}['rope_type']", kind, f"one of {', '.join(ROPE_SETTINGS)}")
+    require(not nested, key, found, "one set of rope parameters for all layers")
+    require(kind in tuple(ROPE_SETTINGS), f"{key}['rope_type']", kind, f"one of {', '.join(ROPE_SETTINGS)}")
     part = found.get("partial_rotary_factor", 1)
-    _require(part == 1, f"{key}['partial_rotary_factor']", part, "1, all that is supported")
+    require(part == 1, f"{key}['partial_rotary_factor']", part, "1, all that is supported")
     if kind == "default":
         return theta, None
     missing = {"original_max_position_embeddings": max_positions} if kind == "llama3" else {}
@@ -346,9 +346,9 @@ def _check_windows(raw: Mapping[str, Any], config: MoEConfig) -> None:
     # Qwen writes a width even where `use_sliding_window` switches it off; Mixtral has no such switch.
     if config.model_type == "mixtral" and window is not None:
         wide = isinstance(window, int) and window >= positions
-        _require(wide, "sliding_window", window, f"null or at least max_position_embeddings={positions}")
+        require(wide, "sliding_window", window, f"null or at least max_position_embeddings={positions}")
     kinds = raw.get("layer_types") or []
-    _require(all(kind == "full_attention" for kind in kinds), "layer_types", kinds, "'full_attention' for every layer")
+    require(all(kind == "full_attention" for kind in kinds), "layer_types", kinds, "'full_attention' for every layer")
 
 
 def _require_expressible(config: MoEConfig, family: Family, raw: Mapping[str, Any]) -> None:
@@ -377,8 +377,3 @@ def _fields_that_matter(config: MoEConfig) -> set[str]:
     if all(config.is_sparse(layer) for layer in range(config.num_hidden_layers)):
         names.remove("intermediate_size")
     return names
-
-
-def _require(holds: bool, key: str, found: object, wanted: str) -> None:
-    if not holds:
-        raise ValueError(f"{key}={found!r}: wanted {wanted}")

@@ -23,7 +23,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
             bitsandbytes; a safetensors file with its config.json beside it; or a GGUF file, with the package `gguf`.
             The folder may be the https address of one, or of a safetensors file; or a repository of the Hugging Face
             hub, "owner/name" or "owner/name@revision", unless there is something here of that name. They are read by
-            byte ranges, with the packages `httpx` and `huggingface_hub`, and kept in a cache.
+            byte ranges, with the package `huggingface_hub`, and kept in a cache.
 
     Raises:
         CheckpointError: a file or a package is missing, a file is damaged, or a server fails; it is named.

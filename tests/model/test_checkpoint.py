@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from minimoe.model import MoEConfig, MoEForCausalLM, checkpoint, saving
 from minimoe.model.checkpoint import Checkpoint, CheckpointError, load_weights
-from minimoe.model.saving import save_model
 from minimoe.model.families import FAMILIES, read_config, write_config
+from minimoe.model.saving import save_model
 
 SMALL = {
     "vocab_size": 29,

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 
 from minimoe.model import MoEConfig, MoEForCausalLM
 from minimoe.model.balance import load_balancing_loss
-from minimoe.model.saving import save_model
 from minimoe.model.families import FAMILIES, read_config, write_config
+from minimoe.model.saving import save_model
 from tests.rounding import SLACK
 
 transformers.logging.set_verbosity_error()
