@@ -12,6 +12,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
@@ -100,7 +101,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
         self.end_headers()
         body = body[: int(len(body) * part)]
-        self.wfile.write(body)
+        with suppress(ConnectionError):  # who asked may have read enough
+            self.wfile.write(body)
         self.server.sent += len(body)
         self.close_connection = part < 1
         return True
