@@ -87,6 +87,7 @@ class Checkpoint:
 
     def _open(self, only: str | None) -> None:
         """Read the configuration and the headers: of the file named `only`, or of all files of the model."""
+        self.config_file = self.path / CONFIG
         self.hf_config: dict[str, Any] = _read_json(self._wanted(CONFIG))
         self._stored = _open_file(self, only) if only else _open_tensors(self)
 
@@ -173,13 +174,8 @@ class Checkpoint:
             family = find_family(config.model_type)
             check_sizes(self, config, family.on_disk, family.keys)
         except ValueError as error:
-            raise CheckpointError(f"{self._says_sizes}: {error}") from error
+            raise CheckpointError(f"{self.config_file}: {error}") from error
         return config
-
-    @property
-    def _says_sizes(self) -> Path:
-        """Where the configuration stands."""
-        return self.path / CONFIG
 
     @cached_property
     def dtype(self) -> torch.dtype:

@@ -84,7 +84,7 @@ class GGUF(Checkpoint):
     dtype = torch.float32
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = self.config_file = Path(path)
         if not self.path.is_file():
             raise CheckpointError(f"{self.path}: not found, or no file")
         try:
@@ -118,9 +118,7 @@ class GGUF(Checkpoint):
         """Read one tensor in flat pieces of `size` numbers, the last one smaller: those of any other checkpoint."""
         stored = self._find(name)
         numbers, size_of_block = GGML_QUANT_SIZES[stored.format]
-        unit = (
-            stored.head_dim * math.prod(stored.shape[1:]) or numbers
-        )  # what can be read by itself: a head, or a block
+        unit = stored.head_dim * math.prod(stored.shape[1:]) or numbers  # a head or a block, read as a whole
         count, step = math.prod(stored.shape), max(size // unit, 1) * unit
         left = torch.empty(0)
         with self._open_at(self.path, stored.start, stored.size) as file:
@@ -129,21 +127,22 @@ class GGUF(Checkpoint):
                 found = file.readinto(blocks)
                 if found != blocks.nbytes:
                     raise CheckpointError(f"{self.path}: found {found} bytes of {name}, wanted {blocks.nbytes}")
-                part = _in_order(self._dequantise(blocks, name).flatten(), stored)
+                part = self._dequantise(blocks, name)
                 *whole, left = torch.cat([left, part]).split(size)
                 yield from whole
         yield left
 
-    @property
-    def _says_sizes(self) -> Path:
-        return self.path
-
     def _dequantise(self, blocks: np.ndarray, name: str) -> Tensor:
-        form = self._stored[name].format
+        """Numbers in a row; where whole heads are to be put in order, from pairs (2i, 2i + 1) to pairs (i, i + D/2)."""
+        stored = self._stored[name]
         try:
-            return torch.from_numpy(dequantize(blocks, form))
+            numbers = torch.from_numpy(dequantize(blocks, stored.format))
         except NotImplementedError as error:
-            raise CheckpointError(f"{self.path}: {name} is stored as {form.name}, which gguf does not read") from error
+            form = stored.format.name
+            raise CheckpointError(f"{self.path}: {name} is stored as {form}, which gguf does not read") from error
+        if stored.head_dim:
+            numbers = numbers.view(-1, stored.head_dim // 2, 2, math.prod(stored.shape[1:])).transpose(1, 2)
+        return numbers.flatten()
 
 
 class _Reader(GGUFReader):
@@ -188,13 +187,6 @@ def _experts(tensor: _Stored) -> Iterator[_Stored]:
     size = tensor.size // tensor.shape[0]
     for expert in range(tensor.shape[0]):
         yield tensor._replace(start=tensor.start + expert * size, size=size, shape=tensor.shape[1:])
-
-
-def _in_order(numbers: Tensor, stored: _Stored) -> Tensor:
-    """Rows of whole heads, from pairs (2i, 2i + 1) to pairs (i, i + D/2)."""
-    if not stored.head_dim:
-        return numbers
-    return numbers.view(-1, stored.head_dim // 2, 2, math.prod(stored.shape[1:])).transpose(1, 2).flatten()
 
 
 # -- metadata

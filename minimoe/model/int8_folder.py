@@ -33,7 +33,7 @@ class Int8Folder(Checkpoint):
     dtype = torch.float32
 
     def __init__(self, stored: Checkpoint) -> None:
-        self.path, self._folder = stored.path, stored
+        self.path, self.config_file, self._folder = stored.path, stored.config_file, stored
         self.hf_config = {key: value for key, value in stored.hf_config.items() if key != "quantization_config"}
         about = (f".{_SCALES}", f".{_LAYOUT}")
         self._stored = {name: found for name, found in stored._stored.items() if not name.endswith(about)}

@@ -65,14 +65,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, RouterOutput | None, KeysValues]:
         """Map [B, S, H] to [B, S, H]; also return what the router chose, and all keys and values so far.
 
-        Args:
-            x: [B, S, H].
-            input_ids: [B, S].
-            cos: of the angles of each position, as `attention.rotate` takes them.
-            sin: the same.
-            real: [B, S] bool, False for padding; None: there is none.
-            visible: what `attention.visible_keys` returned.
-            past: keys and values of the positions before these.
+        The arguments are those of `Attention.forward` and `MoELayer.forward`; `real` [B, S] is False for padding.
         """
         attended, present = self.self_attn(self.input_layernorm(x), cos, sin, visible, past)
         x = x + attended

@@ -9,6 +9,10 @@ from minimoe.model import MoEConfig, MoEForCausalLM, RouterOutput
 from minimoe.model.balance import expert_load, load_balancing_loss, router_z_loss
 
 TEXTS = [torch.tensor(ids) for ids in ([3, 1, 4, 1, 5], [9, 2, 6, 5, 3, 5, 8, 9, 7], [2, 7, 1, 8, 2, 8])]
+# The routers that differ in what they hold and in what they do; the others are variants of these.
+FOUR_ROUTERS = pytest.mark.parametrize(
+    "router_settings", ["sigmoid and bias in groups", "noisy", "expert choice", "grouped"], indirect=True
+)
 LENGTH = 16  # longer than the longest: a column may be padding in every row
 
 
@@ -43,6 +47,7 @@ def test_logits_of_tokens_are_those_without_padding(router_settings):
             torch.testing.assert_close(logits[row][mask[row] == 1], model(text[None]).logits[0])
 
 
+@FOUR_ROUTERS
 def test_what_stands_at_padding_does_not_matter(router_settings):
     model = build(**router_settings, router_z_loss_coef=0.1)
     for_zeros, for_nines = (
@@ -57,6 +62,7 @@ def test_what_stands_at_padding_does_not_matter(router_settings):
         torch.testing.assert_close(found, wanted)
 
 
+@FOUR_ROUTERS
 def test_a_padding_token_fills_no_slot(router_settings):
     model = build(**router_settings)
     ids, mask = pad(TEXTS)
@@ -167,6 +173,7 @@ def test_texts_that_end_are_filled_up_and_disturb_nobody():
     assert end not in free[1:, :2]  # or this would test little
 
 
+@FOUR_ROUTERS
 def test_a_trace_holds_tokens_alone(router_settings):
     """What fills up a text that has ended is padding too."""
     model = build(**router_settings)

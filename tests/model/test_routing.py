@@ -434,9 +434,9 @@ def test_impossible_arguments(call, message):
 
 
 @pytest.mark.parametrize("route", ROUTES.values(), ids=ROUTES)
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_logit_that_is_no_number_is_refused(route, bad):
+def test_a_logit_that_is_no_number_is_refused(route):
     logits = torch.zeros(3, 12)
-    logits[1, 2] = bad
-    with pytest.raises(ValueError, match=r"router logits of token 1 are .*: wanted finite numbers \(1 of 3 tokens"):
-        route(logits)
+    for bad in (math.nan, math.inf, -math.inf):
+        logits[1, 2] = bad
+        with pytest.raises(ValueError, match=r"router logits of token 1 are .*: wanted finite numbers \(1 of 3 tokens"):
+            route(logits)
