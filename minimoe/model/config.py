@@ -12,9 +12,13 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 ROUTERS = ("topk", "topk_softmax", "noisy_topk", "switch", "expert_choice", "grouped", "hash")
-SCORE_FUNCTIONS = ("softmax", "sigmoid")
 EXPERTS_IMPLEMENTATIONS = ("eager", "sorted", "grouped")
-QK_NORMS = (None, "head", "full")
+_CHOICES = {
+    "qk_norm": (None, "head", "full"),
+    "router": ROUTERS,
+    "score_func": ("softmax", "sigmoid"),
+    "experts_implementation": EXPERTS_IMPLEMENTATIONS,
+}
 ROPE_SETTINGS = {  # what each rope_type takes
     "default": (),
     "linear": ("factor",),
@@ -81,7 +85,7 @@ class MoEConfig:
 
     def __post_init__(self) -> None:
         self._fill("num_key_value_heads", self.num_attention_heads)
-        self._check_sizes()
+        self._check_fields()
         self._fill("head_dim", self.hidden_size // self.num_attention_heads)
         self._fill("intermediate_size", 4 * self.hidden_size)
         self._fill("moe_intermediate_size", self.intermediate_size)
@@ -97,19 +101,18 @@ class MoEConfig:
         if getattr(self, name) is None:
             object.__setattr__(self, name, default)
 
-    def _check_sizes(self) -> None:
+    def _check_fields(self) -> None:
         for field in fields(self):
             if field.type in ("int", "int | None"):
                 least = 0 if field.name in ("num_experts", "shared_expert_intermediate_size") else 1
                 value = getattr(self, field.name)
                 whole = isinstance(value, int) and not isinstance(value, bool)
-                self._require(
-                    field.name,
-                    (value is None and "None" in field.type) or (whole and value >= least),
-                    f"a whole number of at least {least}",
-                )
+                fits = (whole and value >= least) or (value is None and "None" in field.type)
+                self._require(field.name, fits, f"a whole number of at least {least}")
             elif field.type == "bool":
                 self._require(field.name, isinstance(getattr(self, field.name), bool), "True or False")
+        for name, choices in _CHOICES.items():
+            self._require(name, getattr(self, name) in choices, _one_of(choices))
         for name in ("rope_theta", "rms_norm_eps", "initializer_range", "routed_scaling_factor"):
             self._require(name, _is_positive(getattr(self, name)), "a positive number")
         for name in ("router_aux_loss_coef", "router_z_loss_coef"):
@@ -124,7 +127,6 @@ class MoEConfig:
         divides = heads % self.num_key_value_heads == 0
         self._require("num_key_value_heads", divides, f"a divisor of num_attention_heads={heads}")
         self._require("head_dim", self.head_dim % 2 == 0, "an even number (rotary embeddings pair them)")
-        self._require("qk_norm", self.qk_norm in QK_NORMS, _one_of(QK_NORMS))
         self._require("clip_qkv", self.clip_qkv is None or _is_positive(self.clip_qkv), "None or a positive number")
 
     def _check_rope(self) -> None:
@@ -150,13 +152,9 @@ class MoEConfig:
             self.shared_expert_intermediate_size > 0 or not self.shared_expert_gate,
             "False, since shared_expert_intermediate_size=0 means that there is no shared expert",
         )
-        known = self.experts_implementation in EXPERTS_IMPLEMENTATIONS
-        self._require("experts_implementation", known, _one_of(EXPERTS_IMPLEMENTATIONS))
 
     def _check_router(self) -> None:
         router, k, groups = self.router, self.num_experts_per_tok, self.n_group
-        self._require("router", router in ROUTERS, _one_of(ROUTERS))
-        self._require("score_func", self.score_func in SCORE_FUNCTIONS, _one_of(SCORE_FUNCTIONS))
         for name, readers in _READ_BY.items():
             default = getattr(type(self), name)
             read = router in readers or getattr(self, name) == default
