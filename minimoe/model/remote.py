@@ -30,7 +30,7 @@ from urllib.parse import quote
 
 import httpx2
 from huggingface_hub import HfApi, hf_hub_url
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers, http_backoff, http_stream_backoff
 
 from minimoe.data_files import cache_folder
@@ -167,6 +167,8 @@ class _Repository:
         file = self._files.get(name)
         if file is None:
             return None
+        if file.size is None:
+            raise CheckpointError(f"{self.address / name}: found no size in the listing, wanted that of every file")
         url = hf_hub_url(self._name, name, revision=self._commit, endpoint=HfApi().endpoint)
         sha256 = file.lfs.sha256 if file.lfs else None
         request = {"headers": build_hf_headers()}
@@ -294,9 +296,11 @@ def _errors_of(place: str) -> Iterator[None]:
     """Turn what huggingface_hub raises, once it has given up, into an error that shows no secret."""
     try:
         yield
+    except CheckpointError:
+        raise
     except OfflineModeIsEnabled:
         raise CheckpointError(f"{place}: HF_HUB_OFFLINE is set") from None
     except HfHubHTTPError as error:
         raise CheckpointError(f"{place}: {_refusal(error.response)}") from None
-    except (httpx2.RequestError, httpx2.InvalidURL, HFValidationError) as error:
+    except (httpx2.RequestError, httpx2.InvalidURL, ValueError) as error:
         raise CheckpointError(f"{place}: {str(error) or type(error).__name__}") from error

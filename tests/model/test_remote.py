@@ -593,6 +593,14 @@ def test_refusals_of_the_hub_are_passed_on(hub, server, monkeypatch):
     with pytest.raises(CheckpointError, match=r"someone/dense: no such folder here; .*401 .*not found.*login"):
         open_weights(name)
     server.fault = lambda handler, request: False
+    listing = "/api/models/someone/dense/revision/main"
+    no_sizes = json.loads(server.files[listing])
+    for sibling in no_sizes["siblings"]:
+        del sibling["size"]
+    for damaged, message in ((b"<html>", "as a repository: "), (json.dumps(no_sizes).encode(), "no size in the")):
+        server.files[listing] = damaged
+        with pytest.raises(CheckpointError, match=message):
+            open_weights(name)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match="no such folder here; as a repository: HF_HUB_OFFLINE is set"):
         open_weights(name)
