@@ -239,7 +239,7 @@ def slow_hash(token: int, seed: int) -> int:
     return mixed % 2**31 // 2**8
 
 
-@pytest.mark.parametrize("experts", [3, 8, 64])
+@pytest.mark.parametrize("experts", [3, 64])
 def test_hash_spreads_a_vocabulary_evenly(experts):
     """Chi-square of the load of 20 000 tokens, 5 standard deviations wide on both sides."""
     load = torch.bincount(route_hash(torch.arange(20_000), experts).indices.flatten(), minlength=experts).double()
