@@ -31,7 +31,7 @@ BELOW = {
 }
 SMALL_HELPERS = {"minimoe.atomic", "minimoe.progress", "minimoe.data_files"}
 # Read by two files of the model, for sources that nobody else opens.
-OPTIONAL = {"minimoe.model.remote": {"httpx", "huggingface_hub"}, "minimoe.model.gguf_file": {"gguf"}}
+OPTIONAL = {"minimoe.model.remote": {"httpx2", "huggingface_hub"}, "minimoe.model.gguf_file": {"gguf"}}
 
 
 def imports(module):

@@ -1,7 +1,8 @@
 """Keeping the experts evenly busy: losses, a bias, a capacity, and how to measure the load.
 
 Shapes: T tokens, E experts, K experts per token. Everything takes what a router returned as an argument; nothing is
-kept between calls.
+kept between calls. `router_outputs` are one for each sparse layer; `attention_mask`, [B, S] or [T], is 0 for padding,
+which counts for nothing, and None where there is none.
 """
 
 from __future__ import annotations
@@ -55,14 +56,12 @@ def load_balancing_loss(
     f counts what the router chose, before any capacity drops it.
 
     Args:
-        router_outputs: one per sparse layer.
         sequences: take the loss in each of this many equal stretches of the T tokens, and average. 1 balances
             the batch as a whole; the batch size balances every sequence, as DeepSeek-V3 does (arXiv 2412.19437,
             eq. 17-20; there f is divided by K, and P is of sigmoid scores divided by their sum).
         across_layers: "mean" of the layers' losses, or "pooled": f and P averaged over all layers first, as
             transformers does. Pooling is there for parity only: two layers that collapsed in opposite ways
             look perfectly balanced to it.
-        attention_mask: of these T tokens, [B, S] or [T], 0 for padding, which counts for nothing; None: all are real.
         shares: [L, E], f of each layer, if these tokens are a part of the batch that it is to be taken over:
             `training.accumulate_gradients` counts it beforehand. None: of these tokens.
 
@@ -117,10 +116,6 @@ def router_z_loss(router_outputs: Sequence[RouterOutput], *, attention_mask: Ten
     """Mean over tokens and layers of logsumexp(logits)^2, which keeps logits small.
 
     Source: ST-MoE (Zoph et al. 2022, arXiv 2202.08906, eq. 5).
-
-    Args:
-        router_outputs: one per sparse layer.
-        attention_mask: of the T tokens, [B, S] or [T], 0 for padding, which counts for nothing; None: all are real.
     """
     if not router_outputs:
         raise ValueError("router_outputs is empty: wanted one entry per sparse layer, found a dense model")

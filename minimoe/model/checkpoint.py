@@ -1,7 +1,7 @@
 """Checkpoint folders in the Hugging Face layout: config.json beside one or several safetensors files.
 
-Reading is lazy: opening a folder reads configuration and headers, one tensor costs one tensor's memory. Writing
-puts a complete model in place, or leaves the old one. Nothing that a checkpoint holds is ever executed.
+Reading is lazy: opening a folder reads configuration and headers, one tensor costs one tensor's memory. Nothing that a
+checkpoint holds is ever executed. saving.py writes such folders.
 """
 
 from __future__ import annotations
@@ -9,10 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, reduce
 from pathlib import Path
@@ -20,33 +17,29 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from minimoe.model.config import MoEConfig
-from minimoe.model.families import Family, find_family, read_config, write_config
+from minimoe.model.families import Family, find_family, read_config
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
-MAX_SHARD_SIZE = 5 * 10**9
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _ROTARY_BUFFER = "rotary_emb.inv_freq"  # stored in files before 2023, and computed anyway
-_FLOAT32 = "e_score_correction_bias"  # in float32 at least, in models of any dtype (see moe.Router)
+FLOAT32 = "e_score_correction_bias"  # in float32 at least, in models of any dtype (see moe.Router)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
-# What a configuration says of one side of a matrix; of two fields, the product. `{}`: a layer, the first of its kind.
-_EMBEDDING, _ATTENTION, _MLP = "model.embed_tokens.weight", "model.layers.0.self_attn.{}.weight", "model.layers.{}.mlp"
+# What a configuration says of one side of a matrix: the fields whose product it is, the matrix, 0 for rows and 1 for
+# columns. `sparse` and `dense` stand for the first layer of the kind.
 _SIDES: tuple[tuple[tuple[str, ...], str, int], ...] = (
-    (("vocab_size",), _EMBEDDING, 0),
-    (("hidden_size",), _EMBEDDING, 1),
-    (("num_attention_heads", "head_dim"), _ATTENTION.format("q_proj"), 0),
-    (("num_key_value_heads", "head_dim"), _ATTENTION.format("k_proj"), 0),
-)
-_SIDES_OF_DENSE = ((("intermediate_size",), f"{_MLP}.gate_proj.weight", 0),)
-_SIDES_OF_SPARSE = (
-    (("moe_intermediate_size",), f"{_MLP}.experts.0.gate_proj.weight", 0),
-    (("shared_expert_intermediate_size",), f"{_MLP}.shared_expert.gate_proj.weight", 0),
+    (("vocab_size",), "model.embed_tokens.weight", 0),
+    (("hidden_size",), "model.embed_tokens.weight", 1),
+    (("num_attention_heads", "head_dim"), "model.layers.0.self_attn.q_proj.weight", 0),
+    (("num_key_value_heads", "head_dim"), "model.layers.0.self_attn.k_proj.weight", 0),
+    (("intermediate_size",), "model.layers.{dense}.mlp.gate_proj.weight", 0),
+    (("moe_intermediate_size",), "model.layers.{sparse}.mlp.experts.0.gate_proj.weight", 0),
+    (("shared_expert_intermediate_size",), "model.layers.{sparse}.mlp.shared_expert.gate_proj.weight", 0),
 )
 
 
@@ -94,6 +87,7 @@ class Checkpoint:
 
     def _open(self, only: str | None) -> None:
         """Read the configuration and the headers: of the file named `only`, or of all files of the model."""
+        self.config_file = self.path / CONFIG
         self.hf_config: dict[str, Any] = _read_json(self._wanted(CONFIG))
         self._stored = _open_file(self, only) if only else _open_tensors(self)
 
@@ -107,25 +101,33 @@ class Checkpoint:
         return name in self._stored
 
     def __getitem__(self, name: str) -> Tensor:
-        """Read one tensor, in the dtype it is stored in."""
-        stored = self._find(name)
-        tensor = torch.empty(stored.shape, dtype=_dtype(name, stored), device="cpu")
-        with self._open_at(stored.file, stored.start, tensor.nbytes) as file:
-            _fill(tensor, file, name)
-        return tensor
+        """Read one tensor, in the dtype that its pieces have."""
+        shape = self.shape(name)
+        (whole,) = self.pieces(name, math.prod(shape))
+        return whole.view(shape)
 
     def pieces(self, name: str, size: int) -> Iterator[Tensor]:
         """Read one tensor in flat pieces of at most `size` numbers, in the dtype it is stored in.
 
         All of them lie in one buffer: each overwrites the one before.
         """
+        yield from self._read(name, size, _dtype(name, self._find(name)))
+
+    def _read(self, name: str, size: int, dtype: torch.dtype) -> Iterator[Tensor]:
+        """The bytes of a tensor, taken as `dtype`, in pieces that lie in one buffer.
+
+        By hand: safetensors maps the file, and what was touched of it counts as memory of the process (393 MB more for
+        a file of 400 MB, in as much time); to open it anew for each tensor would read a long header as often.
+        """
         stored = self._find(name)
         total = math.prod(stored.shape)
-        buffer = torch.empty(min(size, total), dtype=_dtype(name, stored), device="cpu")
+        buffer = torch.empty(min(size, total), dtype=dtype, device="cpu")
         with self._open_at(stored.file, stored.start, total * buffer.element_size()) as file:
-            for start in range(0, total, size):
+            for start in range(0, max(total, 1), max(size, 1)):  # an empty tensor is one empty piece
                 piece = buffer[: total - start]
-                _fill(piece, file, name)
+                found = file.readinto(piece.view(torch.uint8).numpy())
+                if found != piece.nbytes:
+                    raise CheckpointError(f"{file.name}: found {found} bytes of {name}, wanted {piece.nbytes}")
                 yield piece
 
     @property
@@ -172,13 +174,8 @@ class Checkpoint:
             family = find_family(config.model_type)
             check_sizes(self, config, family.on_disk, family.keys)
         except ValueError as error:
-            raise CheckpointError(f"{self._says_sizes}: {error}") from error
+            raise CheckpointError(f"{self.config_file}: {error}") from error
         return config
-
-    @property
-    def _says_sizes(self) -> Path:
-        """Where the configuration stands."""
-        return self.path / CONFIG
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -189,7 +186,7 @@ class Checkpoint:
         Raises:
             CheckpointError: a tensor is stored as integers or in 8 bits.
         """
-        apart = _ROTARY_BUFFER, _FLOAT32
+        apart = _ROTARY_BUFFER, FLOAT32
         used = {name: stored for name, stored in self._stored.items() if not name.endswith(apart)}
         return reduce(torch.promote_types, {_dtype(name, stored) for name, stored in used.items()})
 
@@ -245,8 +242,9 @@ def load_weights(
     if dtype not in _DTYPES.values():
         raise ValueError(f"dtype={dtype!r}: wanted one of {', '.join(map(str, _DTYPES.values()))}")
     _check_tensors(checkpoint, tensors_on_disk(model, family))
+    wide = torch.promote_types(dtype, torch.float32)
     memory = {
-        name: torch.empty(like.shape, dtype=_in_memory(name, dtype), device=device)
+        name: torch.empty(like.shape, dtype=wide if name.endswith(FLOAT32) else dtype, device=device)
         for name, like in model.state_dict().items()
     }
     model.load_state_dict(memory, assign=True)  # `to_empty` would import sympy, which takes most of a second
@@ -258,53 +256,6 @@ def load_weights(
             largest = float(stored.abs().max())
             raise NotFiniteError(f"{checkpoint.path}: {name} holds {largest:.6g}, wanted what fits into {tensor.dtype}")
         tensor.copy_(narrow)
-
-
-def _in_memory(name: str, dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32) if name.endswith(_FLOAT32) else dtype
-
-
-def save_model(
-    model: nn.Module, path: str | Path, model_type: str | None = None, max_shard_size: int = MAX_SHARD_SIZE
-) -> None:
-    """Write `model` as a checkpoint folder, in place of the model that was there. Other files stay.
-
-    Its tokenizer.json is part of a model: that of the old one leaves with it, whether the new one has its own or not.
-
-    A failure leaves the old model as it was. A kill while the files are being exchanged leaves the old model, the
-    new one, or a folder without config.json, which nothing reads; never a mixture.
-
-    Args:
-        model: with a `config` and a `tokenizer_json`.
-        path: the folder, made if missing.
-        model_type: the family to write as; None: that of the configuration.
-        max_shard_size: bytes per file.
-
-    Raises:
-        ValueError: the family cannot express this model.
-    """
-    family = find_family(model.config.model_type if model_type is None else model_type)
-    tensors = tensors_on_disk(model, family)
-    dtypes = {tensor.dtype for name, tensor in tensors.items() if not name.endswith(_FLOAT32)}
-    config = write_config(
-        model.config, family.model_type, str(reduce(torch.promote_types, dtypes)).removeprefix("torch.")
-    )
-    folder, existed = Path(path), Path(path).exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".saving-"))  # inside: on the same file system
-    try:
-        new = _write_files(temporary, tensors, config, model.tokenizer_json, max_shard_size)
-        _exchange(folder, temporary, new)
-    except BaseException:
-        shutil.rmtree(temporary)
-        if not existed:
-            folder.rmdir()
-        raise
-    for left_over in folder.glob(".saving-*"):  # this one, and those of processes that were killed
-        shutil.rmtree(left_over)
-
-
-# -- the tensors of a model, under their names on disk
 
 
 def tensors_on_disk(model: nn.Module, family: Family) -> dict[str, Tensor]:
@@ -416,12 +367,6 @@ def sha256_of_file(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _fill(tensor: Tensor, file: BinaryIO, name: str) -> None:
-    found = file.readinto(tensor.flatten().view(torch.uint8).numpy())
-    if found != tensor.nbytes:
-        raise CheckpointError(f"{file.name}: found {found} bytes of {name}, wanted {tensor.nbytes}")
-
-
 def _dtype(name: str, stored: _Stored) -> torch.dtype:
     if stored.dtype not in _DTYPES:
         raise CheckpointError(f"{stored.file}: {name} is stored as {stored.dtype}, wanted one of {', '.join(_DTYPES)}")
@@ -517,46 +462,34 @@ def check_sizes(
     Raises:
         ValueError: naming the key, the value found, and what the file holds.
     """
-    layers, experts = (_count(checkpoint, part) for part in (r"layers?", "experts"))
-    _require_at_most(checkpoint, keys, "num_hidden_layers", config.num_hidden_layers, layers, "layers")
-    sparse = [layer for layer in range(config.num_hidden_layers) if config.is_sparse(layer)]
-    dense = [layer for layer in range(config.num_hidden_layers) if not config.is_sparse(layer)]
-    if sparse:
-        _require_at_most(checkpoint, keys, "num_experts", config.num_experts, experts, "experts of a layer")
-    for layer_of_a_kind, sides in (([0], _SIDES), (dense[:1], _SIDES_OF_DENSE), (sparse[:1], _SIDES_OF_SPARSE)):
-        for layer in layer_of_a_kind:
-            for fields, name, side in sides:
-                _check_side(checkpoint, config, keys, fields, on_disk(name.format(layer)), side)
 
+    def require_at_most(field: str, part: str, what: str) -> None:
+        numbers = (re.search(rf"(?:^|\.){part}\.(\d+)\.", name) for name in checkpoint)
+        held, value = max((int(number[1]) + 1 for number in numbers if number), default=0), getattr(config, field)
+        if value > held:
+            raise ValueError(f"{keys.get(field, field)}={value}: wanted at most {held}, the {what} that the file holds")
 
-def _count(checkpoint: Checkpoint, part: str) -> int:
-    """How many layers, or experts of a layer, have tensors: one more than the highest number."""
-    numbers = (re.search(rf"(?:^|\.){part}\.(\d+)\.", name) for name in checkpoint)
-    return max((int(number[1]) + 1 for number in numbers if number), default=0)
-
-
-def _require_at_most(
-    checkpoint: Checkpoint, keys: Mapping[str, str], field: str, found: int, most: int, what: str
-) -> None:
-    if found > most:
-        raise ValueError(f"{keys.get(field, field)}={found}: wanted at most {most}, the {what} that the file holds")
-
-
-def _check_side(
-    checkpoint: Checkpoint, config: MoEConfig, keys: Mapping[str, str], fields: tuple[str, ...], name: str, side: int
-) -> None:
-    """Of one matrix, if it is there."""
-    if name not in checkpoint and fields == ("shared_expert_intermediate_size",):
-        held = 0  # where there is no shared expert
-    elif name not in checkpoint or len(checkpoint.shape(name)) != 2:
-        return
-    else:
-        held = checkpoint.shape(name)[side]
-    values = [getattr(config, field) for field in fields]
-    if math.prod(values) != held:
-        said = " and ".join(f"{keys.get(field, field)}={value}" for field, value in zip(fields, values, strict=True))
-        wanted = f"a product of {held}" if len(fields) > 1 else held
-        raise ValueError(f"{said}: wanted {wanted}, the {('rows', 'columns')[side]} of {name} in the file")
+    require_at_most("num_hidden_layers", "layers?", "layers")
+    layers = range(config.num_hidden_layers)
+    sparse = next((layer for layer in layers if config.is_sparse(layer)), None)
+    dense = next((layer for layer in layers if not config.is_sparse(layer)), None)
+    if sparse is not None:
+        require_at_most("num_experts", "experts", "experts of a layer")
+    for fields, pattern, side in _SIDES:
+        name = on_disk(pattern.format(sparse=sparse, dense=dense))
+        if name in checkpoint and len(checkpoint.shape(name)) == 2:
+            held = checkpoint.shape(name)[side]
+        elif sparse is not None and fields == ("shared_expert_intermediate_size",) and name not in checkpoint:
+            held = 0
+        else:
+            continue
+        values = [getattr(config, field) for field in fields]
+        if math.prod(values) != held:
+            said = " and ".join(
+                f"{keys.get(field, field)}={value}" for field, value in zip(fields, values, strict=True)
+            )
+            wanted = f"a product of {held}" if len(fields) > 1 else held
+            raise ValueError(f"{said}: wanted {wanted}, the {('rows', 'columns')[side]} of {name} in the file")
 
 
 def _list_some(what: str, names: list[str]) -> str:
@@ -564,94 +497,3 @@ def _list_some(what: str, names: list[str]) -> str:
         return ""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{len(names)} tensors {what}: {', '.join(names[:3])}{more}"
-
-
-# -- writing
-
-
-def _write_files(
-    folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], tokenizer: str | None, max_shard_size: int
-) -> list[str]:
-    """Write a complete checkpoint; returns its files, config.json last."""
-    shards = _split(tensors, max_shard_size)
-    files = (
-        [SINGLE]
-        if len(shards) == 1
-        else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    )
-    for file, names in zip(files, shards, strict=True):
-        pieces = {name: tensors[name].contiguous() for name in names}
-        save_file(pieces, folder / file, metadata={"format": "pt"})  # transformers refuses files without it
-    if len(shards) > 1:
-        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        total = sum(tensor.nbytes for tensor in tensors.values())
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        files.append(INDEX)
-    if tokenizer is not None:
-        (folder / TOKENIZER).write_bytes(tokenizer.encode())
-        files.append(TOKENIZER)
-    _write_json(folder / CONFIG, config)
-    for file in folder.iterdir():
-        file.chmod(0o644)  # safetensors makes files that only their owner may read
-        with file.open("rb") as written:
-            os.fsync(written.fileno())
-    return [*files, CONFIG]
-
-
-def _split(tensors: dict[str, Tensor], max_shard_size: int) -> list[list[str]]:
-    """The names in order, cut so that no file exceeds `max_shard_size` unless a single tensor does."""
-    shards, size = [[]], 0
-    for name, tensor in tensors.items():
-        if shards[-1] and size + tensor.nbytes > max_shard_size:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += tensor.nbytes
-    return shards
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _exchange(folder: Path, temporary: Path, new: list[str]) -> None:
-    """Put the files of `temporary` in place of the old model; on failure put the old one back.
-
-    config.json leaves first and comes last. Where one file holds all weights and nothing else changes, as between two
-    checkpoints of one training run, a single rename does it and the folder is readable at every moment.
-    """
-    old = _old_files(folder, new)
-    weights, *others = new
-    if new == old and weights == SINGLE and all(_same_bytes(folder / name, temporary / name) for name in others):
-        os.replace(temporary / SINGLE, folder / SINGLE)
-        return
-    aside = temporary / "old"
-    aside.mkdir()
-    moved_away, moved_in = [], []
-    try:
-        for name in reversed(old):
-            os.replace(folder / name, aside / name)
-            moved_away.append(name)
-        for name in new:
-            os.replace(temporary / name, folder / name)
-            moved_in.append(name)
-    except BaseException:
-        for name in moved_in:
-            (folder / name).unlink()
-        for name in reversed(moved_away):
-            os.replace(aside / name, folder / name)
-        raise
-
-
-def _same_bytes(a: Path, b: Path) -> bool:
-    return a.read_bytes() == b.read_bytes()
-
-
-def _old_files(folder: Path, new: list[str]) -> list[str]:
-    """What in `folder` makes way for the files `new`: weights, index, tokenizer, config.json last.
-
-    A tokenizer that lies there alone is somebody's own: it stays, unless the new model brings one.
-    """
-    shards = sorted(file.name for file in folder.glob("model-*-of-*.safetensors"))
-    old = [*shards, *(name for name in (SINGLE, INDEX, TOKENIZER, CONFIG) if (folder / name).exists())]
-    return [] if old == [TOKENIZER] and TOKENIZER not in new else old

@@ -7,15 +7,23 @@ experiment of your own. `families.py` translates it to and from the `config.json
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 ROUTERS = ("topk", "topk_softmax", "noisy_topk", "switch", "expert_choice", "grouped", "hash")
-SCORE_FUNCTIONS = ("softmax", "sigmoid")
 EXPERTS_IMPLEMENTATIONS = ("eager", "sorted", "grouped")
-QK_NORMS = (None, "head", "full")
-ROPE_TYPES = ("default", "linear", "llama3")
+_CHOICES = {
+    "qk_norm": (None, "head", "full"),
+    "router": ROUTERS,
+    "score_func": ("softmax", "sigmoid"),
+    "experts_implementation": EXPERTS_IMPLEMENTATIONS,
+}
+ROPE_SETTINGS = {  # what each rope_type takes
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +85,7 @@ class MoEConfig:
 
     def __post_init__(self) -> None:
         self._fill("num_key_value_heads", self.num_attention_heads)
-        self._check_sizes()
+        self._check_fields()
         self._fill("head_dim", self.hidden_size // self.num_attention_heads)
         self._fill("intermediate_size", 4 * self.hidden_size)
         self._fill("moe_intermediate_size", self.intermediate_size)
@@ -93,19 +101,18 @@ class MoEConfig:
         if getattr(self, name) is None:
             object.__setattr__(self, name, default)
 
-    def _check_sizes(self) -> None:
+    def _check_fields(self) -> None:
         for field in fields(self):
             if field.type in ("int", "int | None"):
                 least = 0 if field.name in ("num_experts", "shared_expert_intermediate_size") else 1
                 value = getattr(self, field.name)
                 whole = isinstance(value, int) and not isinstance(value, bool)
-                self._require(
-                    field.name,
-                    (value is None and "None" in field.type) or (whole and value >= least),
-                    f"a whole number of at least {least}",
-                )
+                fits = (whole and value >= least) or (value is None and "None" in field.type)
+                self._require(field.name, fits, f"a whole number of at least {least}")
             elif field.type == "bool":
                 self._require(field.name, isinstance(getattr(self, field.name), bool), "True or False")
+        for name, choices in _CHOICES.items():
+            self._require(name, getattr(self, name) in choices, _one_of(choices))
         for name in ("rope_theta", "rms_norm_eps", "initializer_range", "routed_scaling_factor"):
             self._require(name, _is_positive(getattr(self, name)), "a positive number")
         for name in ("router_aux_loss_coef", "router_z_loss_coef"):
@@ -120,7 +127,6 @@ class MoEConfig:
         divides = heads % self.num_key_value_heads == 0
         self._require("num_key_value_heads", divides, f"a divisor of num_attention_heads={heads}")
         self._require("head_dim", self.head_dim % 2 == 0, "an even number (rotary embeddings pair them)")
-        self._require("qk_norm", self.qk_norm in QK_NORMS, _one_of(QK_NORMS))
         self._require("clip_qkv", self.clip_qkv is None or _is_positive(self.clip_qkv), "None or a positive number")
 
     def _check_rope(self) -> None:
@@ -128,31 +134,27 @@ class MoEConfig:
             return
         self._require("rope_scaling", isinstance(self.rope_scaling, Mapping), "None or a mapping")
         kind = self.rope_scaling.get("rope_type")
-        _require("rope_scaling['rope_type']", kind, kind in ROPE_TYPES, _one_of(ROPE_TYPES))
-        for name in {"default": (), "linear": ("factor",), "llama3": _LLAMA3_ROPE}[kind]:
+        require(kind in tuple(ROPE_SETTINGS), "rope_scaling['rope_type']", kind, _one_of(ROPE_SETTINGS))
+        for name in ROPE_SETTINGS[kind]:
             value = self.rope_scaling.get(name)
-            _require(f"rope_scaling[{name!r}]", value, _is_positive(value), "a positive number")
+            require(_is_positive(value), f"rope_scaling[{name!r}]", value, "a positive number")
         if kind == "llama3":
             low, high = self.rope_scaling["low_freq_factor"], self.rope_scaling["high_freq_factor"]
-            _require("rope_scaling['high_freq_factor']", high, high > low, f"more than low_freq_factor={low}")
+            require(high > low, "rope_scaling['high_freq_factor']", high, f"more than low_freq_factor={low}")
 
     def _check_experts(self) -> None:
         experts, k, layers = self.num_experts, self.num_experts_per_tok, self.num_hidden_layers
         self._require("num_experts_per_tok", k <= experts, f"at most num_experts={experts}")
         for layer in self.mlp_only_layers:
-            _require("mlp_only_layers", layer, layer in range(layers), f"layers from 0 to {layers - 1}")
+            require(layer in range(layers), "mlp_only_layers", layer, f"layers from 0 to {layers - 1}")
         self._require(
             "shared_expert_gate",
             self.shared_expert_intermediate_size > 0 or not self.shared_expert_gate,
             "False, since shared_expert_intermediate_size=0 means that there is no shared expert",
         )
-        known = self.experts_implementation in EXPERTS_IMPLEMENTATIONS
-        self._require("experts_implementation", known, _one_of(EXPERTS_IMPLEMENTATIONS))
 
     def _check_router(self) -> None:
         router, k, groups = self.router, self.num_experts_per_tok, self.n_group
-        self._require("router", router in ROUTERS, _one_of(ROUTERS))
-        self._require("score_func", self.score_func in SCORE_FUNCTIONS, _one_of(SCORE_FUNCTIONS))
         for name, readers in _READ_BY.items():
             default = getattr(type(self), name)
             read = router in readers or getattr(self, name) == default
@@ -196,7 +198,7 @@ class MoEConfig:
         self._require("num_experts_per_tok", False, f"2 or more for router={self.router!r}: {reason}")
 
     def _require(self, name: str, holds: bool, wanted: str) -> None:
-        _require(name, getattr(self, name), holds, wanted)
+        require(holds, name, getattr(self, name), wanted)
 
     def is_sparse(self, layer: int) -> bool:
         """Whether layer `layer` (from 0) is a mixture of experts."""
@@ -241,7 +243,9 @@ class MoEConfig:
         return total
 
 
-_LLAMA3_ROPE = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+# Settings that a dense model does not look at: those of the mixture and of the router, as they stand above.
+_NAMES = [field.name for field in fields(MoEConfig)]
+MIXTURE_FIELDS = frozenset(_NAMES[_NAMES.index("num_experts") + 1 : _NAMES.index("experts_implementation")])
 
 # Settings that only some routers read. Elsewhere they must keep their defaults: a setting is never silently ignored.
 _READ_BY = {
@@ -254,9 +258,10 @@ _READ_BY = {
 }
 
 
-def _require(name: str, found: object, holds: bool, wanted: str) -> None:
+def require(holds: bool, name: str, found: object, wanted: str) -> None:
+    """Raise a ValueError that says what was found under a name and what was wanted, unless it holds."""
     if not holds:
-        raise ValueError(f"{name}={found!r}: wanted {wanted}")
+        raise ValueError(f"{name}={found!r:.99}: wanted {wanted}")
 
 
 def _is_positive(value: object) -> bool:
@@ -264,5 +269,5 @@ def _is_positive(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
-def _one_of(choices: tuple) -> str:
+def _one_of(choices: Iterable) -> str:
     return "one of " + ", ".join(map(repr, choices))

@@ -11,19 +11,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from minimoe.model.config import MoEConfig
+from minimoe.model.config import MIXTURE_FIELDS, ROPE_SETTINGS, MoEConfig, require
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What sets one family's checkpoints apart."""
+    """What sets one family's checkpoints apart. What is not said here is as the defaults of `MoEConfig` have it."""
 
     model_type: str
     architecture: str  # the class that transformers builds
     keys: Mapping[str, str]  # MoEConfig field -> key of config.json
     defaults: Mapping[str, Any]  # MoEConfig field -> what an absent key means
     fixed: Mapping[str, Any]  # MoEConfig field -> its one value in this family, which no key sets
-    optional: tuple[str, ...] = ()  # keys the family itself does not have, written only where they say something
+    optional: tuple[str, ...] = ("router_z_loss_coef",)  # keys that are written only where they say something
     renames: tuple[tuple[str, str], ...] = ()  # parts of tensor names: ours, on disk
     rows: tuple[str, ...] = ()  # tensors (by the end of their name on disk) stored as [1, n] instead of [n]
     disk_type: str | None = None  # model_type in config.json, where it is spelt differently
@@ -35,130 +35,77 @@ class Family:
             name = name.replace(ours, theirs)
         return name
 
+    def default(self, field: str) -> Any:
+        """What it means for a `MoEConfig` field that its key is absent."""
+        return self.defaults.get(field, _DEFAULTS[field])
+
+
+# Without those that are read and written by code of their own.
+_DEFAULTS = {
+    field.name: field.default
+    for field in fields(MoEConfig)
+    if field.name not in ("model_type", "rope_theta", "rope_scaling")
+}
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+)
+_MIXTURE_SIZES = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
+
 
 def _same(*names: str) -> dict[str, str]:
     return {name: name for name in names}
 
 
-_DECODER = _same(
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "initializer_range",
-    "tie_word_embeddings",
-)
+def _sizes(*sizes: int | None) -> dict[str, Any]:
+    """What is absent in a config.json: these sizes, in the order of the names above, and an output head of its own."""
+    return {"tie_word_embeddings": False, **dict(zip((*_SIZES, *_MIXTURE_SIZES), sizes, strict=False))}
+
+
+_DECODER = _same(*_SIZES, "rms_norm_eps", "initializer_range", "tie_word_embeddings")
 _HEAD_DIM = _same("head_dim")
 _ONE_BIAS_KEY = {"attention_bias": "attention_bias", "attention_output_bias": "attention_bias"}
 _MIXTURE = _same("num_experts", "num_experts_per_tok", "router_aux_loss_coef", "router_z_loss_coef")
 _QWEN_MIXTURE = _MIXTURE | _same("moe_intermediate_size", "decoder_sparse_step", "mlp_only_layers", "norm_topk_prob")
 _EXPERTS_ONLY = {"moe_intermediate_size": "intermediate_size"}  # no dense layer, hence one width
 
-_DENSE = {"num_experts": 0}
-_TOPK = {"router": "topk", "score_func": "softmax", "e_score_correction_bias": False, "capacity_factor": None}
-_TOPK |= {"n_group": 1, "routed_scaling_factor": 1.0}
-_NO_SHARED_EXPERT = {"shared_expert_intermediate_size": 0, "shared_expert_gate": False}
-_PLAIN_ATTENTION = {"qk_norm": None, "clip_qkv": None}
-_BIAS_ON_QKV = {"attention_bias": True, "attention_output_bias": False}
-
 # The defaults are those of transformers' configuration classes; a test compares them.
-_DECODER_DEFAULTS = {
-    "initializer_range": 0.02,
-    "tie_word_embeddings": False,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-}
-_QWEN_DEFAULTS = _DECODER_DEFAULTS | {"vocab_size": 151936, "max_position_embeddings": 32768, "head_dim": None}
-_QWEN_DENSE_DEFAULTS = _QWEN_DEFAULTS | {
-    "hidden_size": 4096,
-    "intermediate_size": 22016,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-}
-_QWEN_MOE_DEFAULTS = _QWEN_DEFAULTS | {
-    "hidden_size": 2048,
-    "num_hidden_layers": 24,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": (),
-    "norm_topk_prob": False,
-    "router_aux_loss_coef": 0.001,
-    "router_z_loss_coef": 0.0,
-}
-
 LLAMA = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
     keys=_DECODER | _HEAD_DIM | _ONE_BIAS_KEY,
-    defaults=_DECODER_DEFAULTS
-    | {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": None,
-        "head_dim": None,
-        "max_position_embeddings": 2048,
-        "attention_bias": False,
-        "attention_output_bias": False,
-    },
-    fixed=_DENSE | _PLAIN_ATTENTION,
+    defaults=_sizes(32000, 4096, 11008, 32, 32, None, 2048),
+    fixed={"num_experts": 0},
 )
 
 QWEN2 = Family(
     model_type="qwen2",
     architecture="Qwen2ForCausalLM",
     keys=_DECODER | _HEAD_DIM,
-    defaults=_QWEN_DENSE_DEFAULTS,
-    fixed=_DENSE | _PLAIN_ATTENTION | _BIAS_ON_QKV,
+    defaults=_sizes(151936, 4096, 22016, 32, 32, 32, 32768),
+    fixed={"num_experts": 0, "attention_bias": True},
 )
 
 QWEN3 = Family(
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
     keys=_DECODER | _HEAD_DIM | _ONE_BIAS_KEY,
-    defaults=_QWEN_DENSE_DEFAULTS | {"head_dim": 128, "attention_bias": False, "attention_output_bias": False},
-    fixed=_DENSE | {"qk_norm": "head", "clip_qkv": None},
+    defaults=_sizes(151936, 4096, 22016, 32, 32, 32, 32768) | {"head_dim": 128},
+    fixed={"num_experts": 0, "qk_norm": "head"},
 )
 
 MIXTRAL = Family(
     model_type="mixtral",
     architecture="MixtralForCausalLM",
     keys=_DECODER | _HEAD_DIM | _MIXTURE | _EXPERTS_ONLY | {"num_experts": "num_local_experts"},
-    defaults=_DECODER_DEFAULTS
-    | {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "moe_intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": None,
-        "max_position_embeddings": 131072,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 1000000.0,
-        "num_experts": 8,
-        "num_experts_per_tok": 2,
-        "router_aux_loss_coef": 0.001,
-        "router_z_loss_coef": 0.0,
-    },
-    fixed=_TOPK
-    | _PLAIN_ATTENTION
-    | _NO_SHARED_EXPERT
-    | {
-        "norm_topk_prob": True,
-        "attention_bias": False,
-        "attention_output_bias": False,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": (),
-    },
-    optional=("router_z_loss_coef",),
+    defaults=_sizes(32000, 4096, 14336, 32, 32, 8, 131072, 8, 2, 14336)
+    | {"rms_norm_eps": 1e-5, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001},
+    fixed={"norm_topk_prob": True},
     renames=(
         (".mlp.", ".block_sparse_moe."),
         (".gate_proj.", ".w1."),
@@ -175,66 +122,28 @@ QWEN2_MOE = Family(
     | _QWEN_MIXTURE
     | _same("shared_expert_intermediate_size")
     | {"attention_bias": "qkv_bias"},
-    defaults=_QWEN_MOE_DEFAULTS
-    | {
-        "intermediate_size": 5632,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 16,
-        "attention_bias": True,
-        "moe_intermediate_size": 1408,
-        "shared_expert_intermediate_size": 5632,
-        "num_experts": 60,
-        "num_experts_per_tok": 4,
-    },
-    fixed=_TOPK | _PLAIN_ATTENTION | {"attention_output_bias": False, "shared_expert_gate": True},
-    optional=("router_z_loss_coef",),
+    defaults=_sizes(151936, 2048, 5632, 24, 16, 16, 32768, 60, 4, 1408)
+    | {"attention_bias": True, "norm_topk_prob": False, "shared_expert_intermediate_size": 5632}
+    | {"router_aux_loss_coef": 0.001},
+    fixed={"shared_expert_gate": True},
 )
 
 QWEN3_MOE = Family(
     model_type="qwen3_moe",
     architecture="Qwen3MoeForCausalLM",
     keys=_DECODER | _HEAD_DIM | _ONE_BIAS_KEY | _QWEN_MIXTURE,
-    defaults=_QWEN_MOE_DEFAULTS
-    | {
-        "intermediate_size": 6144,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 4,
-        "attention_bias": False,
-        "attention_output_bias": False,
-        "moe_intermediate_size": 768,
-        "num_experts": 128,
-        "num_experts_per_tok": 8,
-    },
-    fixed=_TOPK | _NO_SHARED_EXPERT | {"qk_norm": "head", "clip_qkv": None},
-    optional=("router_z_loss_coef",),
+    defaults=_sizes(151936, 2048, 6144, 24, 32, 4, 32768, 128, 8, 768)
+    | {"norm_topk_prob": False, "router_aux_loss_coef": 0.001},
+    fixed={"qk_norm": "head"},
 )
 
 OLMOE = Family(
     model_type="olmoe",
     architecture="OlmoeForCausalLM",
     keys=_DECODER | _ONE_BIAS_KEY | _MIXTURE | _EXPERTS_ONLY | _same("norm_topk_prob", "clip_qkv"),
-    defaults=_DECODER_DEFAULTS
-    | {
-        "vocab_size": 50304,
-        "hidden_size": 2048,
-        "intermediate_size": 2048,
-        "moe_intermediate_size": 2048,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 16,
-        "num_key_value_heads": None,
-        "max_position_embeddings": 4096,
-        "rms_norm_eps": 1e-5,
-        "attention_bias": False,
-        "attention_output_bias": False,
-        "clip_qkv": None,
-        "num_experts": 64,
-        "num_experts_per_tok": 8,
-        "norm_topk_prob": False,
-        "router_aux_loss_coef": 0.01,
-        "router_z_loss_coef": 0.0,
-    },
-    fixed=_TOPK | _NO_SHARED_EXPERT | {"qk_norm": "full", "decoder_sparse_step": 1, "mlp_only_layers": ()},
-    optional=("router_z_loss_coef",),
+    defaults=_sizes(50304, 2048, 2048, 16, 16, None, 4096, 64, 8, 2048)
+    | {"rms_norm_eps": 1e-5, "norm_topk_prob": False, "router_aux_loss_coef": 0.01},
+    fixed={"qk_norm": "full"},
 )
 
 # As in its published configuration and vllm-ascend's implementation. Neither has a key for the number of groups: it is
@@ -245,37 +154,11 @@ PANGU_PRO_MOE = Family(
     keys=_DECODER
     | _MIXTURE
     | _same("moe_intermediate_size", "shared_expert_intermediate_size", "mlp_only_layers", "n_group"),
-    defaults=_DECODER_DEFAULTS
-    | {
-        "vocab_size": 153376,
-        "hidden_size": 5120,
-        "intermediate_size": None,
-        "num_hidden_layers": 48,
-        "num_attention_heads": 40,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 16000000.0,
-        "moe_intermediate_size": 1344,
-        "shared_expert_intermediate_size": 5376,
-        "mlp_only_layers": (),
-        "num_experts": 64,
-        "num_experts_per_tok": 8,
-        "n_group": None,
-        "router_aux_loss_coef": 0.001,
-        "router_z_loss_coef": 0.0,
-    },
-    fixed=_PLAIN_ATTENTION
-    | {
-        "attention_bias": True,
-        "attention_output_bias": True,
-        "router": "grouped",
-        "router_scale": True,
-        "norm_topk_prob": False,
-        "capacity_factor": None,
-        "shared_expert_gate": False,
-        "decoder_sparse_step": 1,
-    },
+    defaults=_sizes(153376, 5120, None, 48, 40, 8, 131072, 64, 8, 1344)
+    | {"rms_norm_eps": 1e-5, "rope_theta": 16000000.0, "n_group": None}
+    | {"shared_expert_intermediate_size": 5376, "router_aux_loss_coef": 0.001},
+    fixed={"attention_bias": True, "attention_output_bias": True}
+    | {"router": "grouped", "router_scale": True, "norm_topk_prob": False},
     optional=("mlp_only_layers", "n_group", "router_z_loss_coef"),
     renames=((".mlp.gate.router_scale", ".mlp.router_scale"),),
     rows=(".mlp.router_scale",),
@@ -284,13 +167,13 @@ PANGU_PRO_MOE = Family(
 )
 
 # Our own layout, for models that no published family can express.
-_OWN = [field for field in fields(MoEConfig) if field.name not in ("model_type", "rope_theta", "rope_scaling")]
 MINIMOE = Family(
     model_type="minimoe",
     architecture="MoEForCausalLM",
-    keys=_same(*(field.name for field in _OWN)),
-    defaults={field.name: field.default for field in _OWN},
+    keys=_same(*_DEFAULTS),
+    defaults={},
     fixed={},
+    optional=(),
 )
 
 FAMILIES = {
@@ -308,33 +191,6 @@ _UNDERSTOOD: dict[str, tuple] = {
     "partial_rotary_factor": (1, None),
 }
 _OTHER_NAME = {"num_experts": "num_local_experts", "num_local_experts": "num_experts"}
-_ROPE_KEYS = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
-_JSON_TYPES = {
-    "int": (int, "a whole number"),
-    "float": ((int, float), "a number"),
-    "bool": (bool, "true or false"),
-    "str": (str, "a text"),
-    "tuple": (list | tuple, "a list"),
-}
-
-# What a comparison of two configurations skips: fields that a model of this kind never looks at.
-_RUN_TIME = {"experts_implementation", "model_type"}
-_TOPK_FIELDS = {
-    "score_func",
-    "norm_topk_prob",
-    "e_score_correction_bias",
-    "n_group",
-    "topk_group",
-    "routed_scaling_factor",
-}
-_GROUPED_FIELDS = {"n_group", "router_scale"}
-_MIXTURE_FIELDS = _TOPK_FIELDS | _GROUPED_FIELDS | set(_QWEN_MIXTURE)
-_MIXTURE_FIELDS |= {"router", "capacity_factor", "seq_aux", "shared_expert_intermediate_size", "shared_expert_gate"}
-
 
 # BERT encoders (Devlin et al. 2018, arXiv 1810.04805): no model here runs them, but their weights can be compared.
 BERT = "bert"
@@ -397,14 +253,17 @@ def read_config(raw: Mapping[str, Any]) -> MoEConfig:
         )
     family = find_family(raw.get("model_type"))
     for key, understood in _UNDERSTOOD.items():
-        _require(
+        require(
             raw.get(key, understood[0]) in understood, key, raw.get(key), f"{understood[0]!r}, all that is supported"
         )
-    _check_quantised(raw)
+    quantised = raw.get("quantization_config")
+    method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
+    wanted = "no quantization_config: weights in float64, float32, float16 or bfloat16"
+    require(quantised is None, "quantization_config['quant_method']", method, wanted)
     config = MoEConfig(**_read_fields(family, raw), model_type=family.model_type)
     if family is not MINIMOE and "num_experts" in family.keys:
         key = family.keys["num_experts"]
-        _require(config.num_experts > 0, key, 0, f"at least 1 for model_type={family.model_type!r}")
+        require(config.num_experts > 0, key, 0, f"at least 1 for model_type={family.model_type!r}")
     _check_windows(raw, config)
     return config
 
@@ -421,8 +280,8 @@ def write_config(config: MoEConfig, model_type: str | None, dtype: str) -> dict[
         ValueError: the family cannot express the model; the message names the fields.
     """
     family = find_family(config.model_type if model_type is None else model_type)
-    rope = _rope_scaling(config)
-    config = replace(config, rope_scaling=rope)
+    rope = _read_rope({"rope_scaling": config.rope_scaling}, config.rope_theta, config.max_position_embeddings)[1]
+    config = replace(config, rope_scaling=rope)  # in the one form that reading gives
     raw = {
         "architectures": [family.architecture],
         "model_type": family.disk_type or family.model_type,
@@ -447,15 +306,9 @@ def write_config(config: MoEConfig, model_type: str | None, dtype: str) -> dict[
 
 
 def _read_fields(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
-    annotations = {field.name: str(field.type) for field in fields(MoEConfig)}
-    given = {}
-    for field, key in family.keys.items():
-        value = _lookup(raw, key, family.defaults[field])
-        if field == "mlp_only_layers" and value is None:
-            value = ()
-        if not (value is None and family.defaults[field] is None):
-            _check_type(key, value, annotations[field])
-        given[field] = value
+    given = {field: _lookup(raw, key, family.default(field)) for field, key in family.keys.items()}
+    if given.get("mlp_only_layers", ()) is None:
+        given["mlp_only_layers"] = ()
     if given.get("n_group", 1) is None:  # Pangu Pro MoE: one expert from each group
         given["n_group"] = given["num_experts_per_tok"]
     theta, scaling = _read_rope(raw, family.defaults.get("rope_theta", 10000.0), given["max_position_embeddings"])
@@ -465,66 +318,45 @@ def _read_fields(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
 def _lookup(raw: Mapping[str, Any], key: str, default: Any) -> Any:
     other = _OTHER_NAME.get(key, key)
     if key in raw and other in raw:
-        _require(raw[key] == raw[other], key, raw[key], f"{raw[other]!r}, as {other} says")
+        require(raw[key] == raw[other], key, raw[key], f"{raw[other]!r}, as {other} says")
     return raw.get(key, raw.get(other, default))
-
-
-def _check_type(key: str, value: Any, annotation: str) -> None:
-    """Refuse what JSON can hold but this field cannot, such as "64" for 64."""
-    if value is None and "None" in annotation:
-        return
-    expected, wanted = _JSON_TYPES[annotation.split(" ")[0].split("[")[0]]
-    fits = isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
-    _require(fits, key, value, wanted)
 
 
 def _read_rope(raw: Mapping[str, Any], theta: float, max_positions: int) -> tuple[float, dict[str, Any] | None]:
     """Base and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
     key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
     found = raw.get(key) or {}
-    _require(isinstance(found, Mapping), key, found, "an object")
+    require(isinstance(found, Mapping), key, found, "an object")
     theta = found.get("rope_theta", raw.get("rope_theta", theta))
-    _check_type("rope_theta", theta, "float")
     kind = found.get("rope_type", found.get("type", "default"))
     nested = any(isinstance(value, Mapping) for value in found.values())
-    _require(not nested, key, found, "one set of rope parameters for all layers")
-    _require(kind in tuple(_ROPE_KEYS), f"{key}['rope_type']", kind, f"one of {', '.join(_ROPE_KEYS)}")
+    require(not nested, key, found, "one set of rope parameters for all layers")
+    require(kind in tuple(ROPE_SETTINGS), f"{key}['rope_type']", kind, f"one of {', '.join(ROPE_SETTINGS)}")
     part = found.get("partial_rotary_factor", 1)
-    _require(part == 1, f"{key}['partial_rotary_factor']", part, "1, all that is supported")
+    require(part == 1, f"{key}['partial_rotary_factor']", part, "1, all that is supported")
     if kind == "default":
         return theta, None
     missing = {"original_max_position_embeddings": max_positions} if kind == "llama3" else {}
-    return theta, {"rope_type": kind, **{name: found.get(name, missing.get(name)) for name in _ROPE_KEYS[kind]}}
-
-
-def _rope_scaling(config: MoEConfig) -> dict[str, Any] | None:
-    """`config.rope_scaling` in the one form that reading gives."""
-    return _read_rope({"rope_scaling": config.rope_scaling}, config.rope_theta, config.max_position_embeddings)[1]
-
-
-def _check_quantised(raw: Mapping[str, Any]) -> None:
-    """Refuse weights that are stored with scales, or more, beside them."""
-    found = raw.get("quantization_config")
-    method = found.get("quant_method") if isinstance(found, Mapping) else found
-    wanted = "no quantization_config: weights in float64, float32, float16 or bfloat16"
-    _require(found is None, "quantization_config['quant_method']", method, wanted)
+    return theta, {"rope_type": kind, **{name: found.get(name, missing.get(name)) for name in ROPE_SETTINGS[kind]}}
 
 
 def _check_windows(raw: Mapping[str, Any], config: MoEConfig) -> None:
     """Refuse attention that does not see all earlier positions."""
     window, positions = raw.get("sliding_window"), config.max_position_embeddings
-    _check_type("sliding_window", window, "int | None")
     # Qwen writes a width even where `use_sliding_window` switches it off; Mixtral has no such switch.
     if config.model_type == "mixtral" and window is not None:
-        _require(window >= positions, "sliding_window", window, f"null or at least max_position_embeddings={positions}")
+        wide = isinstance(window, int) and window >= positions
+        require(wide, "sliding_window", window, f"null or at least max_position_embeddings={positions}")
     kinds = raw.get("layer_types") or []
-    _require(all(kind == "full_attention" for kind in kinds), "layer_types", kinds, "'full_attention' for every layer")
+    require(all(kind == "full_attention" for kind in kinds), "layer_types", kinds, "'full_attention' for every layer")
 
 
 def _require_expressible(config: MoEConfig, family: Family, raw: Mapping[str, Any]) -> None:
     """Read back what was written: what does not return cannot be expressed."""
     looked_at = _fields_that_matter(config)
-    lost = {name: value for name, value in family.fixed.items() if name in looked_at and getattr(config, name) != value}
+    unset = looked_at & _DEFAULTS.keys() - family.keys.keys() - {"head_dim", "moe_intermediate_size"}  # derived
+    fixed = {name: family.fixed.get(name, _DEFAULTS[name]) for name in unset}
+    lost = {name: value for name, value in fixed.items() if getattr(config, name) != value}
     if not lost:
         back = read_config(raw)
         lost = {name: getattr(back, name) for name in looked_at if getattr(config, name) != getattr(back, name)}
@@ -536,18 +368,12 @@ def _require_expressible(config: MoEConfig, family: Family, raw: Mapping[str, An
 
 
 def _fields_that_matter(config: MoEConfig) -> set[str]:
-    names = {field.name for field in fields(config)} - _RUN_TIME
+    """The fields that a model of this kind looks at. What else a router does not read has its default."""
+    names = {*_DEFAULTS, "rope_theta", "rope_scaling"} - {"experts_implementation"}
     if config.num_experts == 0:
-        return names - _MIXTURE_FIELDS | {"num_experts"}
-    used = {"topk": _TOPK_FIELDS, "grouped": _GROUPED_FIELDS}.get(config.router, set())
-    names -= (_TOPK_FIELDS | _GROUPED_FIELDS) - used
-    if config.n_group == 1:
-        names -= {"topk_group"}
+        return names - MIXTURE_FIELDS
+    if config.router != "topk":
+        names.remove("norm_topk_prob")
     if all(config.is_sparse(layer) for layer in range(config.num_hidden_layers)):
-        names -= {"intermediate_size"}
+        names.remove("intermediate_size")
     return names
-
-
-def _require(holds: bool, key: str, found: object, wanted: str) -> None:
-    if not holds:
-        raise ValueError(f"{key}={found!r}: wanted {wanted}")

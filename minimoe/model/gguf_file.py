@@ -26,7 +26,7 @@ from torch import Tensor
 
 from minimoe.model.attention import rope_frequencies
 from minimoe.model.checkpoint import Checkpoint, CheckpointError
-from minimoe.model.config import MoEConfig
+from minimoe.model.config import MoEConfig, require
 from minimoe.model.families import find_family, read_config
 
 _ARCHITECTURES = {  # llama.cpp's name -> model_type; "llama" with experts is Mixtral
@@ -84,7 +84,7 @@ class GGUF(Checkpoint):
     dtype = torch.float32
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = self.config_file = Path(path)
         if not self.path.is_file():
             raise CheckpointError(f"{self.path}: not found, or no file")
         try:
@@ -114,44 +114,35 @@ class GGUF(Checkpoint):
         """The file."""
         return [self.path]
 
-    def __getitem__(self, name: str) -> Tensor:
-        """Read one tensor."""
-        shape = self.shape(name)
-        (whole,) = self.pieces(name, math.prod(shape))
-        return whole.view(shape)
-
     def pieces(self, name: str, size: int) -> Iterator[Tensor]:
         """Read one tensor in flat pieces of `size` numbers, the last one smaller: those of any other checkpoint."""
-        left = torch.empty(0)
-        for part in self._parts(name, size):
-            *whole, left = torch.cat([left, part]).split(size)
-            yield from whole
-        yield left
-
-    def _parts(self, name: str, size: int) -> Iterator[Tensor]:
-        """One tensor, about `size` numbers at a time: as many whole heads or whole blocks as fit, at least one."""
         stored = self._find(name)
         numbers, size_of_block = GGML_QUANT_SIZES[stored.format]
-        unit = stored.head_dim * math.prod(stored.shape[1:]) or numbers
+        unit = stored.head_dim * math.prod(stored.shape[1:]) or numbers  # a head or a block, read as a whole
         count, step = math.prod(stored.shape), max(size // unit, 1) * unit
+        left = torch.empty(0)
         with self._open_at(self.path, stored.start, stored.size) as file:
             for start in range(0, count, step):
                 blocks = np.empty((1, min(step, count - start) // numbers * size_of_block), np.uint8)
                 found = file.readinto(blocks)
                 if found != blocks.nbytes:
                     raise CheckpointError(f"{self.path}: found {found} bytes of {name}, wanted {blocks.nbytes}")
-                yield _in_order(self._dequantise(blocks, name).flatten(), stored)
-
-    @property
-    def _says_sizes(self) -> Path:
-        return self.path
+                part = self._dequantise(blocks, name)
+                *whole, left = torch.cat([left, part]).split(size)
+                yield from whole
+        yield left
 
     def _dequantise(self, blocks: np.ndarray, name: str) -> Tensor:
-        form = self._stored[name].format
+        """Numbers in a row; where whole heads are to be put in order, from pairs (2i, 2i + 1) to pairs (i, i + D/2)."""
+        stored = self._stored[name]
         try:
-            return torch.from_numpy(dequantize(blocks, form))
+            numbers = torch.from_numpy(dequantize(blocks, stored.format))
         except NotImplementedError as error:
-            raise CheckpointError(f"{self.path}: {name} is stored as {form.name}, which gguf does not read") from error
+            form = stored.format.name
+            raise CheckpointError(f"{self.path}: {name} is stored as {form}, which gguf does not read") from error
+        if stored.head_dim:
+            numbers = numbers.view(-1, stored.head_dim // 2, 2, math.prod(stored.shape[1:])).transpose(1, 2)
+        return numbers.flatten()
 
 
 class _Reader(GGUFReader):
@@ -159,7 +150,7 @@ class _Reader(GGUFReader):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        _require(self.endianess == GGUFEndian.LITTLE, "byte order", self.endianess.name, "LITTLE")
+        require(self.endianess == GGUFEndian.LITTLE, "byte order", self.endianess.name, "LITTLE")
 
     def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> np.ndarray:
         self.data = np.asarray(self.data)  # no longer a memmap, which takes three times as long to cut up
@@ -184,7 +175,7 @@ def _in_our_layout(stored: Mapping[str, _Stored], config: Mapping[str, Any]) -> 
         ours = f"{ours}.{kind}" if layer is None else f"model.layers.{layer}.{ours}.{kind}"
         if part in ("attn_q", "attn_k") and config["model_type"] in _TURNS_NEIGHBOURS:
             heads = f"{config['head_dim']} rows for each head"
-            _require(tensor.shape[0] % config["head_dim"] == 0, f"shape of {name}", list(tensor.shape), heads)
+            require(tensor.shape[0] % config["head_dim"] == 0, f"shape of {name}", list(tensor.shape), heads)
             tensor = tensor._replace(head_dim=config["head_dim"])
         if part == "ffn_gate_inp_shexp":  # stored as [H]
             tensor = tensor._replace(shape=(1, tensor.shape[-1]))
@@ -198,22 +189,15 @@ def _experts(tensor: _Stored) -> Iterator[_Stored]:
         yield tensor._replace(start=tensor.start + expert * size, size=size, shape=tensor.shape[1:])
 
 
-def _in_order(numbers: Tensor, stored: _Stored) -> Tensor:
-    """Rows of whole heads, from pairs (2i, 2i + 1) to pairs (i, i + D/2)."""
-    if not stored.head_dim:
-        return numbers
-    return numbers.view(-1, stored.head_dim // 2, 2, math.prod(stored.shape[1:])).transpose(1, 2).flatten()
-
-
 # -- metadata
 
 
 def _read_metadata(metadata: Mapping[str, Any], stored: Mapping[str, _Stored]) -> dict[str, Any]:
     """What config.json would say. Widths are those of the tensors: older files do not give them."""
     parts = metadata.get("split.count", 1)
-    _require(parts == 1, "split.count", parts, "1, the whole model in one file (llama-gguf-split --merge makes it)")
+    require(parts == 1, "split.count", parts, "1, the whole model in one file (llama-gguf-split --merge makes it)")
     architecture = metadata.get("general.architecture")
-    _require(
+    require(
         architecture in list(_ARCHITECTURES),
         "general.architecture",
         architecture,
@@ -225,35 +209,35 @@ def _read_metadata(metadata: Mapping[str, Any], stored: Mapping[str, _Stored]) -
 
     def whole(key: str, default: int | None = None) -> int:
         value = said(key, default)
-        _require(type(value) is int and value >= 0, f"{architecture}.{key}", value, "a whole number")
+        require(type(value) is int and value >= 0, f"{architecture}.{key}", value, "a whole number")
         return value
 
     def rows(name: str, side: int = -2) -> int:
         shape = list(stored[name].shape) if name in stored else None
-        _require(shape is not None and len(shape) > 1, name, shape, "a matrix")
+        require(shape is not None and len(shape) > 1, name, shape, "a matrix")
         return shape[side]
 
     def require_heads(key: str, count: int, name: str) -> None:
         sizes = f"{architecture}.{key}={count} and {architecture}.attention.key_length"
-        _require(count * head_dim == rows(name), sizes, head_dim, f"a product of {rows(name)}, the rows of {name}")
+        require(count * head_dim == rows(name), sizes, head_dim, f"a product of {rows(name)}, the rows of {name}")
 
     blocks, held = whole("block_count"), _count_blocks(stored)
-    _require(blocks <= held, f"{architecture}.block_count", blocks, f"at most {held}, the blocks in the file")
+    require(blocks <= held, f"{architecture}.block_count", blocks, f"at most {held}, the blocks in the file")
     hidden, held = whole("embedding_length"), rows("token_embd.weight", -1)
-    _require(hidden == held, f"{architecture}.embedding_length", hidden, f"{held}, the columns of token_embd.weight")
+    require(hidden == held, f"{architecture}.embedding_length", hidden, f"{held}, the columns of token_embd.weight")
     heads, experts = whole("attention.head_count"), whole("expert_count", 0)
     key_heads = whole("attention.head_count_kv", heads)
     head_dim = whole("attention.key_length", hidden // max(heads, 1))
     require_heads("attention.head_count", heads, "blk.0.attn_q.weight")
     require_heads("attention.head_count_kv", key_heads, "blk.0.attn_k.weight")
     epsilon = said("attention.layer_norm_rms_epsilon")
-    _require(type(epsilon) is float, f"{architecture}.attention.layer_norm_rms_epsilon", epsilon, "a number")
+    require(type(epsilon) is float, f"{architecture}.attention.layer_norm_rms_epsilon", epsilon, "a number")
     _require_same(metadata, architecture, head_dim)
     rope = said("rope.scaling.type", "none")
     last = f"blk.{blocks - 1}"
     gate = f"{last}.ffn_gate_exps.weight" if experts else f"{last}.ffn_gate.weight"
     width, held = rows(gate), rows(gate, 0) if experts else 0
-    _require(experts <= held, f"{architecture}.expert_count", experts, f"at most {held}, the experts in {gate}")
+    require(experts <= held, f"{architecture}.expert_count", experts, f"at most {held}, the experts in {gate}")
     shared = f"{last}.ffn_gate_shexp.weight"
     bias = f"{last}.attn_q.bias" in stored
     return {
@@ -293,7 +277,7 @@ def _require_same(metadata: Mapping[str, Any], architecture: str, head_dim: int)
     fixed |= {"expert_gating_func": softmax, "expert_weights_scale": 1.0}
     for key, wanted in fixed.items():
         found = metadata.get(f"{architecture}.{key}", wanted)
-        _require(found == wanted, f"{architecture}.{key}", found, f"{wanted}, all that is supported")
+        require(found == wanted, f"{architecture}.{key}", found, f"{wanted}, all that is supported")
 
 
 def _read_rope_factors(factors: Tensor, config: MoEConfig) -> dict[str, Any]:
@@ -301,21 +285,14 @@ def _read_rope_factors(factors: Tensor, config: MoEConfig) -> dict[str, Any]:
     scaling = {"rope_type": "llama3", "factor": factors.max().item(), **_LLAMA3}
     wanted = rope_frequencies(config) / rope_frequencies(replace(config, rope_scaling=scaling))
     fits = factors.shape == wanted.shape and torch.allclose(factors, wanted, rtol=1e-3)
-    _require(fits, _ROPE_FACTORS, factors.tolist(), f"those that follow from {scaling}")
+    require(fits, _ROPE_FACTORS, factors.tolist(), f"those that follow from {scaling}")
     return scaling
 
 
 def _read_tokens(metadata: Mapping[str, Any]) -> dict[str, int]:
     tokens = metadata.get("tokenizer.ggml.tokens", [])
     kinds = metadata.get("tokenizer.ggml.token_type", [0] * len(tokens))
-    _require(
-        len(kinds) == len(tokens), "tokenizer.ggml.token_type", len(kinds), f"{len(tokens)} of them, one per token"
-    )
+    require(len(kinds) == len(tokens), "tokenizer.ggml.token_type", len(kinds), f"{len(tokens)} of them, one per token")
     return {
         token: index for index, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != TokenType.UNUSED
     }
-
-
-def _require(holds: bool, key: str, found: object, wanted: str) -> None:
-    if not holds:
-        raise ValueError(f"{key}={found!r:.80}: wanted {wanted}")

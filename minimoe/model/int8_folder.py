@@ -9,9 +9,7 @@ it runs, that package rounds activations too, which is no property of the weight
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -35,7 +33,7 @@ class Int8Folder(Checkpoint):
     dtype = torch.float32
 
     def __init__(self, stored: Checkpoint) -> None:
-        self.path, self._folder = stored.path, stored
+        self.path, self.config_file, self._folder = stored.path, stored.config_file, stored
         self.hf_config = {key: value for key, value in stored.hf_config.items() if key != "quantization_config"}
         about = (f".{_SCALES}", f".{_LAYOUT}")
         self._stored = {name: found for name, found in stored._stored.items() if not name.endswith(about)}
@@ -48,46 +46,24 @@ class Int8Folder(Checkpoint):
         is_of_bitsandbytes = isinstance(said, dict) and said.get("quant_method") == "bitsandbytes"
         return is_of_bitsandbytes and said.get("load_in_8bit") is True
 
-    def __getitem__(self, name: str) -> Tensor:
-        """Read one tensor: in float32, or in the dtype it is stored in if these are no integers."""
-        shape = self.shape(name)
-        (whole,) = self.pieces(name, math.prod(shape))
-        return whole.view(shape)
-
     def pieces(self, name: str, size: int) -> Iterator[Tensor]:
         """Read one tensor in flat pieces of at most `size` numbers, in the dtype that `self[name]` has."""
         if self._find(name).dtype != "I8":
             yield from self._folder.pieces(name, size)
             return
-        scales, columns = self._scales(name) / 127, self.shape(name)[-1]
-        for start, integers in self._integers(name, size):
+        scales, columns, start = self._scales(name) / 127, self.shape(name)[-1], 0
+        for integers in self._folder._read(name, size, torch.int8):
             row = torch.arange(start, start + len(integers)) // columns
             yield integers * scales[row]
-
-    def _integers(self, name: str, size: int) -> Iterator[tuple[int, Tensor]]:
-        """Pieces of what is stored in one byte each, and where in the tensor they start."""
-        stored = self._folder._find(name)
-        total = math.prod(stored.shape)
-        with self._folder._open_at(stored.file, stored.start, total) as file:
-            for start in range(0, total, size):
-                integers = torch.empty(min(size, total - start), dtype=torch.int8)
-                found = file.readinto(integers.numpy())
-                if found != len(integers):
-                    raise CheckpointError(f"{stored.file}: found {found} bytes of {name}, wanted {len(integers)}")
-                yield start, integers
+            start += len(integers)
 
     def _scales(self, name: str) -> Tensor:
         matrix = name.removesuffix("weight")
         if matrix + _LAYOUT in self._folder:
-            ((_, layout),) = self._integers(matrix + _LAYOUT, 1)
+            (layout,) = next(self._folder._read(matrix + _LAYOUT, 1, torch.uint8))
             if layout != _BY_ROWS:
                 raise CheckpointError(f"{self.path}: {matrix}{_LAYOUT}={int(layout)}, wanted {_BY_ROWS}, by rows")
         scales, rows = self._folder[matrix + _SCALES].float(), self.shape(name)[:1]
         if scales.shape != rows:
             raise CheckpointError(f"{self.path}: {matrix}{_SCALES} is {list(scales.shape)}, wanted {list(rows)}")
         return scales
-
-    @property
-    def files(self) -> list[Path]:
-        """The safetensors files that it reads, by name."""
-        return self._folder.files

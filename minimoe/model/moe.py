@@ -57,18 +57,14 @@ class MoELayer(nn.Module):
         ids = None if input_ids is None else input_ids.flatten()
         real = None if attention_mask is None else attention_mask.flatten().bool()
         chosen = self.gate(x, ids, real)
-        dispatched = self._dispatch(chosen, real)
+        dispatched = chosen
+        if self.config.capacity_factor is not None and self.config.router != "expert_choice":  # which never exceeds it
+            dispatched = apply_capacity(chosen, _capacity(self.config, x.shape[0], real))
         output = self.experts(x, dispatched.indices, dispatched.weights)
         if self.shared_expert is not None:
             gate_logits = None if self.shared_expert_gate is None else self.shared_expert_gate(x)
             output = add_shared_expert(output, self.shared_expert(x), gate_logits)
         return output.view_as(hidden_states), chosen
-
-    def _dispatch(self, chosen: RouterOutput, real: Tensor | None) -> RouterOutput:
-        """Drop what exceeds the experts' capacity; expert choice never exceeds it."""
-        if self.config.capacity_factor is None or self.config.router == "expert_choice":
-            return chosen
-        return apply_capacity(chosen, _capacity(self.config, chosen.indices.shape[0], real))
 
 
 class Router(nn.Module):

@@ -23,23 +23,32 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
             bitsandbytes; a safetensors file with its config.json beside it; or a GGUF file, with the package `gguf`.
             The folder may be the https address of one, or of a safetensors file; or a repository of the Hugging Face
             hub, "owner/name" or "owner/name@revision", unless there is something here of that name. They are read by
-            byte ranges, with the packages `httpx` and `huggingface_hub`, and kept in a cache.
+            byte ranges, with the package `huggingface_hub`, and kept in a cache.
 
     Raises:
         CheckpointError: a file or a package is missing, a file is damaged, or a server fails; it is named.
     """
-    checkpoint = _open_remote(source) if _is_remote(source) else _open_local(source)
+    try:
+        checkpoint = _open(source)
+    except ImportError as error:
+        extra = "gguf" if error.name == "gguf" else "remote"
+        elsewhere = "" if extra == "gguf" else "not found here; "
+        raise CheckpointError(
+            f"{source}: {elsewhere}to read it takes {error.name}: pip install 'minimoe[{extra}]'"
+        ) from error
     return Int8Folder(checkpoint) if Int8Folder.fits(checkpoint) else checkpoint
 
 
-def _open_local(source: str | Path) -> Checkpoint:
-    if Path(source).suffix != ".gguf":
-        return Checkpoint(source)
-    try:
+def _open(source: str | Path) -> Checkpoint:
+    if _is_remote(source):
+        from minimoe.model.remote import RemoteCheckpoint
+
+        return RemoteCheckpoint(source)
+    if Path(source).suffix == ".gguf":
         from minimoe.model.gguf_file import GGUF
-    except ImportError as error:
-        raise CheckpointError(f"{source}: to read it takes {error.name}: pip install 'minimoe[gguf]'") from error
-    return GGUF(source)
+
+        return GGUF(source)
+    return Checkpoint(source)
 
 
 def _is_remote(source: str | Path) -> bool:
@@ -47,13 +56,3 @@ def _is_remote(source: str | Path) -> bool:
         return False
     is_name = _REPOSITORY.fullmatch(source) and not source.endswith(_FILES)
     return "://" in source or (bool(is_name) and not Path(source).exists())
-
-
-def _open_remote(source: str) -> Checkpoint:
-    try:
-        from minimoe.model.remote import RemoteCheckpoint
-    except ImportError as error:
-        raise CheckpointError(
-            f"{source}: not found here; to read it from elsewhere takes {error.name}: pip install 'minimoe[remote]'"
-        ) from error
-    return RemoteCheckpoint(source)

@@ -1,9 +1,14 @@
 """A checkpoint that lies elsewhere: only configuration, headers and the tensors asked for are moved, by byte ranges.
 
 What has arrived is kept in `cache_folder()/remote`: of each version of each remote file a sparse file of the full size,
-and beside it a list of the ranges that it really holds. A range enters the list when its bytes are on the disk, so that
-a kill at any moment loses at most what was under way. A version is what the hub says of a file's content, and elsewhere
-its ETag; an answer of another version is an error, never mixed in. Nothing that arrives is ever executed.
+and beside it a file of marks, a byte for each block. A block is marked when its bytes are on the disk, so that a kill
+at any moment loses at most the request under way. A version is what the hub says of a file's content, and elsewhere its
+ETag; an answer of another version is an error, never mixed in. Nothing that arrives is ever executed.
+
+Requests, repeating them after faults, tokens and the listing of a repository are left to huggingface_hub. The cache is
+ours, because that of fsspec 2026.9 ("blockcache") marks a block before it has arrived: after one refused request it
+gave 100,000 zeros for a tensor and asked the server no more. The checks of what an answer holds are ours, because
+`HfFileSystem` takes whatever comes: from a server that ignores byte ranges, the beginning of the file.
 
 Byte ranges: RFC 9110, section 14.
 """
@@ -14,33 +19,28 @@ import hashlib
 import json
 import os
 import re
-import time
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
-import httpx
-from huggingface_hub import HfApi, ModelInfo, constants, get_token, hf_hub_url
+import httpx2
+from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import build_hf_headers, http_backoff, http_stream_backoff
 
-from minimoe.atomic import write_atomically
 from minimoe.data_files import cache_folder
 from minimoe.model.checkpoint import Checkpoint, CheckpointError, HashUnknownError
 
-WAITS = (0.5, 1, 2, 4, 8)  # seconds before each new attempt; an attempt that moved something starts them again
-LONGEST_WAIT = 60  # seconds that a server may ask for
+BLOCK = 2**16  # bytes; ranges are widened to multiples of it: norms and biases come with their neighbours
+STEP = 2**24  # bytes that a request asks for at most; files up to this size are taken whole where there are no ranges
 TIMEOUT = 20  # seconds without a byte
-BLOCK = 2**16  # ranges are widened to multiples of it: norms and biases come with their neighbours
-STEP = 2**25  # bytes asked for, and made safe, at once
-SMALL = 2**24  # files up to this size are taken whole from servers that know no ranges
 _LENGTH = 8  # bytes that a safetensors file starts with: the length of its header
-_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
-
-T = TypeVar("T")
+_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 
 
 class RemoteCheckpoint(Checkpoint):
@@ -57,12 +57,9 @@ class RemoteCheckpoint(Checkpoint):
 
     def __init__(self, source: str) -> None:
         self._files: dict[Path, _File] = {}
-        if "://" in source:
-            self._place = place = _Folder(source)
-        else:
-            self._place = place = _Repository(*source.split("@"))
-        self.path = place.address
-        self._open(place.only)
+        self._place = _Folder(source) if "://" in source else _Repository(*source.split("@"))
+        self.path = self._place.address
+        self._open(self._place.only)
 
     def beside(self, name: str) -> Path | None:
         """Fetch another file, whole; of a safetensors file, the header."""
@@ -114,37 +111,40 @@ class _Address(str):
         return _Address(f"{self.removesuffix('/')}/{name}")
 
 
-# -- places
-
-
 class _Folder:
     """A folder at an address; or one file in it, named by `only`."""
 
     names: tuple[str, ...] = ()  # a server does not say
 
-    def __init__(self, address: str) -> None:
-        try:
-            url = httpx.URL(address)
-        except httpx.InvalidURL as error:
-            raise CheckpointError(f"{address}: wanted an https address ({error})") from error
+    def __init__(self, source: str) -> None:
+        with _errors_of(source.partition("://")[0] + "://"):
+            url = httpx2.URL(source)
+        _require_https(url, url.host)
         name = url.path.rpartition("/")[2]
         self.only = name if name.endswith(".safetensors") else None
-        self._url = url if self.only or not name else url.copy_with(path=f"{url.path}/")
-        self.address = _Address(_public(self._url.join(".")))
-        self._server = _Server(url)
+        folder = url.join(".") if self.only or not name else url.copy_with(path=f"{url.path}/")
+        self.address = _Address(_public(folder))
+        # Apart from the address, which stands in errors and in the log of huggingface_hub: they may be secret.
+        self._request = {
+            "params": url.query.decode() or None,
+            "auth": (url.username, url.password) if url.userinfo else None,
+        }
 
     def find(self, name: str) -> _File | None:
-        url = self._url.join(quote(name)).copy_with(query=self._url.query or None)
-        found = self._server.probe(url)
-        if found is None:
-            return None
-        size, version = found
-        if version is None:
+        url = self.address / quote(name)
+        asked = self._request | {"headers": {"Range": f"bytes=0-{_LENGTH - 1}", "Accept-Encoding": "identity"}}
+        with _errors_of(url), http_stream_backoff("GET", url, **asked, timeout=TIMEOUT) as response:
+            if response.status_code == 404:
+                return None
+            _check_answer(response, url)
+            ranges, version = response.headers.get("Content-Range"), _version(response)
+            size = ranges.rpartition("/")[2] if ranges else response.headers.get("Content-Length", "")
+        if version is None or not size.isdecimal() or (ranges is None and int(size) > STEP):
             raise CheckpointError(
-                f"{_public(url)}: found neither ETag nor Last-Modified in the answer, wanted one to tell versions "
-                "apart; download the model and open its folder"
+                f"{url}: found version {version}, length {size or None} and range {ranges}, wanted an ETag or date "
+                "to tell versions apart, a length and byte ranges; download the model and open its folder"
             )
-        return _File(self._server, url, self.address / name, size, version, tag=version)
+        return _File(url, url, self._request, int(size), version, tag=version)
 
 
 class _Repository:
@@ -153,15 +153,10 @@ class _Repository:
     only = None
 
     def __init__(self, name: str, revision: str = "main") -> None:
-        self._name, self._endpoint = name, HfApi().endpoint
-        self.address = _Address(f"{self._endpoint}/{name}")
-        token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
-        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        self._server = _Server(httpx.URL(self._endpoint), headers)
-        try:
-            info = self._info(revision)
-        except CheckpointError as error:
-            raise CheckpointError(f"{name}: no such folder here; as a repository: {error}") from error
+        api = HfApi()
+        self._name, self.address = name, _Address(f"{api.endpoint}/{name}")
+        with _errors_of(f"{name}: no such folder here; as a repository"):
+            info = api.model_info(name, revision=revision, files_metadata=True, timeout=TIMEOUT)
         self._commit, self._files = info.sha, {file.rfilename: file for file in info.siblings}
 
     @property
@@ -172,114 +167,81 @@ class _Repository:
         file = self._files.get(name)
         if file is None:
             return None
-        url = httpx.URL(hf_hub_url(self._name, name, revision=self._commit, endpoint=self._endpoint))
+        if file.size is None:
+            raise CheckpointError(f"{self.address / name}: found no size in the listing, wanted that of every file")
+        url = hf_hub_url(self._name, name, revision=self._commit, endpoint=HfApi().endpoint)
         sha256 = file.lfs.sha256 if file.lfs else None
-        return _File(self._server, url, self.address / name, file.size, sha256 or file.blob_id, sha256=sha256)
-
-    def _info(self, revision: str) -> ModelInfo:
-        """The commit and its files; `HfApi.model_info` would try once."""
-        if constants.HF_HUB_OFFLINE:
-            raise CheckpointError("HF_HUB_OFFLINE is set")
-        address = f"{self._endpoint}/api/models/{self._name}/revision/{quote(revision, safe='')}"
-        listing = self._server.whole(httpx.URL(f"{address}?blobs=true"))
-        try:
-            info = ModelInfo(**json.loads(listing))
-            if info.sha and all(type(file.size) is int and file.blob_id for file in info.siblings):
-                return info
-        except (ValueError, TypeError, KeyError):
-            pass
-        raise CheckpointError(f"{address}: wanted a commit and its files with their sizes, found {listing!r:.80}")
-
-
-# -- one file, as far as it has arrived
+        request = {"headers": build_hf_headers()}
+        return _File(url, self.address / name, request, file.size, sha256 or file.blob_id, sha256=sha256)
 
 
 @dataclass
 class _File:
     """One version of a remote file, and what of it lies in the cache."""
 
-    server: _Server
-    url: httpx.URL
-    address: str  # under which it is kept, with the version and size
+    url: str
+    address: str  # under which it is kept, with version and size
+    request: dict[str, Any]  # what a request bears beside the url
     size: int
     version: str
     tag: str | None = None  # the ETag or date that every answer must bear; None: the url itself stands for the content
     sha256: str | None = None  # as published
 
-    def __post_init__(self) -> None:
-        self._identity = {"address": self.address, "version": self.version, "size": self.size}
-        digest = hashlib.sha256(json.dumps(self._identity).encode()).hexdigest()[:32]
-        self.path = cache_folder() / "remote" / digest / self.address.rpartition("/")[2]
-        self._list = self.path.with_name("held.json")
+    @cached_property
+    def path(self) -> Path:
+        identity = json.dumps([self.address, self.version, self.size])
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:32]
+        return cache_folder() / "remote" / digest / self.address.rpartition("/")[2]
 
     def fill(self, start: int, stop: int) -> None:
         """Fetch what is missing of the bytes from `start` to `stop`."""
-        held = self._read_list()
-        if not held:
-            self._make_room()
-        start, stop = start - start % BLOCK, min(-(-stop // BLOCK) * BLOCK, self.size)
-        for here, end in _gaps(held, start, stop):
-            while here < end:
-                asked = here, min(here + STEP, end)
-                here = _patiently(self.url, lambda asked=asked: self._receive(*asked))
+        held = self._read_marks()
+        blocks = range(start // BLOCK, -(-min(stop, self.size) // BLOCK))
+        for (is_held, _), run in groupby(blocks, lambda block: (held[block], block * BLOCK // STEP)):
+            if not is_held:
+                wanted = list(run)
+                self._fetch(wanted[0] * BLOCK, min((wanted[-1] + 1) * BLOCK, self.size))
 
-    def _make_room(self) -> None:
-        """A file of the full size that takes no place, and no list: one that is left over would tell of lost bytes."""
+    def _read_marks(self) -> bytes:
+        """1 for each block that has arrived; where there are none, a file of the full size that takes no place."""
+        marks, count = self.path.with_name("marks"), -(-self.size // BLOCK)
+        if self.path.is_file() and self.path.stat().st_size == self.size and marks.is_file():
+            held = marks.read_bytes()
+            if len(held) == count and set(held) <= {0, 1}:
+                return held
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._list.unlink(missing_ok=True)
+        marks.unlink(missing_ok=True)  # first: they would tell of bytes that are lost
         with self.path.open("ab") as file:
             file.truncate(self.size)
+        marks.write_bytes(bytes(count))
+        return bytes(count)
 
-    def _receive(self, start: int, stop: int) -> int:
-        """Keep what one answer brings; returns where it ended, which is before `stop` where it broke off."""
-        with self.server.answer(self.url, start, stop) as response:
-            here = first = self._first(response, start, stop)
-            limit = stop if response.status_code == httpx.codes.PARTIAL_CONTENT else self.size
-            fault: Exception | None = None
-            with self.path.open("r+b") as file:
-                file.seek(first)
-                try:
-                    for block in response.iter_raw():
-                        self._check(here + len(block) <= limit, f"sent more than {limit - first} bytes")
-                        here += file.write(block)
-                except httpx.TransportError as error:
-                    fault = error
-                file.flush()
-                os.fsync(file.fileno())
-        self._keep(first, here)
-        if here <= start:
-            raise fault or _AgainError("the answer ended early")
-        return here
-
-    def _first(self, response: httpx.Response, start: int, stop: int) -> int:
-        """Where the body of an answer starts, once it has been found to be what was asked for."""
-        found = _describe(response)
-        self._check(self.tag in (None, found.tag), f"the version was {self.tag}, and is {found.tag} now")
-        self._check(found.size in (self.size, None), f"the size was {self.size} bytes, and is {found.size} now")
-        if response.status_code == httpx.codes.PARTIAL_CONTENT:
-            self._check(found.range == (start, stop), f"answered with bytes {found.range}, wanted {(start, stop)}")
-            return start
-        self._check(
-            self.size <= SMALL or stop - start == self.size,
-            f"the server ignores byte ranges: it answered with all {self.size} bytes, wanted {stop - start} of them; "
-            "download the model and open its folder",
-        )
-        return 0
-
-    def _check(self, good: bool, found: str) -> None:
-        if not good:
-            raise CheckpointError(f"{_public(self.url)}: {found}")
-
-    def _keep(self, start: int, stop: int) -> None:
-        held = _merge([*self._read_list(), (start, stop)])
-        write_atomically(self._list, json.dumps(self._identity | {"held": held}).encode())
-
-    def _read_list(self) -> list[tuple[int, int]]:
-        try:
-            whole = self.path.stat().st_size == self.size
-            return [(start, stop) for start, stop in json.loads(self._list.read_bytes())["held"] if whole]
-        except (OSError, ValueError, TypeError, KeyError):
-            return []
+    def _fetch(self, start: int, stop: int) -> None:
+        """Ask for a range that starts with a block, and keep what the answer brings."""
+        asked = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}  # the bytes themselves
+        request = self.request | {"headers": self.request.get("headers", {}) | asked}
+        with _errors_of(self.url):
+            response = http_backoff("GET", self.url, **request, timeout=TIMEOUT)
+        _check_answer(response, self.url)
+        version, found = _version(response), response.headers.get("Content-Range", "all of the file")
+        if self.tag not in (None, version):
+            raise CheckpointError(f"{self.url}: the version was {self.tag}, and is {version} now")
+        if response.status_code == 200 and self.size <= STEP:
+            start, stop = 0, self.size
+        elif found != (wanted := f"bytes {start}-{stop - 1}/{self.size}"):
+            raise CheckpointError(
+                f"{self.url}: answered with {found}, wanted {wanted}; download the model and open its folder"
+            )
+        if len(response.content) != stop - start:
+            raise CheckpointError(f"{self.url}: sent {len(response.content)} bytes, wanted {stop - start}")
+        with self.path.open("r+b") as file:
+            file.seek(start)
+            file.write(response.content)
+            file.flush()
+            os.fsync(file.fileno())
+        with self.path.with_name("marks").open("r+b") as marks:
+            marks.seek(start // BLOCK)
+            marks.write(b"\1" * -(-(stop - start) // BLOCK))
 
 
 def _header_size(file: _File) -> int:
@@ -288,163 +250,57 @@ def _header_size(file: _File) -> int:
     with file.path.open("rb") as opened:
         start = opened.read(_LENGTH)
     size = _LENGTH + int.from_bytes(start, "little")
-    file._check(size <= file.size, f"wanted a safetensors file, found {file.size} bytes that start with {start!r}")
+    if size > file.size:
+        raise CheckpointError(
+            f"{file.address}: wanted a safetensors file, found {file.size} bytes that start with {start!r}"
+        )
     return size
 
 
-def _merge(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The same bytes in as few ranges as possible, in order."""
-    merged: list[tuple[int, int]] = []
-    for start, stop in sorted(ranges):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = merged[-1][0], max(stop, merged[-1][1])
-        elif start < stop:
-            merged.append((start, stop))
-    return merged
+def _version(response: httpx2.Response) -> str | None:
+    return response.headers.get("ETag") or response.headers.get("Last-Modified")
 
 
-def _gaps(held: list[tuple[int, int]], start: int, stop: int) -> list[tuple[int, int]]:
-    """What of the bytes from `start` to `stop` is not held."""
-    gaps = []
-    for first, last in [*held, (stop, stop)]:
-        if start < min(first, stop):
-            gaps.append((start, min(first, stop)))
-        start = max(start, last)
-    return gaps
+def _public(url: httpx2.URL) -> str:
+    """An address without what may be secret in it."""
+    return str(url.copy_with(query=None, fragment=None, userinfo=b""))
 
 
-# -- the server
-
-
-class _AgainError(Exception):
-    """An answer that may be another one later."""
-
-    def __init__(self, found: str, wait: float = 0) -> None:
-        super().__init__(found)
-        self.wait = wait
-
-
-class _Server:
-    """Answers to GET requests, those that say no turned into errors."""
-
-    def __init__(self, url: httpx.URL, headers: dict[str, str] | None = None) -> None:
-        self._client = httpx.Client(
-            headers={**(headers or {}), "Accept-Encoding": "identity"},  # ranges are of the bytes themselves
-            follow_redirects=True,  # httpx keeps a token from other servers
-            timeout=TIMEOUT,
-            event_hooks={"request": [partial(_check_scheme, local=url.host in _THIS_MACHINE)]},
-        )
-        weakref.finalize(self, self._client.close)
-
-    def probe(self, url: httpx.URL) -> tuple[int, str | None] | None:
-        """Size and version of a file, from the answer to a small range; None if there is no such file."""
-
-        def ask() -> tuple[int, str | None] | None:
-            with self.answer(url, 0, _LENGTH, optional=True) as response:
-                if response.status_code != httpx.codes.OK:
-                    response.read()  # little, and the connection can be used again
-                if response.status_code == httpx.codes.NOT_FOUND:
-                    return None
-                found = _describe(response)
-                if found.size is None:
-                    raise CheckpointError(f"{_public(url)}: the answer does not say how long the file is")
-                return found.size, found.tag
-
-        return _patiently(url, ask)
-
-    def whole(self, url: httpx.URL) -> bytes:
-        """A small document."""
-
-        def ask() -> bytes:
-            with self.answer(url) as response:
-                return response.read()
-
-        return _patiently(url, ask)
-
-    @contextmanager
-    def answer(
-        self, url: httpx.URL, start: int = 0, stop: int | None = None, *, optional: bool = False
-    ) -> Iterator[httpx.Response]:
-        headers = {} if stop is None else {"Range": f"bytes={start}-{stop - 1}"}
-        try:
-            with self._client.stream("GET", url, headers=headers) as response:
-                if not (optional and response.status_code == httpx.codes.NOT_FOUND):
-                    _check_status(response, url, headers)
-                yield response
-        except httpx.TooManyRedirects as error:
-            raise CheckpointError(f"{_public(url)}: redirected without end") from error
-
-
-def _check_scheme(request: httpx.Request, local: bool) -> None:
-    """Of every request, those that follow a redirect included; `local`: whether the first went to this machine."""
-    url = request.url
-    plain = url.scheme == "http" and local and url.host in _THIS_MACHINE
+def _require_https(url: httpx2.URL, first_host: str) -> None:
+    """Of every address on the way, from the first to where redirects lead; http stays on this machine."""
+    plain = url.scheme == "http" and {first_host, url.host} <= _THIS_MACHINE
     if not url.host or (url.scheme != "https" and not plain):
         raise CheckpointError(f"{_public(url)}: wanted an https address")
 
 
-class _Description(NamedTuple):
-    size: int | None  # of the whole file
-    tag: str | None
-    range: tuple[int, int] | str
+def _check_answer(response: httpx2.Response, url: str) -> None:
+    visited = [answer.url for answer in (*response.history, response)]
+    for place in visited:
+        _require_https(place, visited[0].host)
+    if response.status_code not in (200, 206):
+        raise CheckpointError(f"{url}: {_refusal(response)}")
 
 
-def _describe(response: httpx.Response) -> _Description:
-    """What the headers of an answer say about the file and the part that follows."""
-    headers = response.headers
-    tag = headers.get("ETag") or headers.get("Last-Modified")
-    if response.status_code != httpx.codes.PARTIAL_CONTENT:
-        size = headers.get("Content-Length")
-        return _Description(None if size is None else int(size), tag, "all")
-    said = headers.get("Content-Range", "")
-    match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", said)
-    if match is None:
-        return _Description(None, tag, said)
-    first, last, size = map(int, match.groups())
-    return _Description(size, tag, (first, last + 1))
-
-
-def _check_status(response: httpx.Response, url: httpx.URL, asked: dict[str, str]) -> None:
-    status = response.status_code
+def _refusal(response: httpx2.Response) -> str:
     message = response.headers.get("X-Error-Message", "")
-    found = f"answered {status} {response.reason_phrase}" + (f" ({message})" if message else "")
-    if status in (408, 425, 429) or status >= 500:
-        wait = response.headers.get("Retry-After", "")
-        raise _AgainError(found, int(wait) if wait.isdecimal() else 0)
-    if status in (200, 206):
-        encoding = response.headers.get("Content-Encoding", "identity")
-        if encoding == "identity":
-            return
-        found = f"answered in {encoding}, wanted the bytes themselves"
-    elif response.headers.get("X-Error-Code") == "GatedRepo":
-        found += ": a gated repository; accept its conditions on its page, and log in with `hf auth login` or HF_TOKEN"
-    elif status in (401, 403):
-        found += ": it does not exist, or wants a login; for the hub, use `hf auth login` or HF_TOKEN"
-    elif status == 416:
-        found += f": wanted {asked.get('Range')}, found {response.headers.get('Content-Range', 'no Content-Range')}"
-    raise CheckpointError(f"{_public(url)}: {found}")
+    found = f"answered {response.status_code} {response.reason_phrase}" + (f" ({message})" if message else "")
+    if response.headers.get("X-Error-Code") == "GatedRepo":
+        return f"{found}: a gated repository; accept its conditions on its page, and log in with `hf auth login`"
+    if response.status_code in (401, 403):
+        return f"{found}: it does not exist, or wants a login; for the hub, use `hf auth login` or HF_TOKEN"
+    return found
 
 
-def _patiently(url: httpx.URL, attempt: Callable[[], T]) -> T:
-    """Try again after faults that may pass."""
-    waits = iter(WAITS)
-    while True:
-        try:
-            return attempt()
-        except _AgainError as error:
-            fault, asked = error, error.wait
-        except httpx.TransportError as error:
-            fault, asked = error, 0
-        wait = next(waits, None)
-        if wait is None or asked > LONGEST_WAIT:
-            raise CheckpointError(
-                f"{_public(url)}: {str(fault) or type(fault).__name__}"
-                + (f", and asks to wait {asked} s" if asked else "")
-                + "; given up. What had arrived is kept, and another call goes on from there"
-            ) from fault
-        time.sleep(max(wait, asked))
-
-
-def _public(url: httpx.URL) -> str:
-    """An address without what may be secret in it."""
-    return str(url.copy_with(query=None, fragment=None, userinfo=b""))
+@contextmanager
+def _errors_of(place: str) -> Iterator[None]:
+    """Turn what huggingface_hub raises, once it has given up, into an error that shows no secret."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except OfflineModeIsEnabled:
+        raise CheckpointError(f"{place}: HF_HUB_OFFLINE is set") from None
+    except HfHubHTTPError as error:
+        raise CheckpointError(f"{place}: {_refusal(error.response)}") from None
+    except (httpx2.RequestError, httpx2.InvalidURL, ValueError) as error:
+        raise CheckpointError(f"{place}: {str(error) or type(error).__name__}") from error

@@ -1,7 +1,7 @@
 """Every router of the kit, each a pure function from logits to a `RouterOutput`.
 
-Shapes: T tokens, E experts, K experts per token. The logits of a learned router are x W_g^T, [T, E]; they are
-taken in float32 at least, because a choice made in half precision differs from run to run.
+Shapes: T tokens, E experts, K experts per token. Everywhere `logits` are [T, E], x W_g^T of a learned router, taken in
+float32 at least, because a choice made in half precision differs from run to run; and `k` is K.
 """
 
 from __future__ import annotations
@@ -43,8 +43,6 @@ def route_topk(
     (DeepSeek-V2, arXiv 2405.04434, section 2.2.2).
 
     Args:
-        logits: [T, E].
-        k: experts per token.
         score_func: "softmax" or "sigmoid".
         norm_topk_prob: divide the k weights by their sum.
         bias: [E], added to the scores for the choice only.
@@ -57,7 +55,9 @@ def route_topk(
         ValueError: k, a group or the score function is impossible; a logit is not a number.
     """
     _check_logits(logits, k)
-    scores = _scores(logits, score_func)
+    if score_func not in ("softmax", "sigmoid"):
+        raise ValueError(f"score_func={score_func!r}: wanted 'softmax' or 'sigmoid'")
+    scores = logits.softmax(-1) if score_func == "softmax" else logits.sigmoid()
     choice = scores if bias is None else scores + bias
     if n_group > 1:
         choice = _mask_groups(choice, k, n_group, topk_group, best=1 if score_func == "softmax" else 2)
@@ -69,14 +69,6 @@ def route_topk(
     if routed_scaling_factor != 1:
         weights = weights * routed_scaling_factor
     return RouterOutput(logits, scores, weights, indices)
-
-
-def _scores(logits: Tensor, score_func: str) -> Tensor:
-    if score_func == "softmax":
-        return logits.softmax(-1)
-    if score_func == "sigmoid":
-        return logits.sigmoid()
-    raise ValueError(f"score_func={score_func!r}: wanted 'softmax' or 'sigmoid'")
 
 
 def _mask_groups(choice: Tensor, k: int, n_group: int, topk_group: int, best: int) -> Tensor:
@@ -98,10 +90,6 @@ def route_topk_softmax(logits: Tensor, k: int) -> RouterOutput:
 
     Equal to `route_topk(..., norm_topk_prob=True)`. At k = 1 the weight is the constant 1, so that the router receives
     no gradient: the reason why Switch takes its softmax first.
-
-    Args:
-        logits: [T, E].
-        k: experts per token.
     """
     _check_logits(logits, k)
     top = logits.topk(k, dim=-1)
@@ -121,9 +109,7 @@ def route_noisy_topk(
     Source: Shazeer et al. 2017, arXiv 1701.06538, eq. 3-5.
 
     Args:
-        logits: [T, E].
         noise_logits: [T, E], x W_noise; the noise has standard deviation softplus(noise_logits).
-        k: experts per token.
         training: without it no noise is added, so that evaluation is deterministic.
         generator: where the noise comes from; None: torch's global one.
     """
@@ -138,9 +124,6 @@ def route_switch(logits: Tensor) -> RouterOutput:
 
     Source: Switch Transformer (Fedus et al. 2021, arXiv 2101.03961, eq. 1-2).
     What an expert cannot take is dropped by `balance.apply_capacity`.
-
-    Args:
-        logits: [T, E].
     """
     return route_topk(logits, 1)
 
@@ -153,7 +136,6 @@ def route_expert_choice(logits: Tensor, capacity: int, *, real: Tensor | None = 
     taken depends on the tokens after it.
 
     Args:
-        logits: [T, E].
         capacity: tokens per expert, 1 to T.
         real: [T] bool, False for padding, which no expert takes before a real token; None: there is none.
 
@@ -180,8 +162,7 @@ def route_grouped(logits: Tensor, k: int, n_group: int, *, router_scale: Tensor 
     one group per device, every device does the same work for every token.
 
     Args:
-        logits: [T, E].
-        k: experts per token, a multiple of n_group.
+        k: a multiple of n_group.
         n_group: number of groups, a divisor of E.
         router_scale: [E], a learned factor on each expert's weight.
 

@@ -20,12 +20,13 @@ from torch.utils.checkpoint import checkpoint
 
 from minimoe.model.attention import Attention, KeysValues, rope_frequencies, visible_keys
 from minimoe.model.balance import load_balancing_loss, router_z_loss
-from minimoe.model.checkpoint import load_weights, save_model
+from minimoe.model.checkpoint import load_weights
 from minimoe.model.config import MoEConfig
 from minimoe.model.layers import MLP, Embedding, Linear, RMSNorm, at_least_float32, has_values, initialise
 from minimoe.model.moe import MoELayer
 from minimoe.model.opening import open_checkpoint
 from minimoe.model.routing import RouterOutput
+from minimoe.model.saving import save_model
 
 Cache = list[KeysValues]  # of each layer
 
@@ -64,14 +65,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, RouterOutput | None, KeysValues]:
         """Map [B, S, H] to [B, S, H]; also return what the router chose, and all keys and values so far.
 
-        Args:
-            x: [B, S, H].
-            input_ids: [B, S].
-            cos: of the angles of each position, as `attention.rotate` takes them.
-            sin: the same.
-            real: [B, S] bool, False for padding; None: there is none.
-            visible: what `attention.visible_keys` returned.
-            past: keys and values of the positions before these.
+        The arguments are those of `Attention.forward` and `MoELayer.forward`; `real` [B, S] is False for padding.
         """
         attended, present = self.self_attn(self.input_layernorm(x), cos, sin, visible, past)
         x = x + attended

@@ -24,7 +24,8 @@ from minimoe.fingerprints.result import Refusal
 from minimoe.fingerprints.weights import ROLES, Weights, open_weights
 from minimoe.lineage.derive import quantise
 from minimoe.model import MoEConfig, MoEForCausalLM
-from minimoe.model.checkpoint import CheckpointError, save_model
+from minimoe.model.checkpoint import CheckpointError
+from minimoe.model.saving import save_model
 from tests.rounding import assert_near
 
 SMALL = {

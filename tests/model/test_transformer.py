@@ -18,6 +18,11 @@ from minimoe.model.balance import expert_load, load_balancing_loss, router_z_los
 from minimoe.model.layers import MLP, RMSNorm
 from tests.rounding import assert_near
 
+# The routers that differ in what they hold and in what they do; the others are variants of these.
+FOUR_ROUTERS = pytest.mark.parametrize(
+    "router_settings", ["sigmoid and bias in groups", "noisy", "expert choice", "grouped"], indirect=True
+)
+
 
 def small(**settings) -> MoEConfig:
     """Weights large enough that experts, routes and attention patterns differ."""
@@ -131,14 +136,13 @@ def slow_attention(attention: Attention, x: numpy.ndarray, config: MoEConfig) ->
     return numpy.stack(rows)
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize(
-    "settings",
+    ("kv_heads", "settings"),
     [
-        {},
-        {"qk_norm": "head", "head_dim": 6},
-        {"qk_norm": "full", "clip_qkv": 0.8},
-        {"attention_bias": True, "attention_output_bias": True},
+        (4, {}),
+        (2, {"qk_norm": "head", "head_dim": 6}),
+        (1, {"qk_norm": "full", "clip_qkv": 0.8}),
+        (2, {"attention_bias": True, "attention_output_bias": True}),
     ],
     ids=["plain", "norm of heads", "norm of all, clipped", "biases"],
 )
@@ -221,10 +225,9 @@ def test_one_expert_is_a_dense_mlp(router_settings):
 
 
 @pytest.mark.parametrize("router", ["topk", "topk_softmax", "noisy_topk", "switch", "expert_choice"])
-@pytest.mark.parametrize("implementation", ["eager", "sorted"])
-def test_relabelling_experts_with_their_router_rows_changes_nothing(router, implementation):
+def test_relabelling_experts_with_their_router_rows_changes_nothing(router):
     k = 1 if router == "switch" else 3
-    settings = {"router": router, "num_experts_per_tok": k, "experts_implementation": implementation}
+    settings = {"router": router, "num_experts_per_tok": k}
     layer = double_layer(settings, capacity_factor=1.0 if router in ("switch", "expert_choice") else None)
     x = torch.randn(2, 7, 8, dtype=torch.float64)
     before = layer(x)[0]
@@ -234,6 +237,7 @@ def test_relabelling_experts_with_their_router_rows_changes_nothing(router, impl
     torch.testing.assert_close(layer(x)[0], before)
 
 
+@pytest.mark.parametrize("router_settings", ["softmax", "switch with capacity", "expert choice"], indirect=True)
 def test_infinite_capacity_equals_none(router_settings):
     """Expert choice always has a capacity: there, E / K lets every expert take every token."""
     none = 6 / 2 if router_settings["router"] == "expert_choice" else None
@@ -331,13 +335,6 @@ def test_capacity_with_second_choices_looks_ahead():
 
 
 @pytest.mark.exact("two calls of one model are compared to the bit")
-def test_evaluation_is_deterministic(router_settings):
-    model = MoEForCausalLM(small(**router_settings)).eval()
-    ids = random_ids(2, 6)
-    assert torch.equal(model(ids).logits, model(ids).logits)
-
-
-@pytest.mark.exact("two calls of one model are compared to the bit")
 def test_router_noise_is_on_in_training_only():
     model = MoEForCausalLM(small(router="noisy_topk"))
     ids = random_ids(2, 6)
@@ -345,21 +342,23 @@ def test_router_noise_is_on_in_training_only():
     assert torch.equal(model.eval()(ids).logits, model(ids).logits)
 
 
-@pytest.mark.parametrize("implementation", ["sorted", "grouped"])
-def test_every_implementation_of_the_experts_makes_the_same_model(router_settings, implementation):
+@FOUR_ROUTERS
+def test_every_implementation_of_the_experts_makes_the_same_model(router_settings):
     """Rows of 8 and 12 float32 numbers are multiples of 16 bytes, as the grouped product wants them.
 
     Every gradient within 1e-4 of the largest: a sum that nearly cancels keeps the rounding of what it is made of.
     """
     ids, gradients = random_ids(2, 6), []
-    for name in ("eager", implementation):
+    for name in ("eager", "sorted", "grouped"):
         model = MoEForCausalLM(small(**router_settings, intermediate_size=12, experts_implementation=name)).eval()
         model(ids, labels=ids).loss.backward()
         gradients.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
-    for found, wanted in zip(*gradients, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4 * max(0.1, float(wanted.abs().max())))
+    for wanted, *others in zip(*gradients, strict=True):
+        for found in others:
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4 * max(0.1, float(wanted.abs().max())))
 
 
+@FOUR_ROUTERS
 def test_a_bfloat16_model_routes_in_float32(router_settings):
     """The router's product is taken in float32: it equals that of the rounded numbers, widened."""
     layer = MoELayer(small(**router_settings)).bfloat16().eval()
@@ -367,8 +366,7 @@ def test_a_bfloat16_model_routes_in_float32(router_settings):
     output, chosen = layer(x, ids)
     assert output.dtype == torch.bfloat16 and output.isfinite().all()
     assert chosen.logits.dtype == chosen.weights.dtype == torch.float32
-    if router_settings["router"] != "hash":
-        torch.testing.assert_close(chosen.logits, x.flatten(0, 1).float() @ layer.gate.weight.float().T)
+    torch.testing.assert_close(chosen.logits, x.flatten(0, 1).float() @ layer.gate.weight.float().T)
 
 
 @pytest.fixture
@@ -381,22 +379,21 @@ def uninitialised_memory_is_nan():
 
 
 @pytest.mark.usefixtures("uninitialised_memory_is_nan")
-@pytest.mark.parametrize(
-    "extras", [{}, {"tie_word_embeddings": False, "attention_bias": True, "attention_output_bias": True}]
-)
-@pytest.mark.parametrize("qk_norm", [None, "head", "full"])
-def test_no_parameter_is_left_uninitialised(router_settings, extras, qk_norm):
-    model = MoEForCausalLM(small(**router_settings, **extras, qk_norm=qk_norm, mlp_only_layers=[0]))
-    assert model.model.layers[1].is_sparse and not model.model.layers[0].is_sparse
-    layer = MoELayer(small(**router_settings))
-    for name, value in [*model.state_dict().items(), *layer.state_dict().items()]:
-        assert value.isfinite().all(), name
-    assert model(random_ids(1, 3)).logits.isfinite().all()
+@FOUR_ROUTERS
+def test_no_parameter_is_left_uninitialised(router_settings):
+    biases = {"tie_word_embeddings": False, "attention_bias": True, "attention_output_bias": True}
+    for extras in ({}, biases | {"qk_norm": "head"}, biases | {"qk_norm": "full"}):
+        model = MoEForCausalLM(small(**router_settings, **extras, mlp_only_layers=[0]))
+        assert model.model.layers[1].is_sparse and not model.model.layers[0].is_sparse
+        layer = MoELayer(small(**router_settings))
+        for name, value in [*model.state_dict().items(), *layer.state_dict().items()]:
+            assert value.isfinite().all(), name
+        assert model(random_ids(1, 3)).logits.isfinite().all()
 
 
-def test_weights_come_from_the_seed_alone(router_settings):
+def test_weights_come_from_the_seed_alone():
     before = torch.random.get_rng_state()
-    one, same, other = (MoEForCausalLM(small(**router_settings), seed=seed).state_dict() for seed in (1, 1, 2))
+    one, same, other = (MoEForCausalLM(small(router="noisy_topk"), seed=seed).state_dict() for seed in (1, 1, 2))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["model.embed_tokens.weight"], other["model.embed_tokens.weight"])
@@ -405,10 +402,9 @@ def test_weights_come_from_the_seed_alone(router_settings):
 # Cache.
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("settings", [{}, {"num_key_value_heads": 1, "qk_norm": "head"}, {"num_experts": 0}])
-def test_prefill_in_chunks_and_steps_equals_one_forward(dtype, tolerance, settings):
-    model = MoEForCausalLM(small(**settings)).to(dtype).eval()
+def test_prefill_in_chunks_and_steps_equals_one_forward(settings):
+    model = MoEForCausalLM(small(**settings)).double().eval()
     ids = random_ids(2, 11)
     whole = model(ids, use_cache=True)
     parts, cache = [], None
@@ -416,10 +412,10 @@ def test_prefill_in_chunks_and_steps_equals_one_forward(dtype, tolerance, settin
         output = model(part, cache=cache, use_cache=True)
         parts.append(output.logits)
         cache = output.cache
-    assert_near(torch.cat(parts, 1), whole.logits, tolerance)
+    assert_near(torch.cat(parts, 1), whole.logits, 1e-10)
     for ours, wanted in zip(cache, whole.cache, strict=True):
         for found, expected in zip(ours, wanted, strict=True):
-            assert_near(found, expected, tolerance)
+            assert_near(found, expected, 1e-10)
 
 
 def test_a_cache_can_be_continued_twice():
@@ -517,8 +513,6 @@ def test_every_parameter_learns(batch, length, seed):
         ([[0, 30]], r"input_ids holds token id 30: wanted 0 to 29 \(vocab_size - 1\)"),
         ([[0, -1]], "input_ids holds token id -1: wanted 0 to 29"),
         ([0, 1], r"input_ids has shape \(2,\): wanted \[batch >= 1, sequence >= 1\]"),
-        ([[[0]]], r"input_ids has shape \(1, 1, 1\): wanted"),
-        ([[]], r"input_ids has shape \(1, 0\): wanted"),
         (torch.zeros(0, 4, dtype=torch.long), r"input_ids has shape \(0, 4\): wanted"),
     ],
 )
@@ -532,15 +526,10 @@ def test_labels_of_another_shape():
         MoEForCausalLM(small())(random_ids(1, 4), labels=random_ids(1, 3))
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_router_weight_that_is_no_number(router_settings, bad):
-    model = MoEForCausalLM(small(**router_settings))
-    gate = model.model.layers[1].mlp.gate
-    if router_settings["router"] == "hash":
-        assert not list(gate.parameters())
-        return
-    gate.weight.data[2, 3] = bad
-    with pytest.raises(ValueError, match=r"router logits of token 0 are \[.*(nan|inf).*\]: wanted finite numbers"):
+def test_a_router_weight_that_is_no_number():
+    model = MoEForCausalLM(small())
+    model.model.layers[1].mlp.gate.weight.data[2, 3] = math.nan
+    with pytest.raises(ValueError, match=r"router logits of token 0 are \[.*nan.*\]: wanted finite numbers"):
         model(random_ids(1, 4))
 
 
@@ -596,6 +585,7 @@ def test_the_cache_is_kept_only_when_asked_for():
     assert model(ids[:, :1], cache=cache, use_cache=True).cache[0][0].shape[2] == 5
 
 
+@pytest.mark.parametrize("router_settings", [{"router": "noisy_topk"}, {"router": "switch", "num_experts_per_tok": 1}])
 def test_gradient_checkpointing_changes_memory_and_nothing_else(router_settings):
     settings = router_settings | {"router_z_loss_coef": 0.1}
     plain, thrifty = (MoEForCausalLM(small(**settings)).double() for _ in range(2))
