@@ -26,7 +26,8 @@ from torch import Tensor
 from minimoe.atomic import write_atomically
 from minimoe.data_files import data_path
 from minimoe.inspection import RoutingTrace, record_routing
-from minimoe.inspection import specialization as sp
+from minimoe.inspection import metrics as sp
+from minimoe.inspection.ablation import ablate
 from minimoe.model import MoEForCausalLM
 from minimoe.progress import progress_bar
 from minimoe.training.corpus import Corpus
@@ -158,7 +159,7 @@ def _rows(measured: sp.Measured, **where: int | str) -> Iterator[Row]:
 
 def _ablation(model: MoEForCausalLM, corpus: Corpus, seed: int) -> Iterator[Row]:
     names, text = list(groups(corpus)), ablation_text(corpus)
-    lost = sp.ablate(model, text, names)
+    lost = ablate(model, text, names)
     with torch.no_grad(), record_routing(model) as trace:
         for ids, group in text:
             trace.label([names[number] for number in group])

@@ -13,7 +13,7 @@ from minimoe.course import measurements
 from minimoe.course.runs import read_run, where
 from minimoe.data_files import data_path
 from minimoe.inspection import record_routing
-from minimoe.inspection import specialization as sp
+from minimoe.inspection import metrics as sp
 from minimoe.model import MoEConfig, MoEForCausalLM
 from minimoe.training import Corpus
 from minimoe.training.halve import halve

@@ -19,7 +19,7 @@ from minimoe.course.runs import read_run, where
 from minimoe.course.style import INK, MAIN, QUIET, SERIES, describe, new_figure
 from minimoe.data_files import data_path
 from minimoe.inspection import RoutingTrace
-from minimoe.inspection import specialization as sp
+from minimoe.inspection import metrics as sp
 from minimoe.model import MoEForCausalLM
 from minimoe.training.corpus import Corpus
 

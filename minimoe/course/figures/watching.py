@@ -16,7 +16,7 @@ from minimoe.course.figures.register import Drawing, figure, in_style
 from minimoe.course.figures.tokens import draw_tokens, route_layers, shipped_model, tile, visible
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe, expert_colour, new_figure, token_fonts
 from minimoe.inspection import RoutingTrace, record_routing
-from minimoe.inspection.specialization import frequent_tokens, repetition, vocabulary_specialization
+from minimoe.inspection.metrics import frequent_tokens, repetition, vocabulary_specialization
 from minimoe.training.planted import DOMAINS, LANGUAGES, TOPICS, document
 
 DOCUMENTS = 20  # of each planted domain
