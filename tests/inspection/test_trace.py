@@ -343,7 +343,7 @@ def test_streaming_gives_the_same_trace(tmp_path):
     model, batches = tiny(capacity_factor=1.0), [some_ids(seed=seed, length=3 + seed) for seed in range(4)]
     path = tmp_path / "new" / "routes"
     streamed = record(model, *batches, path=path)
-    assert type(streamed) is RoutingTrace
+    assert isinstance(streamed, RoutingTrace)
     assert_equal(streamed, record(model, *batches))
     assert_equal(streamed, RoutingTrace.load(path))
     assert list(path.parent.iterdir()) == [path]
@@ -553,7 +553,7 @@ def test_experts_that_were_bypassed():
 
 def test_arrays_that_do_not_belong_together():
     trace = record(tiny(), some_ids())
-    arrays = vars(trace)
+    arrays = trace._arrays() | trace._facts()
     with pytest.raises(TraceError, match=r"weights: found float64 \(3, 18, 2\), wanted float32 \(3, 18, 2\)"):
         RoutingTrace(**arrays | {"weights": trace.weights.astype(float)})
     with pytest.raises(TraceError, match=r"domains: found int16 \(17,\), wanted int16 \(18,\)"):
