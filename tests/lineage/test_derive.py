@@ -91,40 +91,33 @@ DERIVATIONS = {
 
 
 @pytest.mark.parametrize("name", DERIVATIONS)
-def test_the_result_is_new_and_the_inputs_stay(name, settings, tmp_path):
-    models = [random_model(seed, **settings).train() for seed in range(3)]
-    before = [vector(model).clone() for model in models]
-    made = DERIVATIONS[name](*models)
-    assert not made.training
-    assert all(parameter.requires_grad and parameter.dtype == torch.float64 for parameter in made.parameters())
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.fill_(7.0)
-    for model, old in zip(models, before, strict=True):
-        assert model.training
-        assert torch.equal(vector(model), old)
-    made.save_pretrained(tmp_path)
-    assert_same(MoEForCausalLM.from_pretrained(tmp_path), made)
-
-
-@pytest.mark.parametrize("name", DERIVATIONS)
-def test_the_dtype_stays(name):
-    models = [random_model(seed, **DENSE).bfloat16() for seed in range(3)]
-    assert {parameter.dtype for parameter in DERIVATIONS[name](*models).parameters()} == {torch.bfloat16}
+def test_the_result_is_new_and_the_inputs_stay(name, tmp_path):
+    for kind in KINDS.values():
+        models = [random_model(seed, **kind).train() for seed in range(3)]
+        before = [vector(model).clone() for model in models]
+        made = DERIVATIONS[name](*models)
+        assert not made.training
+        assert all(parameter.requires_grad and parameter.dtype == torch.float64 for parameter in made.parameters())
+        with torch.no_grad():
+            for parameter in made.parameters():
+                parameter.fill_(7.0)
+        for model, old in zip(models, before, strict=True):
+            assert model.training
+            assert torch.equal(vector(model), old)
+        made.save_pretrained(tmp_path)
+        assert_same(MoEForCausalLM.from_pretrained(tmp_path), made)
+    halves = [model.bfloat16() for model in models]
+    assert {parameter.dtype for parameter in DERIVATIONS[name](*halves).parameters()} == {torch.bfloat16}
 
 
 # --- merging ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("merge", [lerp, slerp])
-def test_a_merge_ends_where_its_inputs_are(merge, settings):
+def test_merges_against_arithmetic(settings):
     a, b = random_model(1, **settings), random_model(2, **settings)
-    assert_same(merge(a, b, 0.0), a)
-    assert_same(merge(a, b, 1.0), b)
-
-
-def test_lerp_and_average_against_arithmetic(settings):
-    a, b = random_model(1, **settings), random_model(2, **settings)
+    for merge in (lerp, slerp):
+        assert_same(merge(a, b, 0.0), a)
+        assert_same(merge(a, b, 1.0), b)
     assert_close(vector(lerp(a, b, 0.3)), 0.7 * vector(a) + 0.3 * vector(b))
     assert_close(vector(average([a, b, b])), (vector(a) + 2 * vector(b)) / 3)
 
@@ -135,11 +128,11 @@ def scaled(model: MoEForCausalLM, factor: float) -> MoEForCausalLM:
     return other
 
 
-@pytest.mark.parametrize("factor", [3.0, 0.0, -2.0])
-def test_slerp_of_parallel_opposite_and_zero_tensors_is_lerp(factor, settings):
+def test_slerp_of_parallel_opposite_and_zero_tensors_is_lerp(settings):
     a = random_model(**settings)
-    b = scaled(a, factor)
-    assert_same(slerp(a, b, 0.4), lerp(a, b, 0.4))
+    for factor in (3.0, 0.0, -2.0):
+        b = scaled(a, factor)
+        assert_same(slerp(a, b, 0.4), lerp(a, b, 0.4))
 
 
 def test_slerp_keeps_the_norm_and_turns_at_constant_speed():
@@ -202,9 +195,9 @@ def test_merging_refuses_what_does_not_fit():
         lambda x: ties(a, [x]),
         lambda x: average([a, x]),
     ):
-        with pytest.raises(ValueError, match=r"rope_theta=500\.0: wanted 10000\.0"):
+        with pytest.raises(ValueError, match="rope_theta=500"):
             merge(b)
-        with pytest.raises(ValueError, match="num_hidden_layers=5: wanted 4"):
+        with pytest.raises(ValueError, match="num_hidden_layers=5"):
             merge(deeper)
     renamed = random_model(**DENSE | {"model_type": "llama", "router_aux_loss_coef": 0.1})
     assert_same(lerp(a, renamed, 0.5), a)
@@ -220,9 +213,10 @@ def test_merging_refuses_what_does_not_fit():
 
 
 @pytest.mark.parametrize("where", ["gate", "up", "down"])
-def test_pruned_neurons_are_those_that_add_nothing(where, settings):
+@pytest.mark.parametrize("kind", ["mixture", "every second layer"])
+def test_pruned_neurons_are_those_that_add_nothing(where, kind):
     """Half of the neurons of each MLP are silenced, at random places: without them, the logits are the same."""
-    model, heard = random_model(**settings), []
+    model, heard = random_model(**KINDS[kind]), []
     for block in model.model.layers:
         mixture = block.is_sparse
         for mlp in filter(None, [block.mlp.experts, block.mlp.shared_expert] if mixture else [block.mlp]):
@@ -308,24 +302,21 @@ def run_layers(model: MoEForCausalLM, order: list[int]) -> torch.Tensor:
     return model.model.norm(x) @ head.weight.T
 
 
-@pytest.mark.parametrize("removed", [[0], [3], [1, 2], (0, 2, 3)])
-def test_pruned_layers_are_not_run(removed, settings):
+def test_pruned_layers_are_not_run(settings):
     model = random_model(**settings)
-    kept = [layer for layer in range(4) if layer not in removed]
-    pruned = prune_layers(model, removed)
-    assert pruned.config.num_hidden_layers == len(kept)
-    assert_close(logits(pruned), run_layers(model, kept), rtol=0, atol=1e-10)
+    for removed in ([0], [3], [1, 2], (0, 2, 3)):
+        kept = [layer for layer in range(4) if layer not in removed]
+        pruned = prune_layers(model, removed)
+        assert pruned.config.num_hidden_layers == len(kept)
+        assert_close(logits(pruned), run_layers(model, kept), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize(
-    ("removed", "order"),
-    [(0, [0, 1, 2, 3, 0, 1, 2, 3]), (1, [0, 1, 2, 1, 2, 3]), (2, [0, 1, 2, 3]), (3, [0, 3])],
-)
-def test_depth_upscaling_stacks_two_copies_less_the_seam(removed, order, settings):
+def test_depth_upscaling_stacks_two_copies_less_the_seam(settings):
     model = random_model(**settings)
-    deeper = depth_upscale(model, removed)
-    assert deeper.config.num_hidden_layers == len(order) == 2 * (4 - removed)
-    assert_close(logits(deeper), run_layers(model, order), rtol=0, atol=1e-10)
+    for removed, order in enumerate([[0, 1, 2, 3, 0, 1, 2, 3], [0, 1, 2, 1, 2, 3], [0, 1, 2, 3], [0, 3]]):
+        deeper = depth_upscale(model, removed)
+        assert deeper.config.num_hidden_layers == len(order)
+        assert_close(logits(deeper), run_layers(model, order), rtol=0, atol=1e-10)
 
 
 def test_the_copies_of_a_layer_can_be_trained_apart():
@@ -419,16 +410,10 @@ def test_a_merged_lora_computes_what_the_adapter_beside_the_weight_does():
     assert model.state_dict().keys() - same == {name, experts}
 
 
-@pytest.mark.parametrize(
-    ("name", "a", "b", "message"),
-    [
-        ("q_proj", (2, 16), (16, 2), "wanted the name of a matrix"),
-        ("model.norm.weight", (2, 16), (16, 2), "wanted the name of a matrix"),
-        ("model.layers.0.self_attn.k_proj.weight", (2, 16), (16, 2), r"B \[16, 2\], wanted .* for a weight \[8, 16\]"),
-        ("model.layers.0.self_attn.k_proj.weight", (3, 16), (8, 2), r"A \[3, 16\] and B \[8, 2\], wanted"),
-        ("model.layers.0.self_attn.k_proj.weight", (0, 16), (8, 0), r"A \[0, 16\] and B \[8, 0\], wanted"),
-    ],
-)
-def test_an_adapter_that_does_not_fit(name, a, b, message):
-    with pytest.raises(ValueError, match=rf"adapters\['{name}'\]: .*{message}|adapters\['{name}'\]: {message}"):
-        merge_lora(random_model(num_experts=0), {name: (torch.ones(a), torch.ones(b))}, alpha=1.0)
+def test_an_adapter_that_does_not_fit():
+    k = "model.layers.0.self_attn.k_proj.weight"  # [8, 16]
+    wrong = [("q_proj", (2, 16), (16, 2)), ("model.norm.weight", (2, 16), (16, 2))]
+    wrong += [(k, (2, 16), (16, 2)), (k, (3, 16), (8, 2)), (k, (0, 16), (8, 0))]
+    for name, a, b in wrong:
+        with pytest.raises(ValueError, match=rf"adapters\['{name}'\]"):
+            merge_lora(random_model(num_experts=0), {name: (torch.ones(a), torch.ones(b))}, alpha=1.0)
