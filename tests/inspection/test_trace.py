@@ -94,11 +94,14 @@ def drop(indices: np.ndarray, capacity: int, experts: int) -> np.ndarray:
 
 
 @pytest.mark.exact("two runs of one model are compared to the bit")
-@pytest.mark.parametrize("capacity_factor", [None, 0.6])
-def test_every_router_of_ours(router_settings, capacity_factor):
+def test_every_router_of_ours(router_settings):
     """The trace is what the model says it chose, less what a capacity drops."""
-    if capacity_factor and router_settings["router"] != "expert_choice":
-        router_settings = router_settings | {"capacity_factor": capacity_factor}
+    check_router(router_settings)
+    if router_settings["router"] != "expert_choice":
+        check_router(router_settings | {"capacity_factor": 0.6})
+
+
+def check_router(router_settings: dict) -> None:
     model, ids = tiny(**router_settings, mlp_only_layers=(1,)), some_ids()
     trace = record(model, ids)
     chosen = model(ids, output_router_logits=True).router_outputs
@@ -186,12 +189,12 @@ def test_documents_that_come_in_pieces():
     assert trace.positions.tolist() == [0, 1] * 5
 
 
-@pytest.mark.parametrize("documents", [["x"], ["x", "y", "z"]])
-def test_labels_that_do_not_fit_the_batch(documents):
+def test_labels_that_do_not_fit_the_batch():
     model = tiny()
-    with pytest.raises(ValueError, match=f"found {len(documents)} documents, wanted 2"), record_routing(model) as trace:
-        trace.label("a", documents=documents)
-        model(some_ids(2))
+    for documents in (["x"], ["x", "y", "z"]):
+        with pytest.raises(ValueError, match="documents, wanted 2"), record_routing(model) as trace:
+            trace.label("a", documents=documents)
+            model(some_ids(2))
     with pytest.raises(ValueError, match="found 3 domains, wanted 2"), record_routing(model) as trace:
         trace.label(["a", "b", "c"])
         model(some_ids(2))
@@ -427,15 +430,14 @@ def test_select():
 # --- what goes wrong
 
 
-@pytest.mark.parametrize("kept", [0, 7, 100, 0.5, -1])
-def test_a_file_cut_short(tmp_path, kept):
+def test_a_file_cut_short(tmp_path):
     path = tmp_path / "routes"
     record(tiny(), some_ids(), path=path)
-    data = path.read_bytes()
-    data = data[: int(kept * len(data)) if isinstance(kept, float) else kept]
-    path.write_bytes(data)
-    with pytest.raises(TraceError, match=f"routes: found {len(data)} bytes, wanted a whole routing trace"):
-        RoutingTrace.load(path)
+    whole = path.read_bytes()
+    for kept in (0, 7, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(TraceError, match=f"routes: found {kept} bytes"):
+            RoutingTrace.load(path)
 
 
 def test_files_that_are_no_trace(tmp_path):
