@@ -120,7 +120,6 @@ def domain_specialization(
         of: "domain", "language" or "topic"; rows are in the order of `labels(trace, of).names`.
         within: another of these that stays fixed, as in `mutual_information`: the null permutes among the documents
             that share it, and is the mean of their loads, weighted by how a row's tokens spread over them.
-        draws, seed: see the head of this file.
 
     Raises:
         ValueError: fewer than two domains, one without tokens, or a document with two; `within` is `of`.
@@ -156,7 +155,6 @@ def vocabulary_specialization(trace: RoutingTrace, *, min_count: int = 10, draws
     Args:
         trace: what to measure.
         min_count: fewest occurrences; rows are the tokens `frequent_tokens(trace, min_count)`.
-        draws, seed: see the head of this file.
 
     Raises:
         ValueError: no token occurs so often.
@@ -241,7 +239,6 @@ def mutual_information(
         within: the label that the null and the resamples keep fixed: "domain", "language" or "topic", and so is `of`.
             Unlike `given` it does not change the value. Documents without it form a group of their own. It fixes
             numbers of documents, not of tokens: if the condition goes with it, some of its effect stays in the value.
-        draws, shuffles, seed: see the head of this file.
 
     Raises:
         ValueError: fewer than two labels; a document with two domains; `given` or `within` is `of`; every token goes to
@@ -330,7 +327,6 @@ def router_saturation(trace: RoutingTrace, final: RoutingTrace, *, draws: int = 
     Args:
         trace: of the checkpoint.
         final: of the finished model, for the same tokens.
-        draws, seed: see the head of this file.
 
     Raises:
         ValueError: the traces differ in their tokens, layers or number of experts.
@@ -359,7 +355,6 @@ def repetition(trace: RoutingTrace, choices: int = 1, *, draws: int = 200, seed:
     Args:
         trace: what to measure.
         choices: 1, or 2 for "first or second".
-        draws, seed: see the head of this file.
 
     Raises:
         ValueError: `choices` is impossible, or no two tokens are consecutive.
@@ -404,7 +399,6 @@ def routing_agreement(
     Args:
         a: of one model.
         b: of another, for the same tokens.
-        draws, shuffles, seed: see the head of this file.
 
     Raises:
         ValueError: the traces differ in their tokens, layers or number of experts.

@@ -122,35 +122,6 @@ class RoutingTrace:
         arrays = {name: array[:, tokens] if name in ROUTED else array[tokens] for name, array in self._arrays().items()}
         return RoutingTrace(**arrays, **self._facts())
 
-    @staticmethod
-    def merge(traces: Sequence[RoutingTrace]) -> RoutingTrace:
-        """Traces of one model, one after the other, in memory. Documents of different traces stay different.
-
-        Raises:
-            TraceError: there are no traces, or they are of different models.
-        """
-        if not traces:
-            raise TraceError("traces: found none, wanted at least one")
-        first = traces[0]
-        for number, trace in enumerate(traces):
-            for name in ("num_experts", "k", "layers", "model_id"):
-                found, wanted = getattr(trace, name), getattr(first, name)
-                if found != wanted:
-                    raise TraceError(f"traces[{number}]: found {name}={found!r}, wanted {wanted!r} as in traces[0]")
-        domain_names = tuple(dict.fromkeys(name for trace in traces for name in trace.domain_names))
-        starts = np.cumsum([0] + [1 + trace.documents.max() for trace in traces[:-1]], dtype=np.int32)
-        parts = {name: [getattr(trace, name) for trace in traces] for name in DTYPES}
-        parts["domains"] = [_renumber(trace, domain_names) for trace in traces]
-        parts["documents"] = [trace.documents + start for trace, start in zip(traces, starts, strict=True)]
-        arrays = {name: np.concatenate(arrays, axis=1 if name in ROUTED else 0) for name, arrays in parts.items()}
-        return RoutingTrace(**arrays, **first._facts() | {"domain_names": domain_names})
-
-    def check_model(self, model: nn.Module) -> None:
-        """Raises TraceError unless this is a trace of `model` as it is now."""
-        found = model_id(model)
-        if found != self.model_id:
-            raise TraceError(f"the trace is of another model: found model_id={found!r}, wanted {self.model_id!r}")
-
     def save(self, path: str | Path) -> None:
         """Write the trace to one file. If this fails, an older file at `path` is as it was."""
         _write(Path(path), self._arrays(), self._facts())
@@ -194,12 +165,6 @@ def _read(path: Path) -> dict[str, Any]:
         raise TraceError(f"{path}: found {size} bytes, wanted a whole routing trace ({error})") from error
     facts = json.loads(metadata["facts"])
     return arrays | facts | {name: tuple(facts[name]) for name in ("domain_names", "layers")}
-
-
-def _renumber(trace: RoutingTrace, domain_names: Sequence[str]) -> np.ndarray:
-    """The domains of a trace as indices into a longer list of names."""
-    numbers = [domain_names.index(name) for name in trace.domain_names]
-    return np.array([*numbers, -1], np.int16)[trace.domains]  # -1, unlabelled, finds the last
 
 
 # --- recording ----------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@
     prune_layers, depth_upscale    make a model shallower, or deeper
     extend_vocabulary              make room for new tokens
     quantise                       round the weights to integers, store what these stand for
-    merge_lora                     add low-rank updates to the weights
 
 Each returns a new model in evaluation mode, with the tokenizer of the old, and leaves its inputs as they are. Sums are
 done in float64 and stored in the dtype of the (first) input. A `Derivation` keeps where a model came from.
@@ -326,7 +325,7 @@ def _with_layers(model: MoEForCausalLM, order: Sequence[int]) -> MoEForCausalLM:
     return build_from(model, tensors, num_hidden_layers=len(order), mlp_only_layers=dense, decoder_sparse_step=1)
 
 
-# --- vocabulary, precision, adapters ----------------------------------------------------------------------
+# --- vocabulary, precision --------------------------------------------------------------------------------
 
 
 def extend_vocabulary(model: MoEForCausalLM, new_tokens: int, *, seed: int = 0) -> MoEForCausalLM:
@@ -381,35 +380,4 @@ def quantise(model: MoEForCausalLM, bits: int) -> MoEForCausalLM:
             rows = wide(weight)
             step = rows.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
             tensors[name] = ((rows / step.where(step > 0, 1)).round() * step).to(weight)
-    return build_from(model, tensors)
-
-
-def merge_lora(model: MoEForCausalLM, adapters: Mapping[str, tuple[Tensor, Tensor]], *, alpha: float) -> MoEForCausalLM:
-    """W + alpha / r * B A for each adapted weight (LoRA: Hu et al. 2021, arXiv 2106.09685, section 4.1).
-
-    Args:
-        model: any.
-        adapters: by name in `model.state_dict()`, A [r, in] and B [out, r] for a weight [out, in]. A weight that
-            holds all experts, [E, out, in], takes A [E, r, in] and B [E, out, r].
-        alpha: of all adapters; the rank r is read off B.
-
-    Raises:
-        ValueError: a weight is not there, or its adapter has another shape; the name is given.
-    """
-    tensors = model.state_dict()
-    for name, (a, b) in adapters.items():
-        weight = tensors.get(name)
-        if weight is None or weight.dim() < 2:
-            raise ValueError(
-                f"adapters[{name!r}]: wanted the name of a matrix, such as 'model.layers.0.self_attn.q_proj.weight'"
-            )
-        *experts, rows, columns = weight.shape
-        rank = b.shape[-1]
-        if not rank or (list(a.shape), list(b.shape)) != ([*experts, rank, columns], [*experts, rows, rank]):
-            raise ValueError(
-                f"adapters[{name!r}]: A {list(a.shape)} and B {list(b.shape)}, wanted {[*experts, 'r', columns]} and "
-                f"{[*experts, rows, 'r']} for a weight {list(weight.shape)}"
-            )
-        update = alpha / rank * (wide(b) @ wide(a))
-        tensors[name] = (wide(weight) + update).to(weight)
     return build_from(model, tensors)

@@ -8,7 +8,6 @@ from minimoe.lineage.derive import (
     depth_upscale,
     extend_vocabulary,
     lerp,
-    merge_lora,
     prune_heads,
     prune_layers,
     prune_neurons,
@@ -34,8 +33,6 @@ def mixture(seed: int = 0) -> MoEForCausalLM:
         return MoEForCausalLM(MoEConfig(**SIZES, num_experts=4, model_type="mixtral"), seed=seed)
 
 
-RANK_2 = torch.ones(2, 16)
-Q = "model.layers.0.self_attn.q_proj.weight"
 DERIVATIONS = {
     "average": lambda: average([dense(), dense(1)]),
     "lerp": lambda: lerp(dense(), dense(1), 0.3),
@@ -47,7 +44,6 @@ DERIVATIONS = {
     "depth_upscale": lambda: depth_upscale(dense(), 1),
     "extend_vocabulary": lambda: extend_vocabulary(dense(), 3),
     "quantise": lambda: quantise(mixture(), 4),
-    "merge_lora": lambda: merge_lora(dense(), {Q: (RANK_2, RANK_2.mT)}, alpha=1.0),
     "frame_norms": lambda: frame_norms(dense(), dense(1)),
     "frame_std_profile": lambda: frame_std_profile(dense(), dense(1)),
     "frame_neuron_order": lambda: frame_neuron_order(dense(), dense(1)),

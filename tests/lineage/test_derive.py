@@ -14,7 +14,6 @@ from minimoe.lineage.derive import (
     depth_upscale,
     extend_vocabulary,
     lerp,
-    merge_lora,
     neurons,
     prune_heads,
     prune_layers,
@@ -86,7 +85,6 @@ DERIVATIONS = {
     "depth_upscale": lambda a, b, c: depth_upscale(a, 1),
     "extend_vocabulary": lambda a, b, c: extend_vocabulary(a, 2),
     "quantise": lambda a, b, c: quantise(a, 8),
-    "merge_lora": lambda a, b, c: merge_lora(a, {}, alpha=1.0),
 }
 
 
@@ -338,7 +336,7 @@ def test_layers_that_are_not_there():
             depth_upscale(model, removed)
 
 
-# --- vocabulary, precision, adapters ----------------------------------------------------------------------
+# --- vocabulary, precision --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -393,27 +391,3 @@ def test_quantising_leaves_a_row_of_zeros_and_refuses_other_widths():
     for bits in (1, 9, 4.5):
         with pytest.raises(ValueError, match=f"bits={bits}: wanted a whole number from 2 to 8"):
             quantise(model, bits)
-
-
-def test_a_merged_lora_computes_what_the_adapter_beside_the_weight_does():
-    model = random_model(num_experts=3)
-    name, experts = "model.layers.2.self_attn.q_proj.weight", "model.layers.1.mlp.experts.down_proj"
-    a, b = torch.randn(2, 16, dtype=torch.float64), torch.randn(16, 2, dtype=torch.float64)
-    many_a, many_b = torch.randn(3, 4, 6, dtype=torch.float64), torch.randn(3, 16, 4, dtype=torch.float64)
-    merged = merge_lora(model, {name: (a, b), experts: (many_a, many_b)}, alpha=8.0)
-    x = torch.randn(16, dtype=torch.float64)
-    old, new = (each.model.layers[2].self_attn.q_proj for each in (model, merged))
-    assert_close(new(x), old(x) + 8 / 2 * (b @ (a @ x)))
-    old, new = (each.model.layers[1].mlp.experts.down_proj for each in (model, merged))
-    assert_close(new[2], old[2] + 8 / 4 * many_b[2] @ many_a[2])
-    same = {key for key, tensor in model.state_dict().items() if torch.equal(tensor, merged.state_dict()[key])}
-    assert model.state_dict().keys() - same == {name, experts}
-
-
-def test_an_adapter_that_does_not_fit():
-    k = "model.layers.0.self_attn.k_proj.weight"  # [8, 16]
-    wrong = [("q_proj", (2, 16), (16, 2)), ("model.norm.weight", (2, 16), (16, 2))]
-    wrong += [(k, (2, 16), (16, 2)), (k, (3, 16), (8, 2)), (k, (0, 16), (8, 0))]
-    for name, a, b in wrong:
-        with pytest.raises(ValueError, match=rf"adapters\['{name}'\]"):
-            merge_lora(random_model(num_experts=0), {name: (torch.ones(a), torch.ones(b))}, alpha=1.0)
