@@ -87,7 +87,7 @@ def calls_of_all(trace: RoutingTrace, other: RoutingTrace) -> dict[str, Callable
         "router_saturation": lambda: metrics.router_saturation(trace, other),
         "repetition": lambda: metrics.repetition(trace),
         "repetition, first or second": lambda: metrics.repetition(trace, 2),
-        "routing_agreement": lambda: metrics.routing_agreement(trace, other),
+        "matched_agreement": lambda: metrics.matched_agreement(trace, other),
     }
     for of in ("domain", "language", "topic", "token", "position"):
         found[f"mutual_information, {of}"] = lambda of=of: metrics.mutual_information(trace, of)

@@ -130,7 +130,7 @@ def measure(
         removed += _ablation(final, corpus, seed)
         finished.append(trace)
     for seed, ours, theirs in zip(seeds, finished, [*finished[1:], finished[0]], strict=True):
-        agreement = sp.routing_agreement(ours, theirs)
+        agreement = sp.matched_agreement(ours, theirs)
         found += _rows(agreement, seed=seed, step=EXPERIMENTS[name].steps, metric="agreement")
     for table, rows in (("specialization", found), ("ablation", removed)):
         content = to_csv(rows, ".6g")  # the smallest shares of information are below a thousandth

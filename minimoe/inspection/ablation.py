@@ -43,7 +43,7 @@ def ablate(
     """
     gates = [module.gate for module in model.modules() if isinstance(module, MoELayer)]
     if not gates:
-        raise ValueError("found a dense model, wanted one with experts to remove")
+        raise ValueError("num_experts=0: a dense model has no expert to remove")
     batches = list(batches)
     domains = np.concatenate([np.zeros(0, dtype=np.int64), *(np.asarray(domain) for _, domain in batches)])
     _check_domains(domains, domain_names)
@@ -68,7 +68,7 @@ def _check_domains(domains: np.ndarray, names: Sequence[str]) -> None:
         raise ValueError(f"domain {domains.max()}: wanted less than {len(names)}, the number of domain_names")
     for index, name in enumerate(names):
         if not (domains == index).any():
-            raise ValueError(f"domain {name!r}: found no sequence of it in the batches, wanted at least one")
+            raise ValueError(f"domain {name!r} has no sequence in the batches: wanted at least one")
 
 
 @contextmanager

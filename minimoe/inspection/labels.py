@@ -46,7 +46,7 @@ def labels(trace: RoutingTrace, of: str) -> Labels:
     parts = [name.split("/")[half] if name.count("/") == 1 else None for name in trace.domain_names]
     names = tuple(dict.fromkeys(part for part in parts if part is not None))
     if not names:
-        raise ValueError(f"{of}: found domains {list(trace.domain_names)}, wanted some named 'language/topic'")
+        raise ValueError(f"{of}: no domain is named 'language/topic' among {list(trace.domain_names)}")
     of_domain = np.array([-1 if part is None else names.index(part) for part in parts] + [-1])
     return Labels(of_domain[domains], names)  # a domain of -1 finds the last entry
 
@@ -58,12 +58,12 @@ def labelled(trace: RoutingTrace, label: np.ndarray, of: str, fewest: int = 2) -
     if len(found) < fewest:
         names = labels(trace, of).names
         shown = [names[index] if names else int(index) for index in found]
-        raise ValueError(f"{of}: found {len(found)} among the labelled tokens {shown}, wanted at least {fewest}")
+        raise ValueError(f"{of}: the labelled tokens have {len(found)} values {shown}, wanted at least {fewest}")
     if of in DOCUMENT_LABELS:
         ids, first, numbered = np.unique(trace.documents[kept], return_index=True, return_inverse=True)
         other = np.flatnonzero(label[kept] != label[kept][first][numbered])
         if len(other):
-            raise ValueError(f"document {ids[numbered[other[0]]]}: found two labels of {of}, wanted one a document")
+            raise ValueError(f"document {ids[numbered[other[0]]]} has two labels of {of}: wanted one for each document")
     return kept
 
 

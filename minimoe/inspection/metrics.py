@@ -9,7 +9,7 @@
     co_activation                share of an expert's tokens that also go to another          [L, E, E]
     router_saturation            share of the final choices already made                      [L]
     repetition                   how often consecutive tokens get the same first choice       [L]
-    routing_agreement            share of choices that two models have in common              [L]
+    matched_agreement            share of choices that two models have in common              [L]
 
 Shapes: L sparse layers, E experts, K experts per token, T tokens, N = T * K routed tokens. A `trace` is a
 `RoutingTrace`, or whatever has its attributes; an index E is an empty slot and counts for nobody.
@@ -130,7 +130,7 @@ def domain_specialization(
     label, names = labels(trace, of)
     absent = [name for index, name in enumerate(names) if not (label == index).any()]
     if absent:
-        raise ValueError(f"{of} {absent[0]!r}: found no token of it in the trace, wanted some of each of {list(names)}")
+        raise ValueError(f"{of} {absent[0]!r} has no token in the trace: wanted some of each of {list(names)}")
     kept = labelled(trace, label, of)
     label, fixed = label[kept], fixed[kept]
     strata = None if within is None else number_pairs(fixed, label)
@@ -271,8 +271,8 @@ def mutual_information(
         everything = slots.conditional_entropy(expert, np.zeros_like(token)) - spread
         if everything[0] < 1e-9:  # 0 but for rounding
             raise ValueError(
-                f"layer {layer}: found every token at the same {experts_of_token.max()} of {trace.num_experts} "
-                "experts, wanted a choice that a label could tell something about"
+                f"layer {layer}: every token goes to the same {experts_of_token.max()} of {trace.num_experts} "
+                "experts, so that there is no choice for a label to explain"
             )
         without_label = slots.conditional_entropy(expert, condition[token])
         information = without_label - slots.conditional_entropy(expert, cell[token])
@@ -305,7 +305,7 @@ def co_activation(trace: RoutingTrace, *, draws: int = 200, seed: int = 0) -> Me
     for layer, indices in zip(trace.layers, trace.indices, strict=True):
         sizes = np.bincount((indices < trace.num_experts).sum(1))
         if len(sizes) < 3:
-            raise ValueError(f"layer {layer}: found {len(sizes) - 1} experts per token at most, wanted 2")
+            raise ValueError(f"layer {layer}: a token goes to {len(sizes) - 1} experts at most, wanted 2 or more")
         chosen = _membership(indices, trace.num_experts)
         both = resamples.overlap(chosen, chosen)
         loads = chosen.mean(0, dtype=float)
@@ -363,7 +363,7 @@ def repetition(trace: RoutingTrace, choices: int = 1, *, draws: int = 200, seed:
         raise ValueError(f"choices={choices}: wanted 1, or 2 where a token has two ({trace.indices.shape[2]} here)")
     next_to = (np.diff(trace.documents) == 0) & (np.diff(trace.positions) == 1)
     if not next_to.any():
-        raise ValueError("found no two consecutive tokens of one document, wanted some")
+        raise ValueError("the trace has no two consecutive tokens of one document")
     resamples = Resamples.draw(trace.documents[1:][next_to], draws, seed)
     shares, nulls = [], []
     for index, layer in enumerate(trace.layers):
@@ -372,7 +372,7 @@ def repetition(trace: RoutingTrace, choices: int = 1, *, draws: int = 200, seed:
         left, right = best[:-1][next_to], best[1:][next_to]
         valid = (whole[:-1] & whole[1:])[next_to]
         if not valid.any():
-            raise ValueError(f"layer {layer}: found no two consecutive tokens with {choices} choices each, wanted some")
+            raise ValueError(f"layer {layer}: there are no two consecutive tokens that have {choices} choices each")
         same = (left[:, :, None] == right[:, None]).any((1, 2))
         shares.append(resamples.ratio(same & valid, valid))
         chosen = _membership(best[whole], trace.num_experts)
@@ -386,7 +386,7 @@ def chance_of_repetition(num_experts: int, choices: int = 1) -> float:
     return 1 - comb(num_experts - choices, choices) / comb(num_experts, choices)
 
 
-def routing_agreement(
+def matched_agreement(
     a: RoutingTrace, b: RoutingTrace, *, draws: int = 200, shuffles: int = 20, seed: int = 0
 ) -> Measured:
     """The share of choices that two models have in common once their experts are matched, [L].
@@ -440,11 +440,11 @@ def _memberships(a: RoutingTrace, b: RoutingTrace) -> list[tuple[np.ndarray, np.
     for name in ("num_experts", "layers"):
         found, wanted = getattr(b, name), getattr(a, name)
         if found != wanted:
-            raise ValueError(f"{name}: found {found} in the second trace, wanted {wanted} as in the first")
+            raise ValueError(f"{name}={found} in the second trace: wanted {wanted}, as in the first")
     if not np.array_equal(a.token_ids, b.token_ids):
         raise ValueError(
-            f"token_ids: found {len(b.token_ids)} tokens in the second trace, other than the {len(a.token_ids)} in the "
-            "first, wanted two traces of one text"
+            f"token_ids: the {len(b.token_ids)} tokens of the second trace are not the {len(a.token_ids)} of the "
+            "first: wanted two traces of one text"
         )
     pairs = zip(a.indices, b.indices, strict=True)
     return [tuple(_membership(indices, a.num_experts) for indices in pair) for pair in pairs]
@@ -457,7 +457,7 @@ def _filled(indices: np.ndarray, experts: int, layer: int | None = None) -> tupl
     """Token and expert of every slot that is not empty. With a `layer` to name, raises ValueError if there are none."""
     token, slot = np.nonzero(indices < experts)
     if layer is not None and not len(token):
-        raise ValueError(f"layer {layer}: found {len(indices)} tokens and no expert chosen, wanted at least one")
+        raise ValueError(f"layer {layer}: none of the {len(indices)} tokens goes to an expert")
     return token, indices[token, slot].astype(np.int64)
 
 

@@ -117,7 +117,7 @@ class RoutingTrace:
         """
         if isinstance(tokens, str):
             if tokens not in self.domain_names:
-                raise TraceError(f"found no domain {tokens!r}, wanted one of {self.domain_names}")
+                raise TraceError(f"the trace has no domain {tokens!r}: wanted one of {self.domain_names}")
             tokens = self.domains == self.domain_names.index(tokens)
         arrays = {name: array[:, tokens] if name in ROUTED else array[tokens] for name, array in self._arrays().items()}
         return RoutingTrace(**arrays, **self._facts())
@@ -162,7 +162,7 @@ def _read(path: Path) -> dict[str, Any]:
             arrays = {name: file.get_tensor(name).numpy() for name in DTYPES}
     except SafetensorError as error:
         size = path.stat().st_size
-        raise TraceError(f"{path}: found {size} bytes, wanted a whole routing trace ({error})") from error
+        raise TraceError(f"{path}: these {size} bytes are not a whole routing trace ({error})") from error
     facts = json.loads(metadata["facts"])
     return arrays | facts | {name: tuple(facts[name]) for name in ("domain_names", "layers")}
 
@@ -268,7 +268,7 @@ class _Recorder:
         found = {layer: len(self._dispatched[layer][0]) for layer in self._experts if layer in self._dispatched}
         wanted = dict.fromkeys(self._experts, self._input_ids.numel())
         if found != wanted:
-            raise TraceError(f"tokens given to the experts of each layer: found {found}, wanted {wanted}")
+            raise TraceError(f"tokens given to the experts of each layer: {found}, but the batch has {wanted}")
         indices, weights = (
             np.stack(layers, axis=1) for layers in zip(*(self._dispatched[n] for n in self._experts), strict=True)
         )
@@ -285,9 +285,9 @@ class _Recorder:
     def finish(self) -> dict[str, Any]:
         """The fields of the trace."""
         if model_id(self._model) != self._model_id:
-            raise TraceError("found weights that changed during the recording, wanted one model to a trace")
+            raise TraceError("the weights of the model changed during the recording: a trace belongs to one model")
         if self._record_type is None or not self._scratch.tell():
-            raise TraceError("found no forward of the model in the block, wanted at least one (of the whole model)")
+            raise TraceError("the model was not called in the block; a call of a part of it does not count")
         facts = {
             "domain_names": tuple(self._sequences.domain_names),
             "layers": tuple(self._experts),
@@ -359,8 +359,8 @@ class _Sequences:
             self._lengths, self._columns = np.zeros(rows, int), 0
         elif (rows, cached) != (len(self._rows), self._columns):
             raise ValueError(
-                f"cache: found {rows} rows of {cached} tokens, wanted {len(self._rows)} of {self._columns} to "
-                "continue the last forward; record a text from its beginning"
+                f"the cache holds {rows} rows of {cached} tokens, but the last forward that was recorded ended with "
+                f"{len(self._rows)} rows of {self._columns}: record a text from its beginning"
             )
         domains = self.domains if isinstance(self.domains, list) else [self.domains] * rows
         _check_rows("domains", domains, rows)
@@ -378,7 +378,7 @@ class _Sequences:
 
 def _check_rows(name: str, values: Sequence[Any], rows: int) -> None:
     if len(values) != rows:
-        raise ValueError(f"label(...): found {len(values)} {name}, wanted {rows}, one for each row of the batch")
+        raise ValueError(f"label(...) was given {len(values)} {name}: wanted {rows}, one for each row of the batch")
 
 
 # --- the model, seen from outside ---------------------------------------------------------------------------
@@ -422,7 +422,7 @@ def _find_experts(model: nn.Module) -> dict[int, nn.Module]:
             found[numbers[0]] = module.experts
     if not found:
         raise ValueError(
-            f"{type(model).__name__}: found no layer with a `gate` and fused `experts`, wanted a sparse model"
+            f"{type(model).__name__} has no layer with a `gate` and fused `experts`: wanted a mixture of experts"
         )
     return found
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from minimoe.course import measurements
 from minimoe.course.runs import read_run, where
 from minimoe.data_files import data_path
-from minimoe.inspection import record_routing
 from minimoe.inspection import metrics as sp
+from minimoe.inspection import record_routing
 from minimoe.model import MoEConfig, MoEForCausalLM
 from minimoe.training import Corpus
 from minimoe.training.halve import halve
@@ -159,7 +159,7 @@ def test_tiny_models_are_measured_from_end_to_end(runs, corpus, tmp_path):
     other = measurements.record(MoEForCausalLM.from_pretrained(runs / "planted-batch-0"), corpus)
     agreement = [row for row in followed if row["metric"] == "agreement" and row["layer"] == "1"]
     assert [row["seed"] for row in agreement] == ["0", "1"]
-    assert float(agreement[1]["value"]) == pytest.approx(sp.routing_agreement(trace, other).value[1], rel=1e-5)
+    assert float(agreement[1]["value"]) == pytest.approx(sp.matched_agreement(trace, other).value[1], rel=1e-5)
 
     saturation = [row for row in followed if row["metric"] == "saturation"]
     assert {(row["seed"], row["step"], row["layer"]) for row in saturation} == {

@@ -122,9 +122,9 @@ def test_a_domain_of_one_sequence_has_no_interval():
 def test_ablation_says_what_is_missing():
     model, dense = tiny_model(), tiny_model(num_experts=0, intermediate_size=8)
     for one, batches, names, message in [
-        (dense, make_batches(), ("a", "b"), "found a dense model"),
-        (model, make_batches(), ("a", "b", "c"), "domain 'c': found no sequence"),
-        (model, [], ("a",), "domain 'a': found no sequence"),
+        (dense, make_batches(), ("a", "b"), "num_experts=0"),
+        (model, make_batches(), ("a", "b", "c"), "domain 'c' has no sequence"),
+        (model, [], ("a",), "domain 'a' has no sequence"),
         (model, make_batches(), ("a",), "domain 1: wanted less than 1"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -192,10 +192,10 @@ def test_documents_that_come_in_pieces():
 def test_labels_that_do_not_fit_the_batch():
     model = tiny()
     for documents in (["x"], ["x", "y", "z"]):
-        with pytest.raises(ValueError, match="documents, wanted 2"), record_routing(model) as trace:
+        with pytest.raises(ValueError, match="documents: wanted 2"), record_routing(model) as trace:
             trace.label("a", documents=documents)
             model(some_ids(2))
-    with pytest.raises(ValueError, match="found 3 domains, wanted 2"), record_routing(model) as trace:
+    with pytest.raises(ValueError, match="3 domains: wanted 2"), record_routing(model) as trace:
         trace.label(["a", "b", "c"])
         model(some_ids(2))
 
@@ -228,9 +228,9 @@ def test_generate_makes_one_document_a_row(make):
 def test_a_cache_of_text_that_was_not_recorded():
     model, ids = tiny(), some_ids()
     cache = model(ids, use_cache=True).cache
-    with pytest.raises(ValueError, match="found 2 rows of 9 tokens, wanted 0 of 0"), record_routing(model):
+    with pytest.raises(ValueError, match=r"2 rows of 9 tokens.* 0 rows of 0"), record_routing(model):
         model(ids[:, :1], cache=cache)
-    with pytest.raises(ValueError, match="found 2 rows of 9 tokens, wanted 2 of 4"), record_routing(model):
+    with pytest.raises(ValueError, match=r"2 rows of 9 tokens.* 2 rows of 4"), record_routing(model):
         model(ids[:, :4])
         model(ids[:, :1], cache=cache)
 
@@ -333,7 +333,7 @@ def test_nested_recordings():
 
 def test_a_model_that_changes_within_the_block():
     model, ids = tiny(), some_ids()
-    with pytest.raises(TraceError, match="weights that changed"), record_routing(model):
+    with pytest.raises(TraceError, match="weights of the model changed"), record_routing(model):
         model(ids, labels=ids).loss.backward()
         torch.optim.SGD(model.parameters(), 0.1).step()
 
@@ -405,7 +405,7 @@ def test_select():
     assert_equal(trace.select("domain 1"), trace.select(trace.documents >= 2))
     assert trace.select("domain 1").token_ids.tolist() == some_ids(seed=1).flatten().tolist()
     np.testing.assert_array_equal(trace.select("domain 1").indices, trace.indices[:, 18:])
-    with pytest.raises(TraceError, match=r"no domain 'x', wanted one of \('domain 0', 'domain 1'\)"):
+    with pytest.raises(TraceError, match=r"no domain 'x': wanted one of \('domain 0', 'domain 1'\)"):
         trace.select("x")
     with pytest.raises(TraceError, match="none of them 0"):
         trace.select(trace.documents > 99)
@@ -420,7 +420,7 @@ def test_a_file_cut_short(tmp_path):
     whole = path.read_bytes()
     for kept in (0, 7, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:kept])
-        with pytest.raises(TraceError, match=f"routes: found {kept} bytes"):
+        with pytest.raises(TraceError, match=f"routes: these {kept} bytes"):
             RoutingTrace.load(path)
 
 
@@ -500,14 +500,14 @@ def test_model_id_sees_every_tensor_and_setting():
 
 
 def test_models_and_calls_that_cannot_be_recorded():
-    with pytest.raises(ValueError, match="MoEForCausalLM: found no layer with"), record_routing(tiny(num_experts=0)):
+    with pytest.raises(ValueError, match="MoEForCausalLM has no layer with"), record_routing(tiny(num_experts=0)):
         pass
-    with pytest.raises(ValueError, match="Linear: found no layer with"), record_routing(torch.nn.Linear(2, 2)):
+    with pytest.raises(ValueError, match="Linear has no layer with"), record_routing(torch.nn.Linear(2, 2)):
         pass
     model = theirs("mixtral")
     with pytest.raises(ValueError, match="input_ids=None"), record_routing(model):
         model(inputs_embeds=torch.zeros(1, 2, 16))
-    with pytest.raises(TraceError, match="found no forward of the model"), record_routing(model):
+    with pytest.raises(TraceError, match="the model was not called"), record_routing(model):
         model.model(some_ids())  # the decoder alone
 
 
@@ -515,7 +515,7 @@ def test_experts_that_were_bypassed():
     """Were a layer to run its experts otherwise than by calling them, the trace would lack them: an error instead."""
     model = tiny(num_hidden_layers=2)
     experts = model.model.layers[1].mlp.experts
-    with pytest.raises(TraceError, match=r"found \{0: 18\}, wanted \{0: 18, 1: 18\}"), record_routing(model):
+    with pytest.raises(TraceError, match=r"\{0: 18\}, but the batch has \{0: 18, 1: 18\}"), record_routing(model):
         model(some_ids())
         experts.__class__ = type("Fused", (type(experts),), {"__call__": lambda self, *args: self.forward(*args)})
         model(some_ids())
