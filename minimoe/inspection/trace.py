@@ -202,7 +202,7 @@ def record_routing(model: nn.Module, path: str | Path | None = None) -> Iterator
         TraceError: when the block ends, as nothing was recorded, or the model's weights changed within it.
     """
     with ExitStack() as stack:
-        recording = Recording()
+        recording = Recording.begin()
         recorder = _Recorder(model, None if path is None else Path(path), recording._sequences, stack)
         yield recording
         RoutingTrace.__init__(recording, **recorder.finish())
@@ -211,13 +211,17 @@ def record_routing(model: nn.Module, path: str | Path | None = None) -> Iterator
 class Recording(RoutingTrace):
     """A RoutingTrace that can be read once its block has ended; `label` says what comes next in it."""
 
-    def __init__(self) -> None:  # the fields of the trace follow at the end of the block
-        self._sequences = _Sequences()
+    @classmethod
+    def begin(cls) -> Recording:
+        """One without the fields of a trace: `record_routing` fills them in at the end of its block."""
+        recording = cls.__new__(cls)
+        recording._sequences = _Sequences()
+        return recording
 
     def __getattr__(self, name: str) -> Any:
-        """Reached only by what is not there: the fields of the trace, while it is being recorded."""
+        """Reached only by what is not there, such as the fields of the trace while it is being recorded."""
         raise AttributeError(
-            f"{name}: a trace can be read once its `with record_routing(...)` block ended without error"
+            f"{name}: a trace has its fields once its `with record_routing(...)` block has ended without an error"
         )
 
     def label(self, domains: str | Sequence[str | None] | None, *, documents: Sequence[Hashable] | None = None) -> None:

@@ -1,5 +1,6 @@
 """Recorded routes, held against what models return, against transformers, and against what the experts computed."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -174,6 +175,8 @@ def test_tokens_documents_positions_and_labels():
     assert trace.domains.tolist() == [-1] * 3 + [0] * 5 + [1] * 5 + [0] * 3 + [-1] * 3
     assert {name: getattr(trace, name).dtype for name in DTYPES} == DTYPES
     assert "19 tokens" in repr(trace)
+    other = dataclasses.replace(trace, documents=trace.documents + 1)  # a trace like any other now
+    np.testing.assert_array_equal(other.documents - 1, trace.documents)
 
 
 def test_documents_that_come_in_pieces():
@@ -293,11 +296,11 @@ def test_an_exception_leaves_the_model_and_no_trace(tmp_path):
     old = path.read_bytes()
     with pytest.raises(KeyError), record_routing(model, path) as trace:
         model(ids)
-        with pytest.raises(AttributeError, match="indices: a trace can be read once"):
+        with pytest.raises(AttributeError, match="indices: a trace has its fields once"):
             _ = trace.indices
         raise KeyError("mine")
     assert hooks(model) == 0
-    with pytest.raises(AttributeError, match="num_layers: a trace can be read once"):
+    with pytest.raises(AttributeError, match="num_layers: a trace has its fields once"):
         _ = trace.num_layers
     assert path.read_bytes() == old
     assert list(tmp_path.iterdir()) == [path]
