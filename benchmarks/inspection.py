@@ -2,7 +2,7 @@
 
     python -m benchmarks.inspection [--rounds N] [--threads 1 2] [--json FILE]
 
-First all metrics but ablation, which runs a model, with their default number of resamples: the limit is 10 seconds on
+First all metrics with their default number of resamples: the limit is 10 seconds on
 one thread. Then one of them in turns with its peer. Both compute the information between expert and token on the trace,
 on resamples of its documents and under shuffled labels: ours from counts per document, the peer by calling
 `sklearn.metrics.mutual_info_score` on the tokens of every resample, each of whose values is asserted to agree.
@@ -19,8 +19,8 @@ from sklearn.metrics import mutual_info_score
 from threadpoolctl import threadpool_limits
 
 from benchmarks.timing import Target, finish, measure, parse_arguments, report, torch_threads
-from minimoe.inspection import specialization
-from minimoe.inspection.specialization import Measured
+from minimoe.inspection import metrics
+from minimoe.inspection.nulls import Measured, Resamples
 from minimoe.inspection.trace import RoutingTrace
 
 OURS = "minimoe counts per document"
@@ -74,29 +74,29 @@ def make_trace(size: Size, router: int = 0) -> RoutingTrace:
     )
 
 
-def metrics(trace: RoutingTrace, other: RoutingTrace) -> dict[str, Callable[[], Measured]]:
+def calls_of_all(trace: RoutingTrace, other: RoutingTrace) -> dict[str, Callable[[], Measured]]:
     """Every metric that needs no model, on `trace`; those between two traces with `other`."""
     found: dict[str, Callable[[], Measured]] = {
-        "load": lambda: specialization.load(trace),
-        "max_violation": lambda: specialization.max_violation(trace),
-        "load_entropy": lambda: specialization.load_entropy(trace),
-        "domain_specialization": lambda: specialization.domain_specialization(trace),
-        "vocabulary_specialization": lambda: specialization.vocabulary_specialization(trace),
-        "mutual_information, domain given token": lambda: specialization.mutual_information(trace, "domain", "token"),
-        "co_activation": lambda: specialization.co_activation(trace),
-        "router_saturation": lambda: specialization.router_saturation(trace, other),
-        "repetition": lambda: specialization.repetition(trace),
-        "repetition, first or second": lambda: specialization.repetition(trace, 2),
-        "routing_agreement": lambda: specialization.routing_agreement(trace, other),
+        "load": lambda: metrics.load(trace),
+        "max_violation": lambda: metrics.max_violation(trace),
+        "load_entropy": lambda: metrics.load_entropy(trace),
+        "domain_specialization": lambda: metrics.domain_specialization(trace),
+        "vocabulary_specialization": lambda: metrics.vocabulary_specialization(trace),
+        "mutual_information, domain given token": lambda: metrics.mutual_information(trace, "domain", "token"),
+        "co_activation": lambda: metrics.co_activation(trace),
+        "router_saturation": lambda: metrics.router_saturation(trace, other),
+        "repetition": lambda: metrics.repetition(trace),
+        "repetition, first or second": lambda: metrics.repetition(trace, 2),
+        "matched_agreement": lambda: metrics.matched_agreement(trace, other),
     }
     for of in ("domain", "language", "topic", "token", "position"):
-        found[f"mutual_information, {of}"] = lambda of=of: specialization.mutual_information(trace, of)
+        found[f"mutual_information, {of}"] = lambda of=of: metrics.mutual_information(trace, of)
     return found
 
 
 def time_all(size: Size, rounds: int) -> dict[str, Any]:
     """Seconds of every metric in every round, and whether the median of their sums is below the limit."""
-    calls = metrics(make_trace(size), make_trace(size, router=1))
+    calls = calls_of_all(make_trace(size), make_trace(size, router=1))
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
@@ -122,7 +122,7 @@ def print_all(size: Size, threads: int, result: dict[str, Any]) -> None:
 def peers(trace: RoutingTrace) -> dict[str, Callable[[], Measured]]:
     """The share of the first layer's routing (K = 1) that the token accounts for, measured in both ways."""
     experts, documents = trace.indices[0, :, 0].astype(np.int64), trace.documents
-    _, resamples = specialization._resampled_documents(documents, PEER_DRAWS, seed=0)
+    resamples = Resamples.draw(documents, PEER_DRAWS, seed=0).weights
     orders = [np.random.default_rng(seed).permutation(len(experts)) for seed in range(PEER_SHUFFLES)]
 
     def explained(words: np.ndarray, experts: np.ndarray) -> float:
@@ -137,7 +137,7 @@ def peers(trace: RoutingTrace) -> dict[str, Callable[[], Measured]]:
         return Measured(*(np.array([number]) for number in (found[0], null, low, high)))
 
     def ours() -> Measured:
-        return specialization.mutual_information(trace, "token", draws=PEER_DRAWS, shuffles=PEER_SHUFFLES)
+        return metrics.mutual_information(trace, "token", draws=PEER_DRAWS, shuffles=PEER_SHUFFLES)
 
     return {OURS: ours, PEER: theirs}
 

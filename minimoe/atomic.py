@@ -5,12 +5,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 
 @contextmanager
-def open_atomically(path: str | Path) -> Iterator[BinaryIO]:
-    """A file to write bytes to, which takes the place of `path` when the block ends; the folders above it are made.
+def replace_atomically(path: str | Path) -> Iterator[Path]:
+    """A file to write, which takes the place of `path` when the block ends; the folders above it are made.
 
     If the block or the writing fails, an older file at `path` is as it was.
     Raises OSError when the folder cannot be made or written to.
@@ -18,10 +17,10 @@ def open_atomically(path: str | Path) -> Iterator[BinaryIO]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
     try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
+        yield Path(temporary)
+        with open(temporary, "r+b") as file:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp makes a file that only its owner may read
         os.replace(temporary, path)
@@ -31,6 +30,6 @@ def open_atomically(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write `data` to `path` as `open_atomically` does."""
-    with open_atomically(path) as file:
-        file.write(data)
+    """Write `data` to `path` as `replace_atomically` does."""
+    with replace_atomically(path) as temporary:
+        temporary.write_bytes(data)

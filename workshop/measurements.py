@@ -28,7 +28,15 @@ from minimoe.course.held_out import STRETCHES, record, stretches
 from minimoe.course.runs import PLANTED
 from minimoe.data_files import data_path
 from minimoe.inspection import RoutingTrace, record_routing
-from minimoe.inspection import specialization as sp
+from minimoe.inspection.ablation import ablate
+from minimoe.inspection.metrics import (
+    domain_specialization,
+    matched_agreement,
+    max_violation,
+    mutual_information,
+    router_saturation,
+)
+from minimoe.inspection.nulls import Measured
 from minimoe.model import MoEForCausalLM
 from minimoe.progress import progress_bar
 from minimoe.training.corpus import Corpus
@@ -48,14 +56,14 @@ INFORMATION = (
 Row = dict[str, Any]
 
 
-def information(trace: RoutingTrace, metric: str) -> sp.Measured:
+def information(trace: RoutingTrace, metric: str) -> Measured:
     """`mutual_information` for one of `INFORMATION`, such as "language" or "language given token".
 
     Topics are dealt out within each language, since the corpus holds as many stretches of every topic in each: dealt
     out over all of them, the large effect of the language would hide the small one of the topic.
     """
     of, _, given = metric.partition(" given ")
-    return sp.mutual_information(trace, of, given or None, within="language" if of == "topic" else None)
+    return mutual_information(trace, of, given or None, within="language" if of == "topic" else None)
 
 
 def groups(corpus: Corpus) -> dict[str, list[str]]:
@@ -102,12 +110,12 @@ def measure(
         for step in EXPERIMENTS[name].snapshots:
             earlier = record(_load(name, seed, runs, step), corpus)
             found += _specialization(earlier, seed=seed, step=step)
-            found += _rows(sp.router_saturation(earlier, trace), seed=seed, step=step, metric="saturation")
+            found += _rows(router_saturation(earlier, trace), seed=seed, step=step, metric="saturation")
         found += _specialization(trace, seed=seed, step=EXPERIMENTS[name].steps)
         removed += _ablation(final, corpus, seed)
         finished.append(trace)
     for seed, ours, theirs in zip(seeds, finished, [*finished[1:], finished[0]], strict=True):
-        agreement = sp.routing_agreement(ours, theirs)
+        agreement = matched_agreement(ours, theirs)
         found += _rows(agreement, seed=seed, step=EXPERIMENTS[name].steps, metric="agreement")
     for table, rows in (("specialization", found), ("ablation", removed)):
         content = to_csv(rows, ".6g")  # the smallest shares of information are below a thousandth
@@ -126,22 +134,22 @@ def _load(name: str, seed: int, runs: Path, step: int | None = None) -> MoEForCa
 def _specialization(trace: RoutingTrace, **where: int) -> Iterator[Row]:
     for metric in INFORMATION:
         yield from _rows(information(trace, metric), **where, metric=metric)
-    yield from _rows(sp.max_violation(trace), **where, metric="max_violation")
+    yield from _rows(max_violation(trace), **where, metric="max_violation")
 
 
-def _rows(measured: sp.Measured, **where: int | str) -> Iterator[Row]:
+def _rows(measured: Measured, **where: int | str) -> Iterator[Row]:
     for layer, numbers in enumerate(zip(*(field.tolist() for field in measured), strict=True)):
         yield {**where, "layer": layer, **dict(zip(measured._fields, numbers, strict=True))}
 
 
 def _ablation(model: MoEForCausalLM, corpus: Corpus, seed: int) -> Iterator[Row]:
     names, text = list(groups(corpus)), ablation_text(corpus)
-    lost = sp.ablate(model, text, names)
+    lost = ablate(model, text, names)
     with torch.no_grad(), record_routing(model) as trace:
         for ids, group in text:
             trace.label([names[number] for number in group])
             model(ids)
-    share = sp.domain_specialization(trace, draws=1).value  # [L, groups, E]
+    share = domain_specialization(trace, draws=1).value  # [L, groups, E]
     for layer, expert, group in np.ndindex(lost.value.shape):
         here = (layer, expert, group)
         yield {

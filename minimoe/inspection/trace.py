@@ -11,10 +11,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import io
-import itertools
 import json
 import tempfile
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,19 +23,19 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from minimoe.atomic import open_atomically
+from minimoe.atomic import replace_atomically
 
 FORMAT, VERSION = "minimoe routing trace", "1"
-# The arrays of a trace, in the order they have in its file: the widest first, which aligns all of them.
-DTYPES = {
+DTYPES = {  # the arrays of a trace
     "weights": np.float32,
+    "indices": np.int16,
     "token_ids": np.int32,
+    "domains": np.int16,
     "documents": np.int32,
     "positions": np.int32,
-    "indices": np.int16,
-    "domains": np.int16,
 }
 ROUTED = ("weights", "indices")  # [L, N, K], the others are [N]
 
@@ -83,11 +82,10 @@ class RoutingTrace:
             raise TraceError(
                 f"indices: found shape {self.indices.shape}, wanted [layers, tokens, slots], none of them 0"
             )
-        shapes = _shapes(len(self.layers), len(self), self.k)
         for name, array in self._arrays().items():
-            if (array.dtype, array.shape) != (DTYPES[name], shapes[name]):
-                wanted = f"{np.dtype(DTYPES[name])} {shapes[name]}"
-                raise TraceError(f"{name}: found {array.dtype} {array.shape}, wanted {wanted}")
+            shape = (len(self.layers), len(self), self.k) if name in ROUTED else (len(self),)
+            if (array.dtype, array.shape) != (DTYPES[name], shape):
+                raise TraceError(f"{name}: found {array.dtype} {array.shape}, wanted {np.dtype(DTYPES[name])} {shape}")
 
     def __len__(self) -> int:
         return self.indices.shape[1]
@@ -119,45 +117,14 @@ class RoutingTrace:
         """
         if isinstance(tokens, str):
             if tokens not in self.domain_names:
-                raise TraceError(f"found no domain {tokens!r}, wanted one of {self.domain_names}")
+                raise TraceError(f"the trace has no domain {tokens!r}: wanted one of {self.domain_names}")
             tokens = self.domains == self.domain_names.index(tokens)
         arrays = {name: array[:, tokens] if name in ROUTED else array[tokens] for name, array in self._arrays().items()}
         return RoutingTrace(**arrays, **self._facts())
 
-    @staticmethod
-    def merge(traces: Sequence[RoutingTrace]) -> RoutingTrace:
-        """Traces of one model, one after the other, in memory. Documents of different traces stay different.
-
-        Raises:
-            TraceError: there are no traces, or they are of different models.
-        """
-        if not traces:
-            raise TraceError("traces: found none, wanted at least one")
-        first = traces[0]
-        for number, trace in enumerate(traces):
-            for name in ("num_experts", "k", "layers", "model_id"):
-                found, wanted = getattr(trace, name), getattr(first, name)
-                if found != wanted:
-                    raise TraceError(f"traces[{number}]: found {name}={found!r}, wanted {wanted!r} as in traces[0]")
-        domain_names = tuple(dict.fromkeys(name for trace in traces for name in trace.domain_names))
-        starts = np.cumsum([0] + [1 + trace.documents.max() for trace in traces[:-1]], dtype=np.int32)
-        parts = {name: [getattr(trace, name) for trace in traces] for name in DTYPES}
-        parts["domains"] = [_renumber(trace, domain_names) for trace in traces]
-        parts["documents"] = [trace.documents + start for trace, start in zip(traces, starts, strict=True)]
-        arrays = {name: np.concatenate(arrays, axis=1 if name in ROUTED else 0) for name, arrays in parts.items()}
-        return RoutingTrace(**arrays, **first._facts() | {"domain_names": domain_names})
-
-    def check_model(self, model: nn.Module) -> None:
-        """Raises TraceError unless this is a trace of `model` as it is now."""
-        found = model_id(model)
-        if found != self.model_id:
-            raise TraceError(f"the trace is of another model: found model_id={found!r}, wanted {self.model_id!r}")
-
     def save(self, path: str | Path) -> None:
         """Write the trace to one file. If this fails, an older file at `path` is as it was."""
-        shapes = _shapes(self.num_layers, len(self), self.k)
-        pieces = (np.ascontiguousarray(array).data for array in self._arrays().values())
-        _write(Path(path), shapes, pieces, self._facts())
+        _write(Path(path), self._arrays(), self._facts())
 
     @staticmethod
     def load(path: str | Path) -> RoutingTrace:
@@ -167,19 +134,7 @@ class RoutingTrace:
             FileNotFoundError: there is no such file.
             TraceError: the file is cut short, is no trace, or is of another version.
         """
-        path = Path(path)
-        try:
-            with safe_open(path, framework="np") as file:  # safetensors itself checks that the file is whole
-                metadata = file.metadata() or {}
-        except SafetensorError as error:
-            size = path.stat().st_size
-            raise TraceError(f"{path}: found {size} bytes, wanted a whole routing trace ({error})") from error
-        found = metadata.get("format"), metadata.get("version")
-        if found != (FORMAT, VERSION):
-            raise TraceError(f"{path}: found format and version {found}, wanted {(FORMAT, VERSION)}")
-        facts = json.loads(metadata["facts"])
-        facts |= {name: tuple(facts[name]) for name in ("domain_names", "layers")}
-        return RoutingTrace(**_map_arrays(path), **facts)
+        return RoutingTrace(**_read(Path(path)))
 
     def _arrays(self) -> dict[str, np.ndarray]:
         return {name: getattr(self, name) for name in DTYPES}
@@ -189,14 +144,27 @@ class RoutingTrace:
         return {name: getattr(self, name) for name in ("domain_names", "layers", "num_experts", "model_id")}
 
 
-def _shapes(layers: int, tokens: int, k: int) -> dict[str, tuple[int, ...]]:
-    return {name: (layers, tokens, k) if name in ROUTED else (tokens,) for name in DTYPES}
+def _write(path: Path, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
+    """Put a trace at `path`, whole or not at all. Arrays that are mapped from files are not read into memory."""
+    tensors = {name: torch.from_numpy(np.require(array, requirements="CW")) for name, array in arrays.items()}
+    with replace_atomically(path) as temporary:
+        save_file(tensors, temporary, {"format": FORMAT, "version": VERSION, "facts": json.dumps(facts)})
 
 
-def _renumber(trace: RoutingTrace, domain_names: Sequence[str]) -> np.ndarray:
-    """The domains of a trace as indices into a longer list of names."""
-    numbers = [domain_names.index(name) for name in trace.domain_names]
-    return np.array([*numbers, -1], np.int16)[trace.domains]  # -1, unlabelled, finds the last
+def _read(path: Path) -> dict[str, Any]:
+    """The fields of the trace at `path`, its arrays mapped from the file."""
+    try:
+        with safe_open(path, framework="pt") as file:  # safetensors itself checks that the file is whole
+            metadata = file.metadata() or {}
+            found = metadata.get("format"), metadata.get("version")
+            if found != (FORMAT, VERSION):
+                raise TraceError(f"{path}: found format and version {found}, wanted {(FORMAT, VERSION)}")
+            arrays = {name: file.get_tensor(name).numpy() for name in DTYPES}
+    except SafetensorError as error:
+        size = path.stat().st_size
+        raise TraceError(f"{path}: these {size} bytes are not a whole routing trace ({error})") from error
+    facts = json.loads(metadata["facts"])
+    return arrays | facts | {name: tuple(facts[name]) for name in ("domain_names", "layers")}
 
 
 # --- recording ----------------------------------------------------------------------------------------------
@@ -234,32 +202,26 @@ def record_routing(model: nn.Module, path: str | Path | None = None) -> Iterator
         TraceError: when the block ends, as nothing was recorded, or the model's weights changed within it.
     """
     with ExitStack() as stack:
-        recording = Recording(model, None if path is None else Path(path), stack)
+        recording = Recording.begin()
+        recorder = _Recorder(model, None if path is None else Path(path), recording._sequences, stack)
         yield recording
-        recording._finish()
+        RoutingTrace.__init__(recording, **recorder.finish())
 
 
 class Recording(RoutingTrace):
-    """A RoutingTrace in the making; `label` says what comes next."""
+    """A RoutingTrace that can be read once its block has ended; `label` says what comes next in it."""
 
-    def __init__(self, model: nn.Module, path: Path | None, stack: ExitStack) -> None:
-        self._experts = _find_experts(model)
-        self._model, self._model_id = model, model_id(model)
-        self._sequences = _Sequences()
-        self._store = _Store(path, len(self._experts), stack)
-        self._dispatched: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # of the forward that is running, by layer
-        hooks = [
-            model.register_forward_pre_hook(self._begin, with_kwargs=True),
-            *(experts.register_forward_pre_hook(partial(self._dispatch, n)) for n, experts in self._experts.items()),
-            model.register_forward_hook(self._end),
-        ]
-        for hook in hooks:
-            stack.callback(hook.remove)
+    @classmethod
+    def begin(cls) -> Recording:
+        """One without the fields of a trace: `record_routing` fills them in at the end of its block."""
+        recording = cls.__new__(cls)
+        recording._sequences = _Sequences()
+        return recording
 
     def __getattr__(self, name: str) -> Any:
-        """Reached only by what is not there: the arrays, until `_finish`."""
+        """Reached only by what is not there, such as the fields of the trace while it is being recorded."""
         raise AttributeError(
-            f"{name}: a trace can be read once its `with record_routing(...)` block ended without error"
+            f"{name}: a trace has its fields once its `with record_routing(...)` block has ended without an error"
         )
 
     def label(self, domains: str | Sequence[str | None] | None, *, documents: Sequence[Hashable] | None = None) -> None:
@@ -270,7 +232,28 @@ class Recording(RoutingTrace):
             documents: a key for each row of the batch. Rows with one key are one document, in this forward and in
                 others: for long documents that come in pieces. None: each row is a document.
         """
-        self._sequences.label(domains, documents)
+        self._sequences.domains = domains if domains is None or isinstance(domains, str) else list(domains)
+        self._sequences.keys = None if documents is None else list(documents)
+
+
+class _Recorder:
+    """The hooks on a model that take down what its experts are given."""
+
+    def __init__(self, model: nn.Module, path: Path | None, sequences: _Sequences, stack: ExitStack) -> None:
+        self._experts = _find_experts(model)
+        self._model, self._model_id = model, model_id(model)
+        self._path, self._sequences = path, sequences
+        self._stack = stack
+        self._scratch = stack.enter_context(_open_scratch(path))  # a record for each token
+        self._record_type: np.dtype | None = None
+        self._dispatched: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # of the forward that is running, by layer
+        hooks = [
+            model.register_forward_pre_hook(self._begin, with_kwargs=True),
+            *(experts.register_forward_pre_hook(partial(self._dispatch, n)) for n, experts in self._experts.items()),
+            model.register_forward_hook(self._end),
+        ]
+        for hook in hooks:
+            stack.callback(hook.remove)
 
     def _begin(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         call = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
@@ -289,43 +272,81 @@ class Recording(RoutingTrace):
         found = {layer: len(self._dispatched[layer][0]) for layer in self._experts if layer in self._dispatched}
         wanted = dict.fromkeys(self._experts, self._input_ids.numel())
         if found != wanted:
-            raise TraceError(f"tokens given to the experts of each layer: found {found}, wanted {wanted}")
-        indices, weights = zip(*(self._dispatched[layer] for layer in self._experts), strict=True)
-        arrays = {"indices": indices, "weights": weights, "token_ids": [_numpy(self._input_ids, "token_ids").flatten()]}
-        arrays |= {name: [array] for name, array in self._sequences.place(self._kept, self._cached).items()}
-        self._store.append(arrays, self._kept.flatten())
-
-    def _finish(self) -> None:
-        """Become a RoutingTrace like any other."""
-        if model_id(self._model) != self._model_id:
-            raise TraceError("found weights that changed during the recording, wanted one model to a trace")
-        trace = self._store.finish(
-            {
-                "domain_names": tuple(self._sequences.domain_names),
-                "layers": tuple(self._experts),
-                "num_experts": _num_experts(self._experts),
-                "model_id": self._model_id,
-            }
+            raise TraceError(f"tokens given to the experts of each layer: {found}, but the batch has {wanted}")
+        indices, weights = (
+            np.stack(layers, axis=1) for layers in zip(*(self._dispatched[n] for n in self._experts), strict=True)
         )
-        self.__dict__, self.__class__ = vars(trace), RoutingTrace
+        token_ids = _numpy(self._input_ids, "token_ids").flatten()
+        columns = {"indices": indices, "weights": weights, "token_ids": token_ids}  # [B * S, ...] each
+        columns |= self._sequences.place(self._kept, self._cached)
+        shapes = {name: indices.shape[1:] if name in ROUTED else () for name in DTYPES}
+        self._record_type = np.dtype([(name, dtype, shapes[name]) for name, dtype in DTYPES.items()])
+        records = np.empty(len(token_ids), self._record_type)
+        for name, column in columns.items():
+            records[name] = column
+        self._scratch.write(records[self._kept.flatten()].data)
+
+    def finish(self) -> dict[str, Any]:
+        """The fields of the trace."""
+        if model_id(self._model) != self._model_id:
+            raise TraceError("the weights of the model changed during the recording: a trace belongs to one model")
+        if self._record_type is None or not self._scratch.tell():
+            raise TraceError("the model was not called in the block; a call of a part of it does not count")
+        facts = {
+            "domain_names": tuple(self._sequences.domain_names),
+            "layers": tuple(self._experts),
+            "num_experts": _num_experts(self._experts),
+            "model_id": self._model_id,
+        }
+        arrays = self._arrays_by_layer()
+        self._scratch.close()  # gives back its space
+        if self._path is None:
+            return arrays | facts
+        _write(self._path, arrays, facts)
+        return _read(self._path)
+
+    def _arrays_by_layer(self) -> dict[str, np.ndarray]:
+        """The arrays of the trace, in memory or mapped from files without a name."""
+        if self._path is None:
+            records = np.frombuffer(self._scratch.getbuffer(), self._record_type)
+            return {name: _by_layer(records[name]).copy() for name in DTYPES}
+        self._scratch.flush()
+        records = np.memmap(self._scratch, self._record_type, "r")
+        arrays = {}
+        for name, dtype in DTYPES.items():
+            column = _by_layer(records[name])
+            file = self._stack.enter_context(_open_scratch(self._path))
+            arrays[name] = np.memmap(file, dtype, "w+", shape=column.shape)
+            arrays[name][...] = column
+        return arrays
+
+
+def _by_layer(column: np.ndarray) -> np.ndarray:
+    """[N, L, K] as [L, N, K]; [N] as it is."""
+    return column.swapaxes(0, 1) if column.ndim == 3 else column
+
+
+def _open_scratch(path: Path | None) -> BinaryIO:
+    """A file in memory, or one on the disk of `path`, without a name: it is gone when the process is."""
+    if path is None:
+        return io.BytesIO()
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: found a folder, wanted the name of a file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryFile(dir=path.parent)
 
 
 class _Sequences:
     """Which domain, document and position each token has."""
 
     def __init__(self) -> None:
-        self.domain_names: list[str] = []
-        self._domains: str | list[str | None] | None = None
-        self._keys: list[Hashable] | None = None
-        self._numbers: Iterator[int] = itertools.count()  # of documents
-        self._number_of: dict[Hashable, int] = {}
-        self._documents: list[int] = []  # of the rows of the last forward
+        self.domains: str | list[str | None] | None = None  # of the next forward
+        self.keys: list[Hashable] | None = None  # of its documents
+        self.domain_names: dict[str, int] = {}  # each with its number
+        self._documents: dict[Hashable, int] = {}  # the number of each key
+        self._rows: list[int] = []  # the documents of the last forward
         self._lengths = np.zeros(0, int)  # of its rows so far
         self._columns = 0  # how long a cache of them is; padding counts
-
-    def label(self, domains: str | Sequence[str | None] | None, documents: Sequence[Hashable] | None) -> None:
-        self._domains = domains if domains is None or isinstance(domains, str) else list(domains)
-        self._keys = None if documents is None else list(documents)
 
     def place(self, kept: np.ndarray, cached: int) -> dict[str, np.ndarray]:
         """The labels, [B * S] each, of a forward.
@@ -336,95 +357,32 @@ class _Sequences:
         """
         rows, length = kept.shape
         if not cached:
-            self._documents, self._lengths, self._columns = self._number_documents(rows), np.zeros(rows, int), 0
-        elif (rows, cached) != (len(self._documents), self._columns):
+            keys = [object() for _ in range(rows)] if self.keys is None else self.keys
+            _check_rows("documents", keys, rows)
+            self._rows = [self._documents.setdefault(key, len(self._documents)) for key in keys]
+            self._lengths, self._columns = np.zeros(rows, int), 0
+        elif (rows, cached) != (len(self._rows), self._columns):
             raise ValueError(
-                f"cache: found {rows} rows of {cached} tokens, wanted {len(self._documents)} of {self._columns} to "
-                "continue the last forward; record a text from its beginning"
+                f"the cache holds {rows} rows of {cached} tokens, but the last forward that was recorded ended with "
+                f"{len(self._rows)} rows of {self._columns}: record a text from its beginning"
             )
+        domains = self.domains if isinstance(self.domains, list) else [self.domains] * rows
+        _check_rows("domains", domains, rows)
+        numbers = [
+            -1 if name is None else self.domain_names.setdefault(name, len(self.domain_names)) for name in domains
+        ]
         positions = self._lengths[:, None] + kept.cumsum(1) - 1
         self._lengths, self._columns = positions[:, -1] + 1, self._columns + length
         return {
-            "domains": np.repeat(self._number_domains(rows), length),
-            "documents": np.repeat(self._documents, length),
+            "domains": np.repeat(numbers, length),
+            "documents": np.repeat(self._rows, length),
             "positions": positions.flatten(),
         }
-
-    def _number_domains(self, rows: int) -> list[int]:
-        domains = self._domains if isinstance(self._domains, list) else [self._domains] * rows
-        _check_rows("domains", domains, rows)
-        for name in domains:
-            if name is not None and name not in self.domain_names:
-                self.domain_names.append(name)
-        return [-1 if name is None else self.domain_names.index(name) for name in domains]
-
-    def _number_documents(self, rows: int) -> list[int]:
-        if self._keys is None:
-            return [next(self._numbers) for _ in range(rows)]
-        _check_rows("documents", self._keys, rows)
-        for key in self._keys:
-            if key not in self._number_of:
-                self._number_of[key] = next(self._numbers)
-        return [self._number_of[key] for key in self._keys]
-
-
-class _Store:
-    """The arrays of a trace while they grow: a scratch file for each, and for each layer where they have layers."""
-
-    def __init__(self, path: Path | None, layers: int, stack: ExitStack) -> None:
-        if path is not None:
-            if path.is_dir():
-                raise IsADirectoryError(f"{path}: found a folder, wanted the name of a file")
-            path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
-        self._files: dict[str, list[BinaryIO]] = {
-            name: [stack.enter_context(_scratch(path)) for _ in range(layers if name in ROUTED else 1)]
-            for name in DTYPES
-        }
-        self._layers, self._tokens, self._k = layers, 0, 0
-
-    def append(self, arrays: dict[str, Sequence[np.ndarray]], kept: np.ndarray) -> None:
-        """Add one array to each file.
-
-        Args:
-            arrays: one for each file of that name, of the same tokens.
-            kept: which of these to add.
-        """
-        self._tokens += int(kept.sum())
-        self._k = arrays["indices"][0].shape[1]
-        for name, files in self._files.items():
-            for file, array in zip(files, arrays[name], strict=True):
-                file.write(array[kept].astype(DTYPES[name], copy=False).data)
-
-    def finish(self, facts: dict[str, Any]) -> RoutingTrace:
-        """All that was appended, in memory or on disk."""
-        if not self._tokens:
-            raise TraceError("found no forward of the model in the block, wanted at least one (of the whole model)")
-        shapes = _shapes(self._layers, self._tokens, self._k)
-        if self._path is not None:
-            pieces = (piece for files in self._files.values() for file in files for piece in _read_through(file))
-            _write(self._path, shapes, pieces, facts)
-            return RoutingTrace.load(self._path)
-        arrays = {
-            name: np.concatenate([np.frombuffer(file.getbuffer(), DTYPES[name]) for file in files])
-            for name, files in self._files.items()
-        }
-        return RoutingTrace(**{name: array.reshape(shapes[name]) for name, array in arrays.items()}, **facts)
-
-
-def _scratch(path: Path | None) -> BinaryIO:
-    """A file in memory, or one on the disk of `path`, without a name: it is gone when the process is."""
-    return io.BytesIO() if path is None else tempfile.TemporaryFile(dir=path.parent)
-
-
-def _read_through(file: BinaryIO) -> Iterator[bytes]:
-    file.seek(0)
-    return iter(lambda: file.read(2**18), b"")
 
 
 def _check_rows(name: str, values: Sequence[Any], rows: int) -> None:
     if len(values) != rows:
-        raise ValueError(f"label(...): found {len(values)} {name}, wanted {rows}, one for each row of the batch")
+        raise ValueError(f"label(...) was given {len(values)} {name}: wanted {rows}, one for each row of the batch")
 
 
 # --- the model, seen from outside ---------------------------------------------------------------------------
@@ -468,7 +426,7 @@ def _find_experts(model: nn.Module) -> dict[int, nn.Module]:
             found[numbers[0]] = module.experts
     if not found:
         raise ValueError(
-            f"{type(model).__name__}: found no layer with a `gate` and fused `experts`, wanted a sparse model"
+            f"{type(model).__name__} has no layer with a `gate` and fused `experts`: wanted a mixture of experts"
         )
     return found
 
@@ -496,46 +454,3 @@ def _cached_tokens(cache: Any) -> int:
 
 def _numpy(tensor: Tensor, name: str) -> np.ndarray:
     return tensor.detach().to(torch.float32 if name == "weights" else torch.int32).cpu().numpy()
-
-
-# --- the file -----------------------------------------------------------------------------------------------
-
-_SAFETENSORS_NAMES = {np.float32: "F32", np.int32: "I32", np.int16: "I16"}
-
-
-def _write(path: Path, shapes: dict[str, tuple[int, ...]], pieces: Iterable[bytes], facts: dict[str, Any]) -> None:
-    """Put a trace at `path`, whole or not at all.
-
-    Args:
-        path: of the file.
-        shapes: of the arrays.
-        pieces: their bytes, in the order of `DTYPES`.
-        facts: all the rest.
-    """
-    with open_atomically(path) as file:
-        file.write(_header(shapes, facts))
-        for piece in pieces:
-            file.write(piece)
-
-
-def _header(shapes: dict[str, tuple[int, ...]], facts: dict[str, Any]) -> bytes:
-    """The first bytes of a safetensors file: the length of what follows, then JSON."""
-    header: dict[str, Any] = {"__metadata__": {"format": FORMAT, "version": VERSION, "facts": json.dumps(facts)}}
-    end = 0
-    for name, dtype in DTYPES.items():
-        start, end = end, end + int(np.prod(shapes[name])) * np.dtype(dtype).itemsize
-        header[name] = {"dtype": _SAFETENSORS_NAMES[dtype], "shape": shapes[name], "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the format asks that data begin at a multiple of 8
-    return len(text).to_bytes(8, "little") + text
-
-
-def _map_arrays(path: Path) -> dict[str, np.ndarray]:
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    data = np.asarray(np.memmap(path, np.uint8, "r", offset=8 + length))  # a plain array, still lying on disk
-    return {
-        name: data[slice(*header[name]["data_offsets"])].view(dtype).reshape(header[name]["shape"])
-        for name, dtype in DTYPES.items()
-    }

@@ -5,7 +5,6 @@
     prune_layers, depth_upscale    make a model shallower, or deeper
     extend_vocabulary              make room for new tokens
     quantise                       round the weights to integers, store what these stand for
-    merge_lora                     add low-rank updates to the weights
 
 Each returns a new model in evaluation mode, with the tokenizer of the old, and leaves its inputs as they are. Sums are
 done in float64 and stored in the dtype of the (first) input. A `Derivation` keeps where a model came from.
@@ -17,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -64,8 +63,15 @@ def build_from(origin: MoEForCausalLM, tensors: Mapping[str, Tensor], **changes:
 # --- merging ----------------------------------------------------------------------------------------------
 
 # What models to be merged need not have in common: it changes no output.
-_FREE = {"max_position_embeddings", "initializer_range", "router_aux_loss_coef", "seq_aux", "router_z_loss_coef"}
-_FREE |= {"experts_implementation", "model_type"}
+_FREE = {
+    "max_position_embeddings",
+    "initializer_range",
+    "router_aux_loss_coef",
+    "seq_aux",
+    "router_z_loss_coef",
+    "experts_implementation",
+    "model_type",
+}
 
 
 def average(models: Sequence[MoEForCausalLM]) -> MoEForCausalLM:
@@ -135,13 +141,19 @@ def ties(
         raise ValueError(f"density={density}: wanted above 0 and at most 1")
     if not models:
         raise ValueError("models=[]: wanted at least one")
-    for model in models:
-        _require_alike(base, model)
-    start = _flatten(base)
-    trimmed = torch.stack([_trim(_flatten(model) - start, density) for model in models])
+    _require_alike([base, *models])
+    start = _vector(base)
+    trimmed = torch.stack([_trim(_vector(model) - start, density) for model in models])
     agreeing = (trimmed.sign() == trimmed.sum(0).sign()) & (trimmed != 0)
-    merged = (trimmed * agreeing).sum(0) / agreeing.sum(0).clamp(min=1)
-    return _with_tokenizer_of_all(_unflatten(start + weight * merged, base), [base, *models])
+    merged = start + weight * (trimmed * agreeing).sum(0) / agreeing.sum(0).clamp(min=1)
+    tensors = base.state_dict()
+    pieces = merged.split([tensor.numel() for tensor in tensors.values()])
+    named = zip(tensors.items(), pieces, strict=True)
+    return _merged([base, *models], {name: piece.view_as(tensor).to(tensor) for (name, tensor), piece in named})
+
+
+def _vector(model: MoEForCausalLM) -> Tensor:
+    return torch.cat([wide(tensor).flatten() for tensor in model.state_dict().values()])
 
 
 def _trim(vector: Tensor, density: float) -> Tensor:
@@ -150,38 +162,28 @@ def _trim(vector: Tensor, density: float) -> Tensor:
     return torch.zeros_like(vector).index_copy(0, kept, vector[kept])
 
 
-def _flatten(model: MoEForCausalLM) -> Tensor:
-    return torch.cat([wide(tensor).flatten() for tensor in model.state_dict().values()])
-
-
-def _unflatten(vector: Tensor, like: MoEForCausalLM) -> MoEForCausalLM:
-    shapes = like.state_dict()
-    pieces = vector.split([tensor.numel() for tensor in shapes.values()])
-    named = zip(shapes.items(), pieces, strict=True)
-    return build_from(like, {name: piece.view_as(tensor).to(tensor) for (name, tensor), piece in named})
-
-
 def _merge(models: Sequence[MoEForCausalLM], rule: Callable[..., Tensor]) -> MoEForCausalLM:
     """Apply `rule` to the tensors that have one name."""
-    for model in models[1:]:
-        _require_alike(models[0], model)
+    _require_alike(models)
     states = [model.state_dict() for model in models]
     merged = {name: rule(*(wide(state[name]) for state in states)).to(tensor) for name, tensor in states[0].items()}
-    return _with_tokenizer_of_all(build_from(models[0], merged), models)
+    return _merged(models, merged)
 
 
-def _with_tokenizer_of_all(merged: MoEForCausalLM, models: Sequence[MoEForCausalLM]) -> MoEForCausalLM:
-    """Where the models have other tokenizers, an id of the merged one stands for no text: it has none."""
-    if any(model.tokenizer_json != merged.tokenizer_json for model in models):
-        merged.tokenizer_json = None
-    return merged
+def _merged(models: Sequence[MoEForCausalLM], tensors: Mapping[str, Tensor]) -> MoEForCausalLM:
+    """A model of these tensors. Where the models have different tokenizers, an id stands for no text: it has none."""
+    model = build_from(models[0], tensors)
+    if len({each.tokenizer_json for each in models}) > 1:
+        model.tokenizer_json = None
+    return model
 
 
-def _require_alike(first: MoEForCausalLM, other: MoEForCausalLM) -> None:
-    for field in fields(MoEConfig):
-        found, wanted = getattr(other.config, field.name), getattr(first.config, field.name)
-        if field.name not in _FREE and found != wanted:
-            raise ValueError(f"{field.name}={found!r}: wanted {wanted!r}, as in the model it is merged with")
+def _require_alike(models: Sequence[MoEForCausalLM]) -> None:
+    wanted = asdict(models[0].config)
+    for model in models[1:]:
+        for name, found in asdict(model.config).items():
+            if name not in _FREE and found != wanted[name]:
+                raise ValueError(f"{name}={found!r}: wanted {wanted[name]!r}, as in the model it is merged with")
 
 
 # --- width ------------------------------------------------------------------------------------------------
@@ -211,16 +213,11 @@ def prune_neurons(model: MoEForCausalLM, keep: float) -> MoEForCausalLM:
         if isinstance(module, MLP | Experts):
             rows = neurons(module)
             strength = torch.linalg.vector_norm(wide(rows), dim=-1).prod(-1)
-            set_neurons(module, _strongest(rows, strength, shorter(strength.shape[-1])))
+            strongest = strength.topk(shorter(strength.shape[-1]), dim=-1).indices.sort(dim=-1).values
+            set_neurons(module, rows.take_along_dim(strongest[..., None, None].to(rows.device), dim=-3))
     names = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
     widths = {name: shorter(getattr(model.config, name)) for name in names}
     return build_from(model, pruned.state_dict(), **widths)
-
-
-def _strongest(rows: Tensor, strength: Tensor, kept: int) -> Tensor:
-    """Of rows [..., I, 3, H] those with the largest strength [..., I], in order: [..., kept, 3, H]."""
-    chosen = strength.topk(kept, dim=-1).indices.sort(dim=-1).values.to(rows.device)
-    return rows.gather(-3, chosen[..., None, None].expand(*chosen.shape, *rows.shape[-2:]))
 
 
 def neurons(mlp: MLP | Experts) -> Tensor:
@@ -240,8 +237,8 @@ def set_neurons(mlp: MLP | Experts, rows: Tensor) -> None:
 
 
 def _projections(mlp: MLP | Experts) -> list[Tensor]:
-    modules = mlp.gate_proj, mlp.up_proj, mlp.down_proj
-    return [module.weight if isinstance(mlp, MLP) else module for module in modules]
+    projections = [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    return [projection.weight for projection in projections] if isinstance(mlp, MLP) else projections
 
 
 def prune_heads(model: MoEForCausalLM, num_key_value_heads: int) -> MoEForCausalLM:
@@ -262,12 +259,12 @@ def prune_heads(model: MoEForCausalLM, num_key_value_heads: int) -> MoEForCausal
         raise ValueError(f"num_key_value_heads={num_key_value_heads}: wanted 1 to {found}, those of the model")
     pruned = deepcopy(model)
     for block in pruned.model.layers:
-        _prune_attention(block.self_attn, found, num_key_value_heads)
+        _keep_strongest_groups(block.self_attn, found, num_key_value_heads)
     heads = config.num_attention_heads // found * num_key_value_heads
     return build_from(model, pruned.state_dict(), num_attention_heads=heads, num_key_value_heads=num_key_value_heads)
 
 
-def _prune_attention(attention: Attention, groups: int, kept: int) -> None:
+def _keep_strongest_groups(attention: Attention, groups: int, kept: int) -> None:
     values = wide(attention.v_proj.weight).unflatten(0, (groups, -1))
     outputs = wide(attention.o_proj.weight).unflatten(1, (groups, -1))
     strength = values.norm(dim=(1, 2)) * outputs.norm(dim=(0, 2))
@@ -320,17 +317,15 @@ def depth_upscale(model: MoEForCausalLM, removed: int) -> MoEForCausalLM:
 
 def _with_layers(model: MoEForCausalLM, order: Sequence[int]) -> MoEForCausalLM:
     """The model whose layer i is a copy of layer `order[i]`."""
-    config, tensors = model.config, model.state_dict()
-    wanted = {name: tensor for name, tensor in tensors.items() if not name.startswith("model.layers.")}
+    config = model.config
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("model.layers.")}
     for new, old in enumerate(order):
-        prefix = f"model.layers.{old}."
-        layer = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        wanted |= {f"model.layers.{new}.{name}": tensor for name, tensor in layer.items()}
+        tensors |= model.model.layers[old].state_dict(prefix=f"model.layers.{new}.")
     dense = tuple(new for new, old in enumerate(order) if not config.is_sparse(old)) if config.num_experts else ()
-    return build_from(model, wanted, num_hidden_layers=len(order), mlp_only_layers=dense, decoder_sparse_step=1)
+    return build_from(model, tensors, num_hidden_layers=len(order), mlp_only_layers=dense, decoder_sparse_step=1)
 
 
-# --- vocabulary, precision, adapters ----------------------------------------------------------------------
+# --- vocabulary, precision --------------------------------------------------------------------------------
 
 
 def extend_vocabulary(model: MoEForCausalLM, new_tokens: int, *, seed: int = 0) -> MoEForCausalLM:
@@ -378,51 +373,11 @@ def quantise(model: MoEForCausalLM, bits: int) -> MoEForCausalLM:
     """
     if bits not in range(2, 9):
         raise ValueError(f"bits={bits!r}: wanted a whole number from 2 to 8")
-    tensors = {
-        name: _round_rows(tensor, bits) if _is_quantised(name, tensor) else tensor
-        for name, tensor in model.state_dict().items()
-    }
-    return build_from(model, tensors)
-
-
-def _is_quantised(name: str, tensor: Tensor) -> bool:
-    router = ".mlp.gate." in name or ".shared_expert_gate." in name
-    return name.startswith("model.layers.") and tensor.dim() > 1 and not router
-
-
-def _round_rows(weight: Tensor, bits: int) -> Tensor:
-    rows = wide(weight)
-    step = rows.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
-    integers = (rows / step.where(step > 0, 1)).round()
-    return (integers * step).to(weight)
-
-
-def merge_lora(model: MoEForCausalLM, adapters: Mapping[str, tuple[Tensor, Tensor]], *, alpha: float) -> MoEForCausalLM:
-    """W + alpha / r * B A for each adapted weight (LoRA: Hu et al. 2021, arXiv 2106.09685, section 4.1).
-
-    Args:
-        model: any.
-        adapters: by name in `model.state_dict()`, A [r, in] and B [out, r] for a weight [out, in]. A weight that
-            holds all experts, [E, out, in], takes A [E, r, in] and B [E, out, r].
-        alpha: of all adapters; the rank r is read off B.
-
-    Raises:
-        ValueError: a weight is not there, or its adapter has another shape; the name is given.
-    """
     tensors = model.state_dict()
-    for name, (a, b) in adapters.items():
-        weight = tensors.get(name)
-        if weight is None or weight.dim() < 2:
-            raise ValueError(
-                f"adapters[{name!r}]: wanted the name of a matrix, such as 'model.layers.0.self_attn.q_proj.weight'"
-            )
-        *experts, rows, columns = weight.shape
-        rank = b.shape[-1]
-        if not rank or (list(a.shape), list(b.shape)) != ([*experts, rank, columns], [*experts, rows, rank]):
-            raise ValueError(
-                f"adapters[{name!r}]: A {list(a.shape)} and B {list(b.shape)}, wanted {[*experts, 'r', columns]} and "
-                f"{[*experts, rows, 'r']} for a weight {list(weight.shape)}"
-            )
-        update = alpha / rank * (wide(b) @ wide(a))
-        tensors[name] = (wide(weight) + update).to(weight)
+    for name, weight in tensors.items():
+        routes = ".mlp.gate." in name or ".shared_expert_gate." in name
+        if name.startswith("model.layers.") and weight.dim() > 1 and not routes:
+            rows = wide(weight)
+            step = rows.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
+            tensors[name] = ((rows / step.where(step > 0, 1)).round() * step).to(weight)
     return build_from(model, tensors)

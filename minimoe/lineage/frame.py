@@ -42,11 +42,11 @@ def frame_norms(model: MoEForCausalLM, target: MoEForCausalLM) -> MoEForCausalLM
         ValueError: the shapes differ, or the target has a 0 where the model has none.
     """
     _require_equal(model, target, "num_hidden_layers", "hidden_size")
-    names = [f"model.layers.{layer}.{norm}" for layer in range(model.config.num_hidden_layers) for norm in _NORMS]
-    return replace_norms(model, {name: target.get_submodule(name).weight for name in [*names, "model.norm"]})
-
-
-_NORMS = "input_layernorm", "post_attention_layernorm"
+    norms = {"model.norm": target.model.norm.weight}
+    for layer, block in enumerate(target.model.layers):
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            norms[f"model.layers.{layer}.{norm}"] = getattr(block, norm).weight
+    return replace_norms(model, norms)
 
 
 def _require_equal(model: MoEForCausalLM, target: MoEForCausalLM, *fields: str) -> None:
@@ -57,7 +57,7 @@ def _require_equal(model: MoEForCausalLM, target: MoEForCausalLM, *fields: str) 
 
 
 def frame_std_profile(model: MoEForCausalLM, target: MoEForCausalLM | Mapping[str, Sequence[float]]) -> MoEForCausalLM:
-    """Give the standard deviations of Q, K, V and O, layer by layer, the course they have in `target`.
+    """Give the standard deviations of Q, K, V and O, layer by layer, the profile they have in `target`.
 
     Queries and keys exchange a factor c_i in each rotary pair, values and output columns in each dimension. For sums of
     squares p_i on one side and n_i on the other, sum p_i c_i^2 and sum n_i / c_i^2 can be made any two numbers whose
@@ -79,25 +79,23 @@ def frame_std_profile(model: MoEForCausalLM, target: MoEForCausalLM | Mapping[st
     """
     if model.config.clip_qkv is not None:
         raise ValueError(f"clip_qkv={model.config.clip_qkv}: wanted None, for frame_std_profile")
-    profile = _std_profile(target) if isinstance(target, MoEForCausalLM) else target
-    wanted = _check_profile(profile, model.config.num_hidden_layers)
+    if isinstance(target, MoEForCausalLM):
+        blocks = target.model.layers
+        target = {
+            role: [float(_weight(block.self_attn, role).std(correction=0)) for block in blocks] for role in "qkvo"
+        }
+    wanted = _check_profile(target, model.config.num_hidden_layers)
     framed = deepcopy(model).eval()
     attentions = [block.self_attn for block in framed.model.layers]
-    groups = model.config.num_key_value_heads
-    if model.config.qk_norm is None:
-        squares = [_squares_of_pairs(attention, groups) for attention in attentions]
-        for attention, factors in zip(attentions, _factors(squares, _sums(wanted, attentions, "qk")), strict=True):
-            scale_pairs(attention, factors)
-    squares = [_squares_of_values(attention, groups) for attention in attentions]
-    for attention, factors in zip(attentions, _factors(squares, _sums(wanted, attentions, "vo")), strict=True):
-        map_values(attention, factors.diag_embed(), (1 / factors).diag_embed())
+    for roles in ("vo",) if model.config.qk_norm else ("qk", "vo"):
+        squares = [_squares(attention, roles, model.config.num_key_value_heads) for attention in attentions]
+        sums = torch.stack([wanted[role].square() * _weight(attentions[0], role).numel() for role in roles], dim=-1)
+        for attention, factors in zip(attentions, _factors(squares, sums), strict=True):
+            if roles == "qk":
+                scale_pairs(attention, factors)
+            else:
+                map_values(attention, factors.diag_embed(), (1 / factors).diag_embed())
     return framed
-
-
-def _std_profile(model: MoEForCausalLM) -> dict[str, list[float]]:
-    """The standard deviation of each attention weight of each layer."""
-    attentions = [block.self_attn for block in model.model.layers]
-    return {role: [float(_weight(attention, role).std(correction=0)) for attention in attentions] for role in "qkvo"}
 
 
 def _check_profile(profile: Mapping[str, Sequence[float]], layers: int) -> dict[str, Tensor]:
@@ -113,22 +111,14 @@ def _check_profile(profile: Mapping[str, Sequence[float]], layers: int) -> dict[
     return checked
 
 
-def _sums(wanted: Mapping[str, Tensor], attentions: Sequence[Attention], roles: str) -> Tensor:
-    """The sums of squares that stand for the standard deviations `wanted` of two roles, [L, 2]."""
-    return torch.stack([wanted[role].square() * _weight(attentions[0], role).numel() for role in roles], dim=-1)
+def _squares(attention: Attention, roles: str, groups: int) -> tuple[Tensor, Tensor]:
+    """Sums of squares of what exchanges a factor, on either side of it.
 
-
-def _squares_of_pairs(attention: Attention, groups: int) -> tuple[Tensor, Tensor]:
-    """Sums of squares of the rotary pairs of Q and K, [groups, D / 2] each."""
-    half = attention.head_dim // 2
-    rows = (_weight(attention, role).square().sum(1) for role in "qk")
-    return tuple(row.view(groups, -1, half).sum(1) for row in rows)
-
-
-def _squares_of_values(attention: Attention, groups: int) -> tuple[Tensor, Tensor]:
-    """Sums of squares of the values' dimensions, in V and in O, [groups, D] each."""
-    rows, columns = _weight(attention, "v").square().sum(1), _weight(attention, "o").square().sum(0)
-    return tuple(squares.view(groups, -1, attention.head_dim).sum(1) for squares in (rows, columns))
+    The rotary pairs of Q and K, [groups, D / 2] each, or the dimensions of the values in V and O, [groups, D] each.
+    """
+    size = attention.head_dim // 2 if roles == "qk" else attention.head_dim
+    squares = (_weight(attention, role).square().sum(0 if role == "o" else 1) for role in roles)
+    return tuple(each.view(groups, -1, size).sum(1) for each in squares)
 
 
 def _weight(attention: Attention, role: str) -> Tensor:
@@ -136,7 +126,7 @@ def _weight(attention: Attention, role: str) -> Tensor:
 
 
 def _factors(squares: Sequence[tuple[Tensor, Tensor]], sums: Tensor) -> list[Tensor]:
-    """Per layer the c that give sum p c^2 and sum n / c^2, for `squares` (p, n), the course of `sums` [L, 2]."""
+    """For each layer and its squares (p, n) the c that give sum p c^2 and sum n / c^2 the profile of `sums` [L, 2]."""
     least = torch.stack([(p * n).sqrt().sum() ** 2 for p, n in squares])
     sums = sums * (least / sums.prod(-1)).max().sqrt().clamp(min=1)
     return [_solve(p, n, first, second) for (p, n), (first, second) in zip(squares, sums.tolist(), strict=True)]

@@ -6,9 +6,12 @@
     permute_experts, shift_router, exchange_router_scale   the mixture
 
 Each is called as `gauge(model, seed=0)` and returns a new model, in evaluation mode and in the dtype of the old one,
-which stays as it is. What can be done in degrees also takes an `amount`: 0 changes nothing, 1 is the usual. Sums are
-done in float64. `GAUGES` lists them, in the order in which `all_gauges` composes those that apply; `obstacle` says why
-one does not. What stays is the prediction: `shift_router` does move router logits, and with them the z-loss.
+which stays as it is. The seed decides all that is random. What can be done in degrees also takes an `amount`: 0 changes
+nothing, 1 is the usual; factors go from 2 ** -amount to 2 ** amount. Sums are done in float64. What stays is the
+prediction: `shift_router` does move router logits, and with them the z-loss.
+
+`GAUGES` lists the gauges, in the order in which `all_gauges` composes those that apply to a model; `obstacle` says why
+one does not, and so does the ValueError that calling it raises.
 
 Shapes: H hidden size, D head size, I width of an MLP or of an expert, E experts, V vocabulary; a group is a key-value
 head with the queries that share it.
@@ -18,6 +21,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,18 +34,90 @@ from minimoe.model.layers import MLP
 from minimoe.model.moe import Experts, MoELayer
 from minimoe.model.transformer import MoEForCausalLM
 
+GAUGES: dict[str, Callable[..., MoEForCausalLM]] = {}
+_OBSTACLES: dict[str, Callable[[MoEConfig], str | None]] = {}  # what keeps a gauge from applying, by its name
+
+
+def _gauge(find_obstacle: Callable[[MoEConfig], str | None] = lambda config: None) -> Callable:
+    """List a function in `GAUGES`, and let it raise a ValueError where `find_obstacle` says why it does not apply."""
+
+    def register(rewrite: Callable[..., MoEForCausalLM]) -> Callable[..., MoEForCausalLM]:
+        @wraps(rewrite)
+        @torch.no_grad()
+        def checked(model: MoEForCausalLM, **options: Any) -> MoEForCausalLM:
+            reason = find_obstacle(model.config)
+            if reason is not None:
+                raise ValueError(f"{reason}, for {rewrite.__name__}")
+            return rewrite(model, **options)
+
+        GAUGES[rewrite.__name__], _OBSTACLES[rewrite.__name__] = checked, find_obstacle
+        return checked
+
+    return register
+
+
+def obstacle(gauge: str, config: MoEConfig) -> str | None:
+    """Why `gauge` would change the function of a model, or would have nothing to change; None: it applies.
+
+    `rotate_residual` depends on the weights as well: it wants folded norms.
+
+    Args:
+        gauge: a name in `GAUGES`.
+        config: of the model.
+
+    Raises:
+        ValueError: there is no such gauge.
+    """
+    if gauge not in GAUGES:
+        raise ValueError(f"gauge={gauge!r}: wanted one of {', '.join(GAUGES)}")
+    return _OBSTACLES[gauge](config)
+
+
+def all_gauges(model: MoEForCausalLM, seed: int) -> MoEForCausalLM:
+    """Compose every gauge that applies to `model`.
+
+    Args:
+        model: any.
+        seed: another seed, another model of the same function.
+    """
+    for number, (name, gauge) in enumerate(GAUGES.items()):
+        if obstacle(name, model.config) is None:
+            model = gauge(model, seed=seed * len(GAUGES) + number)
+    return model
+
+
+def _clipped(config: MoEConfig) -> str | None:
+    return None if config.clip_qkv is None else f"clip_qkv={config.clip_qkv}: wanted None"
+
+
+def _clipped_after_scaling(config: MoEConfig) -> str | None:
+    return None if config.qk_norm == "head" else _clipped(config)  # a norm of heads scales what was clipped
+
+
+def _without_router_rows(config: MoEConfig) -> str | None:
+    if not any(config.is_sparse(layer) for layer in range(config.num_hidden_layers)):
+        return f"num_experts={config.num_experts}, none in any layer: wanted a mixture"
+    return "router='hash': wanted a router that has rows" if config.router == "hash" else None
+
+
+def _without_softmax(config: MoEConfig) -> str | None:
+    sigmoid = "score_func='sigmoid': wanted 'softmax'" if config.score_func == "sigmoid" else None
+    return _without_router_rows(config) or sigmoid
+
+
+def _without_router_scale(config: MoEConfig) -> str | None:
+    return _without_router_rows(config) or (None if config.router_scale else "router_scale=False: wanted True")
+
+
 # --- the residual stream ----------------------------------------------------------------------------------
 
 
+@_gauge()
 def fold_norms(model: MoEForCausalLM, *, seed: int = 0) -> MoEForCausalLM:
     """Move the weight g of every norm into the matrices that read it: W <- W diag(g), g <- 1.
 
     A final norm other than 1 unties the embeddings, since the head reads it and the embedding does not. The norms of
     queries and keys stay: rotary positions follow them, not a matrix.
-
-    Args:
-        model: any.
-        seed: not looked at; there is one way to fold.
     """
     return replace_norms(model, {name: torch.ones(model.config.hidden_size, device="cpu") for name in _readers(model)})
 
@@ -75,20 +152,15 @@ def replace_norms(model: MoEForCausalLM, weights: Mapping[str, Tensor]) -> MoEFo
     return changed
 
 
-@torch.no_grad()
+@_gauge()
 def rotate_residual(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) -> MoEForCausalLM:
     """Turn the residual stream by a random rotation, which RMS norms of constant weight do not notice.
 
-    Embedding and head turn alike, so that tied embeddings stay tied. (SliceGPT: Ashkboos et al. 2024, arXiv
-    2401.15024, section 3.1.)
-
-    Args:
-        model: whose norms are folded.
-        seed: of the rotation.
-        amount: 1 turns planes by up to half a circle.
+    Embedding and head turn alike, so that tied embeddings stay tied. An `amount` of 1 turns planes by up to half a
+    circle. (SliceGPT: Ashkboos et al. 2024, arXiv 2401.15024, section 3.1.)
 
     Raises:
-        ValueError: a norm weighs dimensions differently.
+        ValueError: a norm weighs dimensions differently; after `fold_norms` none does.
     """
     for name in _readers(model):
         weight = model.get_submodule(name).weight
@@ -101,14 +173,9 @@ def rotate_residual(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) ->
     return _change_basis(model, lambda vectors: wide(vectors) @ rotation.T)
 
 
-@torch.no_grad()
+@_gauge()
 def permute_residual(model: MoEForCausalLM, *, seed: int) -> MoEForCausalLM:
-    """Reorder the dimensions of the residual stream and flip the signs of some. Norm weights move along.
-
-    Args:
-        model: any.
-        seed: of order and signs.
-    """
+    """Reorder the dimensions of the residual stream and flip the signs of some. Norm weights move along."""
     generator, hidden = _generator(seed), model.config.hidden_size
     order = torch.randperm(hidden, generator=generator, device="cpu")
     sign = 1.0 - 2.0 * torch.randint(2, (hidden,), generator=generator, device="cpu")
@@ -156,17 +223,13 @@ def _writers(model: MoEForCausalLM) -> list[Tensor]:
 # --- attention --------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
+@_gauge()
 def rotate_qk(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) -> MoEForCausalLM:
     """Turn each rotary pair of a group's queries and keys by one angle: it commutes with the turns of the positions.
 
-    Where queries and keys are normed or clipped by the dimension (`qk_norm`, `clip_qkv`), only quarter turns are left,
-    and the weights of the norm are exchanged with the dimensions.
-
-    Args:
-        model: any.
-        seed: of the angles.
-        amount: 1 draws them from the whole circle.
+    An `amount` of 1 draws the angles from the whole circle. Where queries and keys are normed or clipped by the
+    dimension (`qk_norm`, `clip_qkv`), only quarter turns are left, and the weights of the norm are exchanged with the
+    dimensions.
     """
     changed, generator, config = _copy(model), _generator(seed), model.config
     for attention in _attentions(changed):
@@ -185,20 +248,12 @@ def rotate_qk(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) -> MoEFo
     return changed
 
 
+@_gauge(_clipped_after_scaling)
 def scale_qk(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) -> MoEForCausalLM:
     """Multiply each rotary pair of a group's queries by a factor, and divide that of its keys by it.
 
-    With `qk_norm` the factors go into the weights of the norms.
-
-    Args:
-        model: any.
-        seed: of the factors.
-        amount: they go from 2 ** -amount to 2 ** amount.
-
-    Raises:
-        ValueError: queries and keys are clipped after the factor.
+    With `qk_norm` the factors go into the weights of the norms. Queries and keys must not be clipped after the factor.
     """
-    _require_free("scale_qk", model.config)
     changed, generator = _copy(model), _generator(seed)
     for attention in _attentions(changed):
         scale_pairs(attention, _factors(_pair_shape(model.config), amount, generator))
@@ -217,20 +272,13 @@ def scale_pairs(attention: Attention, factors: Tensor) -> None:
             rows.copy_((_pairs(rows, by) * by[:, None, None, :, None]).view_as(rows))
 
 
+@_gauge(_clipped)
 def mix_vo(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) -> MoEForCausalLM:
     """Map each group's values by an invertible matrix, and the columns of the output projection by its inverse.
 
-    The matrix is exp(K + S): K turns planes by up to half a circle, S is diagonal and stretches by up to 2.
-
-    Args:
-        model: any.
-        seed: of the matrices.
-        amount: multiplies K and S.
-
-    Raises:
-        ValueError: values are clipped.
+    The matrix is exp(K + S): K turns planes by up to half a circle, S is diagonal and stretches by up to 2; `amount`
+    multiplies both. Values must not be clipped.
     """
-    _require_free("mix_vo", model.config)
     changed, generator = _copy(model), _generator(seed)
     groups, size = model.config.num_key_value_heads, model.config.head_dim
     for attention in _attentions(changed):
@@ -251,14 +299,9 @@ def map_values(attention: Attention, maps: Tensor, inverses: Tensor) -> None:
     columns.copy_((inverses.mT[:, None] @ heads).flatten(0, 2))
 
 
-@torch.no_grad()
+@_gauge()
 def permute_heads(model: MoEForCausalLM, *, seed: int) -> MoEForCausalLM:
-    """Reorder the groups, and the queries within each.
-
-    Args:
-        model: any.
-        seed: of the order.
-    """
+    """Reorder the groups, and the queries within each."""
     changed, generator, config = _copy(model), _generator(seed), model.config
     queries_each = config.num_attention_heads // config.num_key_value_heads
     for attention in _attentions(changed):
@@ -311,13 +354,9 @@ def _permute_blocks(rows: Tensor, order: Tensor, size: int) -> Tensor:
 # --- MLPs and experts -------------------------------------------------------------------------------------
 
 
+@_gauge()
 def permute_neurons(model: MoEForCausalLM, *, seed: int) -> MoEForCausalLM:
-    """Reorder the neurons of every MLP and of every expert, each for itself.
-
-    Args:
-        model: any.
-        seed: of the orders.
-    """
+    """Reorder the neurons of every MLP and of every expert, each for itself."""
     changed, generator = _copy(model), _generator(seed)
     for mlp in _mlps(changed):
         rows = neurons(mlp)
@@ -326,15 +365,11 @@ def permute_neurons(model: MoEForCausalLM, *, seed: int) -> MoEForCausalLM:
     return changed
 
 
+@_gauge()
 def scale_neurons(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) -> MoEForCausalLM:
     """Multiply each neuron's up row by a factor, and divide its down column by it.
 
-    The gate has no such freedom: silu is not homogeneous.
-
-    Args:
-        model: any.
-        seed: of the factors.
-        amount: their sizes go from 2 ** -amount to 2 ** amount, and a share of amount / 2 is negative.
+    A share of amount / 2 of the factors is negative. The gate has no such freedom: silu is not homogeneous.
     """
     changed, generator = _copy(model), _generator(seed)
     for mlp in _mlps(changed):
@@ -355,20 +390,13 @@ def _mlps(model: MoEForCausalLM) -> Iterator[MLP | Experts]:
 # --- the mixture ------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
+@_gauge(_without_router_rows)
 def permute_experts(model: MoEForCausalLM, *, seed: int) -> MoEForCausalLM:
     """Reorder the experts with all that the router keeps of each; in groups, groups and the experts within them.
 
-    Exact where no two experts tie: of equals, `topk` prefers by place.
-
-    Args:
-        model: with a mixture in it.
-        seed: of the orders.
-
-    Raises:
-        ValueError: there is no mixture, or its router has no rows that could move along.
+    Exact where no two experts tie: of equals, `topk` prefers by place. The model must be a mixture whose router has
+    rows, which move along.
     """
-    _require_free("permute_experts", model.config)
     changed, generator, groups = _copy(model), _generator(seed), model.config.n_group
     for mixture in _mixtures(changed):
         order = _order_in_groups(groups, model.config.num_experts // groups, generator)
@@ -378,19 +406,13 @@ def permute_experts(model: MoEForCausalLM, *, seed: int) -> MoEForCausalLM:
     return changed
 
 
-@torch.no_grad()
+@_gauge(_without_softmax)
 def shift_router(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) -> MoEForCausalLM:
     """Add one random vector to all rows of a router: all logits of a token move alike, which softmax does not notice.
 
-    Args:
-        model: with a mixture in it, whose scores are a softmax.
-        seed: of the vector.
-        amount: its standard deviation, in that of the router's weights.
-
-    Raises:
-        ValueError: there is no mixture, its router has no rows, or scores each expert for itself.
+    For an `amount` of 1 it has the standard deviation of the router's weights. The model must be a mixture whose router
+    has rows and scores by a softmax.
     """
-    _require_free("shift_router", model.config)
     changed, generator = _copy(model), _generator(seed)
     for mixture in _mixtures(changed):
         rows = wide(mixture.gate.weight)
@@ -399,19 +421,12 @@ def shift_router(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) -> Mo
     return changed
 
 
-@torch.no_grad()
+@_gauge(_without_router_scale)
 def exchange_router_scale(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) -> MoEForCausalLM:
     """Multiply an expert's `router_scale` by a factor, and divide its down projection by it.
 
-    Args:
-        model: with a `router_scale` (Pangu Pro MoE).
-        seed: of the factors.
-        amount: they go from 2 ** -amount to 2 ** amount.
-
-    Raises:
-        ValueError: there is no such scale.
+    The router must have such a scale (Pangu Pro MoE).
     """
-    _require_free("exchange_router_scale", model.config)
     changed, generator = _copy(model), _generator(seed)
     for mixture in _mixtures(changed):
         scale, down = mixture.gate.router_scale, mixture.experts.down_proj
@@ -423,76 +438,6 @@ def exchange_router_scale(model: MoEForCausalLM, *, seed: int, amount: float = 1
 
 def _mixtures(model: MoEForCausalLM) -> Iterator[MoELayer]:
     return (module for module in model.modules() if isinstance(module, MoELayer))
-
-
-# --- all of them ------------------------------------------------------------------------------------------
-
-GAUGES: dict[str, Callable[..., MoEForCausalLM]] = {
-    gauge.__name__: gauge
-    for gauge in (
-        fold_norms,
-        rotate_residual,  # after folding
-        permute_residual,
-        rotate_qk,
-        scale_qk,
-        mix_vo,
-        permute_heads,
-        permute_neurons,
-        scale_neurons,
-        permute_experts,
-        shift_router,
-        exchange_router_scale,
-    )
-}
-
-
-def all_gauges(model: MoEForCausalLM, seed: int) -> MoEForCausalLM:
-    """Compose every gauge that applies to `model`.
-
-    Args:
-        model: any.
-        seed: another seed, another model of the same function.
-    """
-    for number, (name, gauge) in enumerate(GAUGES.items()):
-        if obstacle(name, model.config) is None:
-            model = gauge(model, seed=seed * len(GAUGES) + number)
-    return model
-
-
-def obstacle(gauge: str, config: MoEConfig) -> str | None:
-    """Why `gauge` would change the function of a model, or would have nothing to change; None: it applies.
-
-    `rotate_residual` depends on the weights as well: it wants folded norms.
-
-    Args:
-        gauge: a name in `GAUGES`.
-        config: of the model.
-
-    Raises:
-        ValueError: there is no such gauge.
-    """
-    if gauge not in GAUGES:
-        raise ValueError(f"gauge={gauge!r}: wanted one of {', '.join(GAUGES)}")
-    if gauge == "scale_qk" and config.qk_norm == "head":
-        return None  # the factors come after the clipping
-    if gauge in ("scale_qk", "mix_vo") and config.clip_qkv is not None:
-        return f"clip_qkv={config.clip_qkv}: wanted None"
-    if gauge in ("permute_experts", "shift_router", "exchange_router_scale"):
-        if not any(config.is_sparse(layer) for layer in range(config.num_hidden_layers)):
-            return f"num_experts={config.num_experts}, none in any layer: wanted a mixture"
-        if config.router == "hash":
-            return "router='hash': wanted a router that has rows"
-    if gauge == "shift_router" and config.score_func == "sigmoid":
-        return "score_func='sigmoid': wanted 'softmax'"
-    if gauge == "exchange_router_scale" and not config.router_scale:
-        return "router_scale=False: wanted True"
-    return None
-
-
-def _require_free(gauge: str, config: MoEConfig) -> None:
-    reason = obstacle(gauge, config)
-    if reason is not None:
-        raise ValueError(f"{reason}, for {gauge}")
 
 
 # --- what they share --------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """What is done in the zoo to make one model from others.
 
 A recipe is called with the models it starts from and its options, all of them plain values, so that a line of the tree
-says everything. Those in `TRAINED` also take `out`, a folder in which training keeps its state.
+says everything. Those in `TRAINED` also take `out`, a folder in which training keeps its state, or None; a `corpus`,
+"real" or "planted"; and what `minimoe.training.Settings` has. They may change the model they start from.
 """
 
 from __future__ import annotations
@@ -58,11 +59,10 @@ def from_scratch(
     """Train a model from random weights.
 
     Args:
-        out: where training keeps its state.
+        out: see the head of this file, as for **settings.
         shape: a key of `SHAPES`.
         initialisation: "usual", or "by depth": standard deviation 1 / sqrt(2 fan_in (l + 1)) in layer l from 0.
         weights: the seed of the random weights.
-        **settings: as for `keep_training`.
     """
     model = MoEForCausalLM(SHAPES[shape], seed=weights)
     if initialisation == "by depth":
@@ -71,14 +71,7 @@ def from_scratch(
 
 
 def keep_training(parent: MoEForCausalLM, *, out: Path | None, corpus: str = "real", **settings: Any) -> MoEForCausalLM:
-    """Train all weights: fine-tuning on another corpus, continued pretraining on the same.
-
-    Args:
-        parent: what to start from; changed in place.
-        out: where training keeps its state.
-        corpus: "real" or "planted".
-        **settings: of `minimoe.training.Settings`.
-    """
+    """Train all weights: fine-tuning on another corpus, continued pretraining on the same."""
     train(parent, open_corpus(corpus), out=out, **settings)
     return parent
 
@@ -88,15 +81,8 @@ def train_lora(
 ) -> MoEForCausalLM:
     """Train low-rank updates of the attention matrices and add them (LoRA: Hu et al. 2021, arXiv 2106.09685, 4).
 
-    W + B A, with A [rank, in] random and B [out, rank] 0 at first. Everything else is frozen.
-
-    Args:
-        parent: what to start from; changed in place.
-        out: not used: the updates are not a model, and so cannot be resumed.
-        corpus: "real" or "planted".
-        rank: r.
-        seed: of A and of the batches.
-        **settings: of `minimoe.training.Settings`.
+    W + B A, with A [rank, in] random and B [out, rank] 0 at first. Everything else is frozen. `seed` is that of A and
+    of the batches. `out` is not used: the updates are not a model, and so cannot be resumed.
     """
     parent.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
@@ -113,13 +99,7 @@ def train_lora(
 def distil(teacher: MoEForCausalLM, *, out: Path | None, weights: int, **settings: Any) -> MoEForCausalLM:
     """Train a model from random weights on what the teacher predicts (Hinton et al. 2015, arXiv 1503.02531, section 2).
 
-    No weight is shared. The temperature is 1.
-
-    Args:
-        teacher: its shape is that of the student.
-        out: where training keeps its state.
-        weights: the seed of the student's random weights.
-        **settings: as for `keep_training`.
+    The student has the teacher's shape and none of its weights; `weights` is the seed of its own. The temperature is 1.
     """
     return keep_training(_Student(teacher, weights), out=out, **settings)
 
@@ -187,29 +167,26 @@ def frame_both(model: MoEForCausalLM, target: MoEForCausalLM) -> MoEForCausalLM:
     return frame_std_profile(frame_norms(model, target), target)
 
 
-TRAINED: Mapping[str, Callable[..., MoEForCausalLM]] = {
-    recipe.__name__: recipe for recipe in (from_scratch, keep_training, train_lora, distil)
-}
-INSTANT: Mapping[str, Callable[..., MoEForCausalLM]] = {
-    recipe.__name__: recipe
-    for recipe in (
-        quantise,
-        prune_neurons,
-        prune_heads,
-        prune_layers,
-        depth_upscale,
-        extend_vocabulary,
-        lerp,
-        slerp,
-        merge_by_ties,
-        upcycle,
-        mix_branches,
-        transplant_expert,
-        one_gauge,
-        all_gauges,
-        frame_std_profile,
-        frame_norms,
-        frame_both,
-        frame_neuron_order,
-    )
-}
+Recipes = Mapping[str, Callable[..., MoEForCausalLM]]
+_WITHOUT_TRAINING = (
+    quantise,
+    prune_neurons,
+    prune_heads,
+    prune_layers,
+    depth_upscale,
+    extend_vocabulary,
+    lerp,
+    slerp,
+    merge_by_ties,
+    upcycle,
+    mix_branches,
+    transplant_expert,
+    one_gauge,
+    all_gauges,
+    frame_std_profile,
+    frame_norms,
+    frame_both,
+    frame_neuron_order,
+)
+TRAINED: Recipes = {recipe.__name__: recipe for recipe in (from_scratch, keep_training, train_lora, distil)}
+INSTANT: Recipes = {recipe.__name__: recipe for recipe in _WITHOUT_TRAINING}

@@ -190,9 +190,9 @@ def transplant_expert(
         ValueError: a layer or expert is not there, or the shapes differ.
     """
     changed = deepcopy(model).eval()
-    experts = _part("model", changed, "layer", layer, "expert", expert)
+    experts = _find_part(changed, "", layer, expert)
     donor_layer = layer if donor_layer is None else donor_layer
-    new = neurons(_part("donor", donor, "donor_layer", donor_layer, "donor_expert", donor_expert))
+    new = neurons(_find_part(donor, "donor_", donor_layer, donor_expert))
     new = new if donor_expert is None else new[donor_expert]
     rows = neurons(experts)
     if new.shape != rows[expert].shape:
@@ -352,20 +352,15 @@ def _require_dense(name: str, model: MoEForCausalLM) -> None:
         raise ValueError(f"{name}: num_experts={model.config.num_experts}, wanted 0, a dense model")
 
 
-def _part(
-    name: str, model: MoEForCausalLM, layer_name: str, layer: int, expert_name: str, expert: int | None
-) -> Experts | MLP:
-    """The experts of a sparse layer, or the MLP of a dense one."""
-    layers = model.config.num_hidden_layers
-    if layer not in range(layers):
-        raise ValueError(f"{layer_name}={layer}: wanted 0 to {layers - 1}, the layers of the {name}")
+def _find_part(model: MoEForCausalLM, prefix: str, layer: int, expert: int | None) -> Experts | MLP:
+    """The experts of a sparse layer, or the MLP of a dense one; `prefix` begins the names of the arguments."""
+    if layer not in range(model.config.num_hidden_layers):
+        raise ValueError(f"{prefix}layer={layer}: wanted 0 to {model.config.num_hidden_layers - 1}")
     mlp = model.model.layers[layer].mlp
-    if isinstance(mlp, MLP) != (expert is None):
-        wanted = "None, as that layer is dense" if expert is not None else "a number, as that layer is a mixture"
-        raise ValueError(f"{expert_name}={expert}: wanted {wanted}")
     if isinstance(mlp, MLP):
+        if expert is not None:
+            raise ValueError(f"{prefix}expert={expert}: wanted None, as that layer is dense")
         return mlp
-    experts = model.config.num_experts
-    if expert not in range(experts):
-        raise ValueError(f"{expert_name}={expert}: wanted 0 to {experts - 1}, the experts of the {name}")
+    if expert not in range(model.config.num_experts):
+        raise ValueError(f"{prefix}expert={expert}: wanted 0 to {model.config.num_experts - 1}, as that is a mixture")
     return mlp.experts

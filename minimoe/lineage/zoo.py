@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from shutil import rmtree
+from statistics import fmean
 from threading import Thread
 from typing import Any
 
@@ -122,7 +123,8 @@ class Zoo:
         pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_prepare_process)
         with bar, pool:
             while len(finished) < len(missing):
-                ready = self._ready(missing, {*finished, *running.values()})
+                waiting = [name for name in missing if name not in finished and name not in running.values()]
+                ready = [name for name in waiting if all(map(self.has, MEMBERS[name].parents))]
                 for name in ready[: processes - len(running)]:  # none waits in the pool, so that an interrupt ends it
                     running[pool.submit(self.build_one, name)] = name
                 bar.set_postfix_str(", ".join(running.values()))
@@ -136,7 +138,10 @@ class Zoo:
         """Make one member whose parents are there, and leave it as a folder in `home`."""
         member, folder, training = _find(name), self.home / name, self.home / ".training" / name
         model = self._make(member, out=training)
-        write_atomically(folder / LINEAGE, (json.dumps(_record(member), indent=2) + "\n").encode())
+        facts = {"name": name, **asdict(derivation(name)), "options": dict(member.options)}
+        if member.recipe in TRAINED:
+            facts["corpus_sha256"] = open_corpus(member.options.get("corpus", "real")).sha256
+        write_atomically(folder / LINEAGE, (json.dumps(facts, indent=2) + "\n").encode())
         if member.recipe in TRAINED:
             model.half()  # loses nothing: `_make` has rounded it
         model.save_pretrained(folder)  # config.json last: with it, the folder is whole
@@ -153,7 +158,7 @@ class Zoo:
             again = self._make(_find(name), out=Path(folder))
         ours, theirs = (torch.cat([w.flatten() for w in model.state_dict().values()]) for model in (again, stored))
         corpus = Corpus.real()
-        loss, stored_loss = (_mean(evaluate(model, corpus).values()) for model in (again, stored))
+        loss, stored_loss = (fmean(evaluate(model, corpus).values()) for model in (again, stored))
         return Verification(
             name=name,
             identical=torch.equal(ours, theirs),
@@ -171,16 +176,9 @@ class Zoo:
 
     def _missing(self, names: Iterable[str]) -> list[str]:
         """Those of `names`, and of the trained members they come from, that lie nowhere; parents first."""
-        found: dict[str, None] = {}
-        for name in names:
-            if self.folder(name) is None:
-                needed = [ancestor for ancestor in ancestors(name) if MEMBERS[ancestor].recipe in TRAINED]
-                found |= dict.fromkeys(ancestor for ancestor in needed if self.folder(ancestor) is None)
-                found[name] = None
-        return list(found)
-
-    def _ready(self, missing: Sequence[str], begun: Collection[str]) -> list[str]:
-        return [name for name in missing if name not in begun and all(map(self.has, MEMBERS[name].parents))]
+        wanted = [name for name in names if self.folder(name) is None]
+        needed = [[*(one for one in ancestors(name) if MEMBERS[one].recipe in TRAINED), name] for name in wanted]
+        return list(dict.fromkeys(name for each in needed for name in each if self.folder(name) is None))
 
 
 def derivation(name: str) -> Derivation:
@@ -252,20 +250,8 @@ def _find(name: str) -> Member:
     return MEMBERS[name]
 
 
-def _record(member: Member) -> dict[str, Any]:
-    """What lineage.json says."""
-    trained = member.recipe in TRAINED
-    text = {"corpus_sha256": open_corpus(member.options.get("corpus", "real")).sha256} if trained else {}
-    return {"name": member.name, **asdict(derivation(member.name)), "options": dict(member.options), **text}
-
-
 def _steps(name: str) -> int:
     return MEMBERS[name].options.get("steps", 1)
-
-
-def _mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return sum(values) / len(values)
 
 
 def _prepare_process() -> None:

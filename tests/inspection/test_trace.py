@@ -1,5 +1,6 @@
 """Recorded routes, held against what models return, against transformers, and against what the experts computed."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -94,11 +95,14 @@ def drop(indices: np.ndarray, capacity: int, experts: int) -> np.ndarray:
 
 
 @pytest.mark.exact("two runs of one model are compared to the bit")
-@pytest.mark.parametrize("capacity_factor", [None, 0.6])
-def test_every_router_of_ours(router_settings, capacity_factor):
+def test_every_router_of_ours(router_settings):
     """The trace is what the model says it chose, less what a capacity drops."""
-    if capacity_factor and router_settings["router"] != "expert_choice":
-        router_settings = router_settings | {"capacity_factor": capacity_factor}
+    check_router(router_settings)
+    if router_settings["router"] != "expert_choice":
+        check_router(router_settings | {"capacity_factor": 0.6})
+
+
+def check_router(router_settings: dict) -> None:
     model, ids = tiny(**router_settings, mlp_only_layers=(1,)), some_ids()
     trace = record(model, ids)
     chosen = model(ids, output_router_logits=True).router_outputs
@@ -171,6 +175,8 @@ def test_tokens_documents_positions_and_labels():
     assert trace.domains.tolist() == [-1] * 3 + [0] * 5 + [1] * 5 + [0] * 3 + [-1] * 3
     assert {name: getattr(trace, name).dtype for name in DTYPES} == DTYPES
     assert "19 tokens" in repr(trace)
+    other = dataclasses.replace(trace, documents=trace.documents + 1)  # a trace like any other now
+    np.testing.assert_array_equal(other.documents - 1, trace.documents)
 
 
 def test_documents_that_come_in_pieces():
@@ -186,13 +192,13 @@ def test_documents_that_come_in_pieces():
     assert trace.positions.tolist() == [0, 1] * 5
 
 
-@pytest.mark.parametrize("documents", [["x"], ["x", "y", "z"]])
-def test_labels_that_do_not_fit_the_batch(documents):
+def test_labels_that_do_not_fit_the_batch():
     model = tiny()
-    with pytest.raises(ValueError, match=f"found {len(documents)} documents, wanted 2"), record_routing(model) as trace:
-        trace.label("a", documents=documents)
-        model(some_ids(2))
-    with pytest.raises(ValueError, match="found 3 domains, wanted 2"), record_routing(model) as trace:
+    for documents in (["x"], ["x", "y", "z"]):
+        with pytest.raises(ValueError, match="documents: wanted 2"), record_routing(model) as trace:
+            trace.label("a", documents=documents)
+            model(some_ids(2))
+    with pytest.raises(ValueError, match="3 domains: wanted 2"), record_routing(model) as trace:
         trace.label(["a", "b", "c"])
         model(some_ids(2))
 
@@ -225,9 +231,9 @@ def test_generate_makes_one_document_a_row(make):
 def test_a_cache_of_text_that_was_not_recorded():
     model, ids = tiny(), some_ids()
     cache = model(ids, use_cache=True).cache
-    with pytest.raises(ValueError, match="found 2 rows of 9 tokens, wanted 0 of 0"), record_routing(model):
+    with pytest.raises(ValueError, match=r"2 rows of 9 tokens.* 0 rows of 0"), record_routing(model):
         model(ids[:, :1], cache=cache)
-    with pytest.raises(ValueError, match="found 2 rows of 9 tokens, wanted 2 of 4"), record_routing(model):
+    with pytest.raises(ValueError, match=r"2 rows of 9 tokens.* 2 rows of 4"), record_routing(model):
         model(ids[:, :4])
         model(ids[:, :1], cache=cache)
 
@@ -290,11 +296,11 @@ def test_an_exception_leaves_the_model_and_no_trace(tmp_path):
     old = path.read_bytes()
     with pytest.raises(KeyError), record_routing(model, path) as trace:
         model(ids)
-        with pytest.raises(AttributeError, match="indices: a trace can be read once"):
+        with pytest.raises(AttributeError, match="indices: a trace has its fields once"):
             _ = trace.indices
         raise KeyError("mine")
     assert hooks(model) == 0
-    with pytest.raises(AttributeError, match="num_layers: a trace can be read once"):
+    with pytest.raises(AttributeError, match="num_layers: a trace has its fields once"):
         _ = trace.num_layers
     assert path.read_bytes() == old
     assert list(tmp_path.iterdir()) == [path]
@@ -330,7 +336,7 @@ def test_nested_recordings():
 
 def test_a_model_that_changes_within_the_block():
     model, ids = tiny(), some_ids()
-    with pytest.raises(TraceError, match="weights that changed"), record_routing(model):
+    with pytest.raises(TraceError, match="weights of the model changed"), record_routing(model):
         model(ids, labels=ids).loss.backward()
         torch.optim.SGD(model.parameters(), 0.1).step()
 
@@ -343,7 +349,7 @@ def test_streaming_gives_the_same_trace(tmp_path):
     model, batches = tiny(capacity_factor=1.0), [some_ids(seed=seed, length=3 + seed) for seed in range(4)]
     path = tmp_path / "new" / "routes"
     streamed = record(model, *batches, path=path)
-    assert type(streamed) is RoutingTrace
+    assert isinstance(streamed, RoutingTrace)
     assert_equal(streamed, record(model, *batches))
     assert_equal(streamed, RoutingTrace.load(path))
     assert list(path.parent.iterdir()) == [path]
@@ -397,28 +403,12 @@ def test_loading_reads_nothing_but_the_header(tmp_path):
     assert all(getattr(loaded, name).flags.aligned for name in DTYPES)
 
 
-@pytest.mark.exact("two runs of one model are compared to the bit")
-def test_merge_is_recording_everything_at_once():
-    model, ids = tiny(), [some_ids(seed=seed) for seed in range(3)]
-    with record_routing(model) as second:  # names in another order, and a token without one
-        second.label(["domain 1", "domain 0"])
-        model(ids[1])
-        second.label(None)
-        model(ids[2])
-    with record_routing(model) as whole:
-        for domains, batch in zip(["domain 0", ["domain 1", "domain 0"], None], ids, strict=True):
-            whole.label(domains)
-            model(batch)
-    assert_equal(RoutingTrace.merge([record(model, ids[0]), second]), whole)
-    assert_equal(RoutingTrace.merge([whole]), whole)
-
-
 def test_select():
     trace = record(tiny(), some_ids(), some_ids(seed=1))
     assert_equal(trace.select("domain 1"), trace.select(trace.documents >= 2))
     assert trace.select("domain 1").token_ids.tolist() == some_ids(seed=1).flatten().tolist()
     np.testing.assert_array_equal(trace.select("domain 1").indices, trace.indices[:, 18:])
-    with pytest.raises(TraceError, match=r"no domain 'x', wanted one of \('domain 0', 'domain 1'\)"):
+    with pytest.raises(TraceError, match=r"no domain 'x': wanted one of \('domain 0', 'domain 1'\)"):
         trace.select("x")
     with pytest.raises(TraceError, match="none of them 0"):
         trace.select(trace.documents > 99)
@@ -427,15 +417,14 @@ def test_select():
 # --- what goes wrong
 
 
-@pytest.mark.parametrize("kept", [0, 7, 100, 0.5, -1])
-def test_a_file_cut_short(tmp_path, kept):
+def test_a_file_cut_short(tmp_path):
     path = tmp_path / "routes"
     record(tiny(), some_ids(), path=path)
-    data = path.read_bytes()
-    data = data[: int(kept * len(data)) if isinstance(kept, float) else kept]
-    path.write_bytes(data)
-    with pytest.raises(TraceError, match=f"routes: found {len(data)} bytes, wanted a whole routing trace"):
-        RoutingTrace.load(path)
+    whole = path.read_bytes()
+    for kept in (0, 7, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(TraceError, match=f"routes: these {kept} bytes"):
+            RoutingTrace.load(path)
 
 
 def test_files_that_are_no_trace(tmp_path):
@@ -492,29 +481,13 @@ with record_routing(model, sys.argv[1]):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_traces_of_different_models_do_not_merge():
-    trace = record(tiny(), some_ids())
-    with pytest.raises(TraceError, match=r"traces\[1\]: found model_id="):
-        RoutingTrace.merge([trace, record(tiny(seed=1), some_ids())])
-    with pytest.raises(TraceError, match=r"traces\[1\]: found num_experts=5, wanted 6"):
-        RoutingTrace.merge([trace, record(tiny(num_experts=5), some_ids())])
-    with pytest.raises(TraceError, match=r"traces\[2\]: found k=3, wanted 2"):
-        RoutingTrace.merge([trace, trace, record(tiny(num_experts_per_tok=3), some_ids())])
-    with pytest.raises(TraceError, match=r"traces\[1\]: found layers=\(0, 1\), wanted \(0, 1, 2\)"):
-        RoutingTrace.merge([trace, record(tiny(num_hidden_layers=2), some_ids())])
-    with pytest.raises(TraceError, match="found none"):
-        RoutingTrace.merge([])
-
-
-def test_check_model(tmp_path):
+def test_model_id_is_that_of_the_weights(tmp_path):
     model = tiny()
     trace = record(model, some_ids())
-    trace.check_model(model)
     model.save_pretrained(tmp_path)
-    trace.check_model(MoEForCausalLM.from_pretrained(tmp_path))  # the same model again
-    trace.check_model(model.to(torch.float64))
-    with pytest.raises(TraceError, match=r"of another model: found model_id='\w{64}', wanted '\w{64}'"):
-        trace.check_model(tiny(seed=1))
+    same = [model, MoEForCausalLM.from_pretrained(tmp_path), model.to(torch.float64)]
+    assert {model_id(each) for each in same} == {trace.model_id}
+    assert model_id(tiny(seed=1)) != trace.model_id
 
 
 def test_model_id_sees_every_tensor_and_setting():
@@ -530,14 +503,14 @@ def test_model_id_sees_every_tensor_and_setting():
 
 
 def test_models_and_calls_that_cannot_be_recorded():
-    with pytest.raises(ValueError, match="MoEForCausalLM: found no layer with"), record_routing(tiny(num_experts=0)):
+    with pytest.raises(ValueError, match="MoEForCausalLM has no layer with"), record_routing(tiny(num_experts=0)):
         pass
-    with pytest.raises(ValueError, match="Linear: found no layer with"), record_routing(torch.nn.Linear(2, 2)):
+    with pytest.raises(ValueError, match="Linear has no layer with"), record_routing(torch.nn.Linear(2, 2)):
         pass
     model = theirs("mixtral")
     with pytest.raises(ValueError, match="input_ids=None"), record_routing(model):
         model(inputs_embeds=torch.zeros(1, 2, 16))
-    with pytest.raises(TraceError, match="found no forward of the model"), record_routing(model):
+    with pytest.raises(TraceError, match="the model was not called"), record_routing(model):
         model.model(some_ids())  # the decoder alone
 
 
@@ -545,7 +518,7 @@ def test_experts_that_were_bypassed():
     """Were a layer to run its experts otherwise than by calling them, the trace would lack them: an error instead."""
     model = tiny(num_hidden_layers=2)
     experts = model.model.layers[1].mlp.experts
-    with pytest.raises(TraceError, match=r"found \{0: 18\}, wanted \{0: 18, 1: 18\}"), record_routing(model):
+    with pytest.raises(TraceError, match=r"\{0: 18\}, but the batch has \{0: 18, 1: 18\}"), record_routing(model):
         model(some_ids())
         experts.__class__ = type("Fused", (type(experts),), {"__call__": lambda self, *args: self.forward(*args)})
         model(some_ids())
@@ -553,7 +526,7 @@ def test_experts_that_were_bypassed():
 
 def test_arrays_that_do_not_belong_together():
     trace = record(tiny(), some_ids())
-    arrays = vars(trace)
+    arrays = trace._arrays() | trace._facts()
     with pytest.raises(TraceError, match=r"weights: found float64 \(3, 18, 2\), wanted float32 \(3, 18, 2\)"):
         RoutingTrace(**arrays | {"weights": trace.weights.astype(float)})
     with pytest.raises(TraceError, match=r"domains: found int16 \(17,\), wanted int16 \(18,\)"):

@@ -14,7 +14,6 @@ from minimoe.lineage.derive import (
     depth_upscale,
     extend_vocabulary,
     lerp,
-    merge_lora,
     neurons,
     prune_heads,
     prune_layers,
@@ -86,45 +85,37 @@ DERIVATIONS = {
     "depth_upscale": lambda a, b, c: depth_upscale(a, 1),
     "extend_vocabulary": lambda a, b, c: extend_vocabulary(a, 2),
     "quantise": lambda a, b, c: quantise(a, 8),
-    "merge_lora": lambda a, b, c: merge_lora(a, {}, alpha=1.0),
 }
 
 
 @pytest.mark.parametrize("name", DERIVATIONS)
-def test_the_result_is_new_and_the_inputs_stay(name, settings, tmp_path):
-    models = [random_model(seed, **settings).train() for seed in range(3)]
-    before = [vector(model).clone() for model in models]
-    made = DERIVATIONS[name](*models)
-    assert not made.training
-    assert all(parameter.requires_grad and parameter.dtype == torch.float64 for parameter in made.parameters())
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.fill_(7.0)
-    for model, old in zip(models, before, strict=True):
-        assert model.training
-        assert torch.equal(vector(model), old)
-    made.save_pretrained(tmp_path)
-    assert_same(MoEForCausalLM.from_pretrained(tmp_path), made)
-
-
-@pytest.mark.parametrize("name", DERIVATIONS)
-def test_the_dtype_stays(name):
-    models = [random_model(seed, **DENSE).bfloat16() for seed in range(3)]
-    assert {parameter.dtype for parameter in DERIVATIONS[name](*models).parameters()} == {torch.bfloat16}
+def test_the_result_is_new_and_the_inputs_stay(name, tmp_path):
+    for kind in KINDS.values():
+        models = [random_model(seed, **kind).train() for seed in range(3)]
+        before = [vector(model).clone() for model in models]
+        made = DERIVATIONS[name](*models)
+        assert not made.training
+        assert all(parameter.requires_grad and parameter.dtype == torch.float64 for parameter in made.parameters())
+        with torch.no_grad():
+            for parameter in made.parameters():
+                parameter.fill_(7.0)
+        for model, old in zip(models, before, strict=True):
+            assert model.training
+            assert torch.equal(vector(model), old)
+        made.save_pretrained(tmp_path)
+        assert_same(MoEForCausalLM.from_pretrained(tmp_path), made)
+    halves = [model.bfloat16() for model in models]
+    assert {parameter.dtype for parameter in DERIVATIONS[name](*halves).parameters()} == {torch.bfloat16}
 
 
 # --- merging ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("merge", [lerp, slerp])
-def test_a_merge_ends_where_its_inputs_are(merge, settings):
+def test_merges_against_arithmetic(settings):
     a, b = random_model(1, **settings), random_model(2, **settings)
-    assert_same(merge(a, b, 0.0), a)
-    assert_same(merge(a, b, 1.0), b)
-
-
-def test_lerp_and_average_against_arithmetic(settings):
-    a, b = random_model(1, **settings), random_model(2, **settings)
+    for merge in (lerp, slerp):
+        assert_same(merge(a, b, 0.0), a)
+        assert_same(merge(a, b, 1.0), b)
     assert_close(vector(lerp(a, b, 0.3)), 0.7 * vector(a) + 0.3 * vector(b))
     assert_close(vector(average([a, b, b])), (vector(a) + 2 * vector(b)) / 3)
 
@@ -135,11 +126,11 @@ def scaled(model: MoEForCausalLM, factor: float) -> MoEForCausalLM:
     return other
 
 
-@pytest.mark.parametrize("factor", [3.0, 0.0, -2.0])
-def test_slerp_of_parallel_opposite_and_zero_tensors_is_lerp(factor, settings):
+def test_slerp_of_parallel_opposite_and_zero_tensors_is_lerp(settings):
     a = random_model(**settings)
-    b = scaled(a, factor)
-    assert_same(slerp(a, b, 0.4), lerp(a, b, 0.4))
+    for factor in (3.0, 0.0, -2.0):
+        b = scaled(a, factor)
+        assert_same(slerp(a, b, 0.4), lerp(a, b, 0.4))
 
 
 def test_slerp_keeps_the_norm_and_turns_at_constant_speed():
@@ -202,9 +193,9 @@ def test_merging_refuses_what_does_not_fit():
         lambda x: ties(a, [x]),
         lambda x: average([a, x]),
     ):
-        with pytest.raises(ValueError, match=r"rope_theta=500\.0: wanted 10000\.0"):
+        with pytest.raises(ValueError, match="rope_theta=500"):
             merge(b)
-        with pytest.raises(ValueError, match="num_hidden_layers=5: wanted 4"):
+        with pytest.raises(ValueError, match="num_hidden_layers=5"):
             merge(deeper)
     renamed = random_model(**DENSE | {"model_type": "llama", "router_aux_loss_coef": 0.1})
     assert_same(lerp(a, renamed, 0.5), a)
@@ -220,9 +211,10 @@ def test_merging_refuses_what_does_not_fit():
 
 
 @pytest.mark.parametrize("where", ["gate", "up", "down"])
-def test_pruned_neurons_are_those_that_add_nothing(where, settings):
+@pytest.mark.parametrize("kind", ["mixture", "every second layer"])
+def test_pruned_neurons_are_those_that_add_nothing(where, kind):
     """Half of the neurons of each MLP are silenced, at random places: without them, the logits are the same."""
-    model, heard = random_model(**settings), []
+    model, heard = random_model(**KINDS[kind]), []
     for block in model.model.layers:
         mixture = block.is_sparse
         for mlp in filter(None, [block.mlp.experts, block.mlp.shared_expert] if mixture else [block.mlp]):
@@ -308,24 +300,21 @@ def run_layers(model: MoEForCausalLM, order: list[int]) -> torch.Tensor:
     return model.model.norm(x) @ head.weight.T
 
 
-@pytest.mark.parametrize("removed", [[0], [3], [1, 2], (0, 2, 3)])
-def test_pruned_layers_are_not_run(removed, settings):
+def test_pruned_layers_are_not_run(settings):
     model = random_model(**settings)
-    kept = [layer for layer in range(4) if layer not in removed]
-    pruned = prune_layers(model, removed)
-    assert pruned.config.num_hidden_layers == len(kept)
-    assert_close(logits(pruned), run_layers(model, kept), rtol=0, atol=1e-10)
+    for removed in ([0], [3], [1, 2], (0, 2, 3)):
+        kept = [layer for layer in range(4) if layer not in removed]
+        pruned = prune_layers(model, removed)
+        assert pruned.config.num_hidden_layers == len(kept)
+        assert_close(logits(pruned), run_layers(model, kept), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize(
-    ("removed", "order"),
-    [(0, [0, 1, 2, 3, 0, 1, 2, 3]), (1, [0, 1, 2, 1, 2, 3]), (2, [0, 1, 2, 3]), (3, [0, 3])],
-)
-def test_depth_upscaling_stacks_two_copies_less_the_seam(removed, order, settings):
+def test_depth_upscaling_stacks_two_copies_less_the_seam(settings):
     model = random_model(**settings)
-    deeper = depth_upscale(model, removed)
-    assert deeper.config.num_hidden_layers == len(order) == 2 * (4 - removed)
-    assert_close(logits(deeper), run_layers(model, order), rtol=0, atol=1e-10)
+    for removed, order in enumerate([[0, 1, 2, 3, 0, 1, 2, 3], [0, 1, 2, 1, 2, 3], [0, 1, 2, 3], [0, 3]]):
+        deeper = depth_upscale(model, removed)
+        assert deeper.config.num_hidden_layers == len(order)
+        assert_close(logits(deeper), run_layers(model, order), rtol=0, atol=1e-10)
 
 
 def test_the_copies_of_a_layer_can_be_trained_apart():
@@ -347,7 +336,7 @@ def test_layers_that_are_not_there():
             depth_upscale(model, removed)
 
 
-# --- vocabulary, precision, adapters ----------------------------------------------------------------------
+# --- vocabulary, precision --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -402,33 +391,3 @@ def test_quantising_leaves_a_row_of_zeros_and_refuses_other_widths():
     for bits in (1, 9, 4.5):
         with pytest.raises(ValueError, match=f"bits={bits}: wanted a whole number from 2 to 8"):
             quantise(model, bits)
-
-
-def test_a_merged_lora_computes_what_the_adapter_beside_the_weight_does():
-    model = random_model(num_experts=3)
-    name, experts = "model.layers.2.self_attn.q_proj.weight", "model.layers.1.mlp.experts.down_proj"
-    a, b = torch.randn(2, 16, dtype=torch.float64), torch.randn(16, 2, dtype=torch.float64)
-    many_a, many_b = torch.randn(3, 4, 6, dtype=torch.float64), torch.randn(3, 16, 4, dtype=torch.float64)
-    merged = merge_lora(model, {name: (a, b), experts: (many_a, many_b)}, alpha=8.0)
-    x = torch.randn(16, dtype=torch.float64)
-    old, new = (each.model.layers[2].self_attn.q_proj for each in (model, merged))
-    assert_close(new(x), old(x) + 8 / 2 * (b @ (a @ x)))
-    old, new = (each.model.layers[1].mlp.experts.down_proj for each in (model, merged))
-    assert_close(new[2], old[2] + 8 / 4 * many_b[2] @ many_a[2])
-    same = {key for key, tensor in model.state_dict().items() if torch.equal(tensor, merged.state_dict()[key])}
-    assert model.state_dict().keys() - same == {name, experts}
-
-
-@pytest.mark.parametrize(
-    ("name", "a", "b", "message"),
-    [
-        ("q_proj", (2, 16), (16, 2), "wanted the name of a matrix"),
-        ("model.norm.weight", (2, 16), (16, 2), "wanted the name of a matrix"),
-        ("model.layers.0.self_attn.k_proj.weight", (2, 16), (16, 2), r"B \[16, 2\], wanted .* for a weight \[8, 16\]"),
-        ("model.layers.0.self_attn.k_proj.weight", (3, 16), (8, 2), r"A \[3, 16\] and B \[8, 2\], wanted"),
-        ("model.layers.0.self_attn.k_proj.weight", (0, 16), (8, 0), r"A \[0, 16\] and B \[8, 0\], wanted"),
-    ],
-)
-def test_an_adapter_that_does_not_fit(name, a, b, message):
-    with pytest.raises(ValueError, match=rf"adapters\['{name}'\]: .*{message}|adapters\['{name}'\]: {message}"):
-        merge_lora(random_model(num_experts=0), {name: (torch.ones(a), torch.ones(b))}, alpha=1.0)

@@ -163,52 +163,62 @@ def check_gauge_or_refusal(gauge: str, model: MoEForCausalLM) -> None:
             GAUGES[gauge](model, seed=0)
 
 
-@pytest.mark.parametrize("gauge", [gauge for gauge in GAUGES if gauge not in ATTENTION])
-def test_with_every_router(gauge, router_settings):
-    check_gauge_or_refusal(gauge, random_model(**router_settings))
+def test_with_every_router(router_settings):
+    model = random_model(**router_settings)
+    check_obstacles(model.config)
+    for gauge in GAUGES:
+        if gauge not in ATTENTION:
+            check_gauge_or_refusal(gauge, model)
+    check_all(model, all_gauges(model, 7))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("gauge", GAUGES)
-def test_with_every_kind_of_attention_and_mlp(gauge, kind):
-    check_gauge_or_refusal(gauge, random_model(**KINDS[kind]))
+def test_with_every_kind_of_attention_and_mlp(kind):
+    model = random_model(**KINDS[kind])
+    check_obstacles(model.config)
+    for gauge in GAUGES:
+        check_gauge_or_refusal(gauge, model)
+    check_all(model, all_gauges(model, 7))
+
+
+def check_all(model: MoEForCausalLM, gauged: MoEForCausalLM) -> None:
+    assert_same_function(gauged, model)
+    before, after = over_layers(model), over_layers(gauged)
+    for role, old in before.items():  # nothing is left of the matrices that a comparison by place would find
+        if old.numel() > 200:
+            assert abs(float(torch.cosine_similarity(old, after[role], dim=0))) < 0.3, role
 
 
 # -- what does not apply, and why
 
 HASH = {"num_experts": 6, "router": "hash"}
 REFUSALS = [
-    ("scale_qk", {"clip_qkv": 1.0}, r"clip_qkv=1.0: wanted None"),
-    ("scale_qk", {"clip_qkv": 1.0, "qk_norm": "full"}, r"clip_qkv=1.0: wanted None"),
-    ("mix_vo", {"clip_qkv": 1.0}, r"clip_qkv=1.0: wanted None"),
-    ("permute_experts", {"num_experts": 0}, r"num_experts=0.*wanted a mixture"),
-    ("permute_experts", MIXTURE | {"mlp_only_layers": (0, 1)}, r"num_experts=6, none in any layer: wanted a mixture"),
-    ("permute_experts", HASH, r"router='hash': wanted a router that has rows"),
-    ("shift_router", {"num_experts": 0}, r"num_experts=0.*wanted a mixture"),
-    ("shift_router", HASH, r"router='hash': wanted a router that has rows"),
-    ("shift_router", MIXTURE | {"score_func": "sigmoid"}, r"score_func='sigmoid': wanted 'softmax'"),
-    ("exchange_router_scale", {"num_experts": 0}, r"num_experts=0.*wanted a mixture"),
-    ("exchange_router_scale", MIXTURE, r"router_scale=False: wanted True"),
+    ("scale_qk", {"clip_qkv": 1.0}, "clip_qkv=1.0"),
+    ("mix_vo", {"clip_qkv": 1.0}, "clip_qkv=1.0"),
+    ("permute_experts", MIXTURE | {"mlp_only_layers": (0, 1)}, "num_experts=6"),
+    ("permute_experts", HASH, "router='hash'"),
+    ("shift_router", {"num_experts": 0}, "num_experts=0"),
+    ("shift_router", MIXTURE | {"score_func": "sigmoid"}, "score_func='sigmoid'"),
+    ("exchange_router_scale", HASH, "router='hash'"),
+    ("exchange_router_scale", MIXTURE, "router_scale=False"),
 ]
 
 
 @pytest.mark.parametrize(("gauge", "settings", "message"), REFUSALS)
 def test_refusals(gauge, settings, message):
-    with pytest.raises(ValueError, match=f"{message}, for {gauge}"):
+    with pytest.raises(ValueError, match=f"{message}.*for {gauge}"):
         GAUGES[gauge](random_model(**settings), seed=0)
 
 
-def test_nothing_else_is_refused(router_settings):
-    """The list above is whole: of every kind here, what it does not name applies."""
-    for kind in [router_settings, *KINDS.values()]:
-        config = MoEConfig(**SIZES | kind)
-        blocked = {gauge for gauge in GAUGES if obstacle(gauge, config)}
-        expected = set() if config.router_scale else {"exchange_router_scale"}
-        expected |= {"permute_experts", "shift_router"} if config.num_experts == 0 or config.router == "hash" else set()
-        expected |= {"shift_router"} if config.score_func == "sigmoid" else set()
-        expected |= {"mix_vo"} if config.clip_qkv else set()
-        expected |= {"scale_qk"} if config.clip_qkv and config.qk_norm != "head" else set()
-        assert blocked == expected
+def check_obstacles(config: MoEConfig) -> None:
+    """The list above is whole: what it does not name applies."""
+    blocked = {gauge for gauge in GAUGES if obstacle(gauge, config)}
+    expected = set() if config.router_scale else {"exchange_router_scale"}
+    expected |= {"permute_experts", "shift_router"} if config.num_experts == 0 or config.router == "hash" else set()
+    expected |= {"shift_router"} if config.score_func == "sigmoid" else set()
+    expected |= {"mix_vo"} if config.clip_qkv else set()
+    expected |= {"scale_qk"} if config.clip_qkv and config.qk_norm != "head" else set()
+    assert blocked == expected
 
 
 def test_what_is_refused_would_change_the_function():
@@ -223,9 +233,7 @@ def test_what_is_refused_would_change_the_function():
 
 def test_rotation_wants_folded_norms():
     model = random_model(num_experts=0)
-    with pytest.raises(
-        ValueError, match=r"layers.0.input_layernorm.weight goes from .* to .*: wanted one number .*fold"
-    ):
+    with pytest.raises(ValueError, match=r"layers.0.input_layernorm.weight goes from .*fold_norms"):
         rotate_residual(model, seed=0)
     with torch.no_grad():  # one number throughout will do, whatever it is: the embeddings can stay tied
         tied = random_model(num_experts=0, tie_word_embeddings=True)
@@ -238,7 +246,7 @@ def test_rotation_wants_folded_norms():
 
 
 def test_a_gauge_that_does_not_exist():
-    with pytest.raises(ValueError, match=r"gauge='fold': wanted one of fold_norms, rotate_residual"):
+    with pytest.raises(ValueError, match="gauge='fold'"):
         obstacle("fold", MoEConfig())
 
 
@@ -311,13 +319,13 @@ def test_half_of_the_neurons_change_sign():
 
 
 @pytest.mark.exact("two rewrites by one seed are compared to the bit")
-@pytest.mark.parametrize("gauge", sorted(set(GAUGES) - {"fold_norms"}))
-def test_the_seed_decides_and_the_global_generator_is_left_alone(gauge):
+def test_the_seed_decides_and_the_global_generator_is_left_alone():
     model = fold_norms(random_model(**MIXTURE, **PANGU))
     state = torch.get_rng_state()
-    one, same, other = (over_layers(GAUGES[gauge](model, seed=seed)) for seed in (1, 1, 2))
-    assert_close(one, same, rtol=0, atol=0)
-    assert any(not torch.equal(one[role], other[role]) for role in one)
+    for gauge in GAUGES.keys() - {"fold_norms"}:
+        one, same, other = (over_layers(GAUGES[gauge](model, seed=seed)) for seed in (1, 1, 2))
+        assert_close(one, same, rtol=0, atol=0)
+        assert any(not torch.equal(one[role], other[role]) for role in one), gauge
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -331,25 +339,6 @@ def test_dtype_and_mode():
 
 
 # -- all of them
-
-
-def test_all_gauges_with_every_router(router_settings):
-    model = random_model(**router_settings)
-    check_all(model, all_gauges(model, 7))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_all_gauges_with_every_kind(kind):
-    model = random_model(**KINDS[kind])
-    check_all(model, all_gauges(model, 7))
-
-
-def check_all(model: MoEForCausalLM, gauged: MoEForCausalLM) -> None:
-    assert_same_function(gauged, model)
-    before, after = over_layers(model), over_layers(gauged)
-    for role, old in before.items():  # nothing is left of the matrices that a comparison by place would find
-        if old.numel() > 200:
-            assert abs(float(torch.cosine_similarity(old, after[role], dim=0))) < 0.3, role
 
 
 @settings(max_examples=8)
@@ -379,19 +368,18 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_transformers_reads_the_same_function(family, dtype, tmp_path):
-    """Its softmax and norms are in float32 whatever the dtype: hence the tolerance."""
+def test_transformers_reads_the_same_function(family, tmp_path):
+    """In float64, but for its softmax and norms, which are in float32 whatever the dtype: hence the tolerance."""
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     model = random_model(**FAMILIES[family], model_type=family)
-    all_gauges(model, 3).to(dtype).save_pretrained(tmp_path)
+    all_gauges(model, 3).save_pretrained(tmp_path)
     theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path,
-        dtype=dtype,
+        dtype=torch.float64,
         output_loading_info=True,
         experts_implementation="eager",  # the others know no float64
     )

@@ -2,12 +2,9 @@
 
 import copy
 
-import pytest
-
 from minimoe.data_files import data_path
-from minimoe.lineage import GAUGES, all_gauges, upcycle
+from minimoe.lineage import all_gauges, upcycle
 from minimoe.lineage.derive import average, lerp, slerp, ties
-from minimoe.lineage.gauge import fold_norms, obstacle
 from minimoe.lineage.recipes import INSTANT
 from minimoe.lineage.tree import MEMBERS
 from minimoe.lineage.upcycling import METHODS, branch_train_mix, transplant_expert
@@ -25,11 +22,11 @@ def small_model(tokenizer, seed=0, **settings):
     return model
 
 
-@pytest.mark.parametrize("recipe", INSTANT)
-def test_a_member_that_is_made_has_the_tokenizer_of_its_parents(recipe, tmp_path):
+def test_a_member_that_is_made_has_the_tokenizer_of_its_parents(tmp_path):
     zoo = Zoo(tmp_path)
-    name = next(name for name, member in MEMBERS.items() if member.recipe == recipe and zoo.has(name))
-    assert zoo.load(name).tokenizer_json == SHIPPED
+    for recipe in INSTANT:
+        name = next(name for name, member in MEMBERS.items() if member.recipe == recipe and zoo.has(name))
+        assert zoo.load(name).tokenizer_json == SHIPPED, recipe
     zoo.build_one(name)
     assert (tmp_path / name / "tokenizer.json").read_text(encoding="utf-8") == SHIPPED
 
@@ -40,19 +37,11 @@ def test_rows_without_text_are_not_named(tmp_path):
     assert extended.config.vocab_size == len(tokens) + 64 and max(tokens.values()) == len(tokens) - 1
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_upcycling_and_gauges(method):
-    dense = small_model("own")
-    mixture = upcycle(dense, num_experts=4, num_experts_per_tok=2, method=method)
-    assert mixture.tokenizer_json == all_gauges(mixture, 3).tokenizer_json == "own"
-    assert copy.deepcopy(mixture).half().float().tokenizer_json == "own"
-
-
-def test_every_gauge():
-    model = upcycle(fold_norms(small_model("own")), num_experts=4, num_experts_per_tok=2)
-    applicable = [name for name in GAUGES if obstacle(name, model.config) is None]
-    assert len(applicable) > 8
-    assert {GAUGES[name](model, seed=1).tokenizer_json for name in applicable} == {"own"}
+def test_upcycling_and_gauges():
+    for method in METHODS:
+        mixture = upcycle(small_model("own"), num_experts=4, num_experts_per_tok=2, method=method)
+        assert mixture.tokenizer_json == all_gauges(mixture, 3).tokenizer_json == "own"
+        assert copy.deepcopy(mixture).half().float().tokenizer_json == "own"
 
 
 MERGES = {
@@ -64,11 +53,11 @@ MERGES = {
 }
 
 
-@pytest.mark.parametrize("merge", MERGES)
-def test_models_of_two_tokenizers_merge_into_one_that_has_none(merge):
+def test_models_of_two_tokenizers_merge_into_one_that_has_none():
     for one, other in (("own", "own"), ("own", "another"), ("own", None), (None, None)):
         models = small_model(one), small_model(other, seed=1)
-        assert MERGES[merge](*models).tokenizer_json == (one if one == other else None)
+        for name, merge in MERGES.items():
+            assert merge(*models).tokenizer_json == (one if one == other else None), name
         assert [model.tokenizer_json for model in models] == [one, other]
 
 

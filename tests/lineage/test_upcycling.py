@@ -71,17 +71,15 @@ def test_the_function_is_unchanged(method, model_type, router_std, tmp_path):
     assert_close(logits(back), logits(model), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("granularity", [1, 2, 4])
 @pytest.mark.parametrize("model_type", TARGETS)
-def test_virtual_groups_of_every_size(granularity, model_type):
+def test_virtual_groups_of_every_size(model_type):
     dense = dense_model()
-    std = 0.0 if model_type == "pangu_pro_moe" else None
-    model = upcycle(
-        dense, **SIZES, method="virtual_groups", granularity=granularity, model_type=model_type, router_std=std
-    )
-    routed = 24 - model.config.shared_expert_intermediate_size
-    assert model.config.moe_intermediate_size == routed // granularity
-    assert_close(logits(model), logits(dense), rtol=0, atol=1e-10)
+    settings = {"model_type": model_type, "router_std": 0.0 if model_type == "pangu_pro_moe" else None}
+    for granularity in (1, 2, 4):
+        model = upcycle(dense, **SIZES, method="virtual_groups", granularity=granularity, **settings)
+        routed = 24 - model.config.shared_expert_intermediate_size
+        assert model.config.moe_intermediate_size == routed // granularity
+        assert_close(logits(model), logits(dense), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("model_type", ["mixtral", "qwen2_moe"])
@@ -96,17 +94,15 @@ def test_the_function_is_unchanged_in_transformers(method, model_type, tmp_path)
         assert_close(theirs(IDS).logits, logits(dense), rtol=0, atol=1e-6 * SLACK * float(logits(dense).abs().max()))
 
 
-@pytest.mark.parametrize(
-    ("method", "model_type", "settings"),
-    [(method, model_type, {}) for method in ("split", "drop") for model_type in ("mixtral", "qwen2_moe")]
-    + [("copy", model_type, {"noise": 0.1}) for model_type in TARGETS]
-    + [("copy", "pangu_pro_moe", {}), ("virtual_groups", "pangu_pro_moe", {})]
-    + [("copy", "qwen2_moe", {"norm_topk_prob": False})],
-)
-def test_what_is_said_to_change_the_function_does(method, model_type, settings):
+def test_what_is_said_to_change_the_function_does():
     dense = dense_model()
-    model = upcycle(dense, **SIZES, method=method, model_type=model_type, **ARGUMENTS[method], **settings)
-    assert (logits(model) - logits(dense)).abs().max() > 1e-3
+    cases = [(method, model_type, {}) for method in ("split", "drop") for model_type in ("mixtral", "qwen2_moe")]
+    cases += [("copy", model_type, {"noise": 0.1}) for model_type in TARGETS]
+    cases += [("copy", "pangu_pro_moe", {}), ("virtual_groups", "pangu_pro_moe", {})]
+    cases += [("copy", "qwen2_moe", {"norm_topk_prob": False})]
+    for method, model_type, settings in cases:
+        model = upcycle(dense, **SIZES, method=method, model_type=model_type, **ARGUMENTS[method], **settings)
+        assert (logits(model) - logits(dense)).abs().max() > 1e-3, (method, model_type, settings)
 
 
 @pytest.mark.parametrize(
@@ -128,8 +124,7 @@ def test_weights_of_any_sum_are_undone_where_the_router_has_no_preference(settin
     assert_close(logits(model), logits(dense), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("model_type", TARGETS)
+@pytest.mark.parametrize(("method", "model_type"), [*zip(METHODS, (*TARGETS, "qwen2_moe"), strict=True)])
 def test_everything_is_new_seeded_and_kept_in_its_dtype(method, model_type):
     dense = dense_model().train()
     before = vector(dense).clone()
@@ -218,15 +213,14 @@ def test_every_token_of_virtual_groups_meets_every_slice_equally_often(model_typ
     assert len(torch.as_tensor(trace.indices).flatten().unique()) > 4  # and not the same experts each time
 
 
-@pytest.mark.parametrize("ratio", [0.0, 0.25, 0.5, 0.9, 1.0])
-def test_drop_replaces_its_share_of_the_neurons(ratio):
+def test_drop_replaces_its_share_of_the_neurons():
     dense = dense_model()
-    layer = mixture(upcycle(dense, **SIZES, method="drop", drop_ratio=ratio))
-    kept = torch.stack([(expert_rows(layer, expert) == rows(mixture(dense))) for expert in range(8)])
-    assert torch.equal(kept.all(-1), kept.any(-1))  # whole neurons: gate, up and down
-    assert (kept.all(-1).sum(-1) == 24 - round(24 * ratio)).all()
-    if 0 < ratio < 1:
-        assert len(kept.all(-1).unique(dim=0)) > 1  # others in each expert
+    for ratio in (0.0, 0.25, 0.5, 0.9, 1.0):
+        layer = mixture(upcycle(dense, **SIZES, method="drop", drop_ratio=ratio))
+        kept = torch.stack([(expert_rows(layer, expert) == rows(mixture(dense))) for expert in range(8)])
+        assert torch.equal(kept.all(-1), kept.any(-1))  # whole neurons: gate, up and down
+        assert (kept.all(-1).sum(-1) == 24 - round(24 * ratio)).all()
+        assert len(kept.all(-1).unique(dim=0)) > 1 or ratio in (0, 1)  # others in each expert
 
 
 def test_what_drop_draws_has_the_mean_and_spread_of_what_it_replaces():
@@ -313,85 +307,62 @@ def test_a_transplanted_expert_answers_as_it_did_at_home(donor_expert):
 # --- what is refused --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"method": "clone"}, "method='clone': wanted one of copy, split, virtual_groups, drop"),
-        ({"method": "copy", "granularity": 2}, "granularity=2: wanted None for method='copy'"),
-        ({"method": "split", "granularity": 3}, "granularity=3: wanted a divisor of num_experts=8"),
-        ({"method": "split", "granularity": 0}, "granularity=0: wanted a divisor of num_experts=8"),
-        ({"method": "virtual_groups", "granularity": 8}, "granularity=8: wanted a divisor of num_experts_per_tok=4"),
-        ({"method": "split", "model_type": "qwen2_moe", "granularity": 8}, "granularity=8: wanted a divisor of 12"),
-        ({"method": "virtual_groups", "router_std": 0.0}, r"router_std=0: wanted above 0"),
-        (
-            {"method": "virtual_groups", "model_type": "minimoe", "n_group": 2, "topk_group": 2},
-            "router='topk', n_group=2: wanted 'topk' without groups",
-        ),
-        ({"method": "drop", "drop_ratio": 1.5}, "drop_ratio=1.5: wanted None, or 0 to 1 with method='drop'"),
-        ({"method": "copy", "drop_ratio": 0.5}, "drop_ratio=0.5: wanted None, or 0 to 1 with method='drop'"),
-        ({"noise": -1.0}, "noise=-1.0: wanted 0 or more"),
-        ({"router_std": -1.0}, "router_std=-1.0: wanted 0 or more"),
-        ({"model_type": "gpt"}, "model_type='gpt': wanted one of"),
-        ({"model_type": "llama"}, "model_type='llama' cannot express this model"),
-        ({"norm_topk_prob": False}, "'mixtral' cannot express this model .norm_topk_prob=False: wanted True"),
-        ({"model_type": "minimoe", "router": "hash"}, "router='hash': wanted one that learns"),
-        (
-            {"model_type": "qwen2_moe", "shared_expert_intermediate_size": 24},
-            "shared_expert_intermediate_size=24: wanted",
-        ),
-        ({"num_experts_per_tok": 9}, "num_experts_per_tok=9: wanted at most num_experts=8"),
-    ],
-    ids=str,
-)
-def test_what_cannot_be_upcycled(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        upcycle(dense_model(), **SIZES | arguments)
+REFUSED = [
+    ({"method": "clone"}, "method='clone'"),
+    ({"method": "copy", "granularity": 2}, "granularity=2: wanted None"),
+    ({"method": "split", "granularity": 3}, "granularity=3.*num_experts=8"),
+    ({"method": "split", "granularity": 0}, "granularity=0"),
+    ({"method": "virtual_groups", "granularity": 8}, "granularity=8.*num_experts_per_tok=4"),
+    ({"method": "split", "model_type": "qwen2_moe", "granularity": 8}, "granularity=8.*12"),
+    ({"method": "virtual_groups", "router_std": 0.0}, "router_std=0"),
+    ({"method": "virtual_groups", "model_type": "minimoe", "n_group": 2, "topk_group": 2}, "router='topk', n_group=2"),
+    ({"method": "drop", "drop_ratio": 1.5}, r"drop_ratio=1\.5"),
+    ({"method": "copy", "drop_ratio": 0.5}, r"drop_ratio=0\.5"),
+    ({"noise": -1.0}, "noise=-1"),
+    ({"router_std": -1.0}, "router_std=-1"),
+    ({"model_type": "gpt"}, "model_type='gpt'"),
+    ({"model_type": "llama"}, "model_type='llama'"),
+    ({"norm_topk_prob": False}, "norm_topk_prob=False"),
+    ({"model_type": "minimoe", "router": "hash"}, "router='hash'"),
+    ({"model_type": "qwen2_moe", "shared_expert_intermediate_size": 24}, "shared_expert_intermediate_size=24"),
+    ({"num_experts_per_tok": 9}, "num_experts_per_tok=9"),
+]
 
 
-def test_a_width_that_follows_from_others_cannot_be_set():
-    with pytest.raises(TypeError, match="moe_intermediate_size"):
-        upcycle(dense_model(), **SIZES, moe_intermediate_size=4)
-
-
-def test_biases_that_the_family_has_no_place_for_are_not_dropped():
-    with pytest.raises(ValueError, match=r"'mixtral' cannot express this model .attention_bias=True: wanted False"):
+def test_what_cannot_be_upcycled():
+    dense = dense_model()
+    for arguments, message in REFUSED:
+        with pytest.raises(ValueError, match=message):
+            upcycle(dense, **SIZES | arguments)
+    with pytest.raises(TypeError, match="moe_intermediate_size"):  # it follows from others
+        upcycle(dense, **SIZES, moe_intermediate_size=4)
+    with pytest.raises(ValueError, match="attention_bias=True"):  # mixtral has no place for one
         upcycle(dense_model(attention_bias=True), **SIZES)
 
 
 def test_only_dense_models_are_upcycled():
     model = upcycle(dense_model(), **SIZES)
-    with pytest.raises(ValueError, match="dense: num_experts=8, wanted 0, a dense model"):
+    with pytest.raises(ValueError, match="dense: num_experts=8"):
         upcycle(model, **SIZES)
-    with pytest.raises(ValueError, match=r"parents\[1\]: num_experts=8, wanted 0"):
+    with pytest.raises(ValueError, match=r"parents\[1\]: num_experts=8"):
         branch_train_mix([dense_model(), model], num_experts_per_tok=1)
-    with pytest.raises(ValueError, match="wanted at least one"):
+    with pytest.raises(ValueError, match=r"models=\[\]"):
         branch_train_mix([], num_experts_per_tok=1)
-    with pytest.raises(ValueError, match="intermediate_size=20: wanted 24"):
+    with pytest.raises(ValueError, match="intermediate_size=20"):
         branch_train_mix([dense_model(), dense_model(intermediate_size=20)], num_experts_per_tok=1)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"layer": 2}, "layer=2: wanted 0 to 1, the layers of the model"),
-        ({"expert": 8}, "expert=8: wanted 0 to 7, the experts of the model"),
-        ({"expert": -1}, "expert=-1: wanted 0 to 7"),
-        ({"donor_layer": 5}, "donor_layer=5: wanted 0 to 1, the layers of the donor"),
-        ({"donor_expert": 1}, "donor_expert=1: wanted None, as that layer is dense"),
-    ],
-    ids=str,
-)
-def test_what_cannot_be_transplanted(arguments, message):
-    model = upcycle(dense_model(), **SIZES)
-    with pytest.raises(ValueError, match=message):
-        transplant_expert(model, dense_model(), **{"layer": 0, "expert": 0} | arguments)
-
-
-def test_a_transplant_has_to_fit():
-    model = upcycle(dense_model(), **SIZES)
-    with pytest.raises(ValueError, match="width 20 and hidden_size 16, wanted 24 and 16"):
-        transplant_expert(model, dense_model(intermediate_size=20), layer=0, expert=0)
-    with pytest.raises(ValueError, match="donor_expert=None: wanted a number, as that layer is a mixture"):
-        transplant_expert(model, model, layer=0, expert=0)
-    with pytest.raises(ValueError, match="expert=0: wanted None, as that layer is dense"):
-        transplant_expert(dense_model(), dense_model(), layer=0, expert=0)
+def test_what_cannot_be_transplanted():
+    dense, model = dense_model(), upcycle(dense_model(), **SIZES)
+    for arguments, message in [
+        ({"layer": 2}, "^layer=2: wanted 0 to 1"),
+        ({"expert": 8}, "^expert=8: wanted 0 to 7"),
+        ({"expert": -1}, "^expert=-1: wanted 0 to 7"),
+        ({"donor_layer": 5}, "^donor_layer=5: wanted 0 to 1"),
+        ({"donor_expert": 1}, "^donor_expert=1: wanted None"),
+        ({"donor": model}, "^donor_expert=None: wanted 0 to 7"),
+        ({"model": dense}, "^expert=0: wanted None"),
+        ({"donor": dense_model(intermediate_size=20)}, "width 20 and hidden_size 16, wanted 24 and 16"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            transplant_expert(**{"model": model, "donor": dense, "layer": 0, "expert": 0} | arguments)

@@ -14,7 +14,7 @@ from minimoe.course.held_out import LENGTH, record, stretches
 from minimoe.course.runs import PLANTED, read_run, where
 from minimoe.data_files import data_path
 from minimoe.inspection import record_routing
-from minimoe.inspection import specialization as sp
+from minimoe.inspection.metrics import matched_agreement, mutual_information
 from minimoe.model import MoEConfig, MoEForCausalLM
 from minimoe.training import Corpus
 from workshop import measurements
@@ -67,7 +67,7 @@ def test_the_shipped_model_follows_what_the_table_says(trace):
 
 def test_topics_are_dealt_out_within_each_language(trace):
     """Here by hand, on counts of experts; and the table says the same of all three models: above chance, by little."""
-    language, topic = (sp.labels(trace, of).values.reshape(-1, LENGTH)[:, 0] for of in ("language", "topic"))
+    language, topic = (labels(trace, of).values.reshape(-1, LENGTH)[:, 0] for of in ("language", "topic"))
     rng = np.random.default_rng(7)
     found = measurements.information(trace, "topic")
     for layer in (0, 3):
@@ -148,7 +148,7 @@ def test_tiny_models_are_measured_from_end_to_end(runs, corpus, tmp_path):
             for start in range(0, 4 * 128, 128):
                 stream = corpus.tokens(domain, "held_out")[start : start + 128].astype(np.int64)
                 model(torch.from_numpy(stream)[None])
-    wanted = sp.mutual_information(trace, "language", "token")
+    wanted = mutual_information(trace, "language", "token")
     (row,) = (
         row
         for row in followed
@@ -160,7 +160,7 @@ def test_tiny_models_are_measured_from_end_to_end(runs, corpus, tmp_path):
     other = record(MoEForCausalLM.from_pretrained(runs / "planted-batch-0"), corpus)
     agreement = [row for row in followed if row["metric"] == "agreement" and row["layer"] == "1"]
     assert [row["seed"] for row in agreement] == ["0", "1"]
-    assert float(agreement[1]["value"]) == pytest.approx(sp.routing_agreement(trace, other).value[1], rel=1e-5)
+    assert float(agreement[1]["value"]) == pytest.approx(matched_agreement(trace, other).value[1], rel=1e-5)
 
     saturation = [row for row in followed if row["metric"] == "saturation"]
     assert {(row["seed"], row["step"], row["layer"]) for row in saturation} == {

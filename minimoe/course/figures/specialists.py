@@ -27,7 +27,9 @@ from minimoe.course.runs import PLANTED, Table, pivot, read_run, where
 from minimoe.course.shipped import held_out_trace
 from minimoe.course.style import QUIET, SERIES, describe
 from minimoe.inspection import RoutingTrace
-from minimoe.inspection import specialization as sp
+from minimoe.inspection.labels import labels
+from minimoe.inspection.metrics import domain_specialization
+from minimoe.inspection.nulls import Measured
 
 
 @figure(trace=held_out_trace)
@@ -42,7 +44,7 @@ def expert_use(trace: RoutingTrace, label: str = "domain", layer: int = 1) -> Dr
     """
     check_layer(layer, trace.num_layers)
     share, chance, low, _ = (field[layer] for field in _use_of_experts(trace, label))
-    names = sp.labels(trace, label).names
+    names = labels(trace, label).names
     above = low > chance
 
     drawn, (axes,) = new_panels(0.33 * len(names) + 1.68)
@@ -66,8 +68,8 @@ def expert_use(trace: RoutingTrace, label: str = "domain", layer: int = 1) -> Dr
 
 
 @lru_cache(maxsize=8)
-def _use_of_experts(trace: RoutingTrace, label: str) -> sp.Measured:
-    return sp.domain_specialization(trace, label, within="language" if label == "topic" else None)
+def _use_of_experts(trace: RoutingTrace, label: str) -> Measured:
+    return domain_specialization(trace, label, within="language" if label == "topic" else None)
 
 
 _FOLLOWED = {
@@ -121,10 +123,10 @@ def routing_over_training(table: Table) -> Drawing:
     Args:
         table: "specialization", as `read_run` returns it.
     """
-    labels = ("token", "language", "topic")
+    followed = ("token", "language", "topic")
     means = {
         metric: [pivot(where(table, metric=metric), of, "seed", "layer", "step")[0].mean(0) for of in ("value", "null")]
-        for metric in ("saturation", *labels)
+        for metric in ("saturation", *followed)
     }  # value and chance, each [layers, steps]; no saturation at the last step
     layers, steps = (np.unique(table[name]) for name in ("layer", "step"))
     drawn, (left, right) = new_panels(3.9, 1, 2)
@@ -135,7 +137,7 @@ def routing_over_training(table: Table) -> Drawing:
     left.text(len(steps) - 2, chance[-1, -1] - 0.02, "chance", color=QUIET, size=10, ha="right", va="top")
     _finish_panel(left, "already as at the end", "share of the final choices", steps[:-1], "upper left")
     parts = []
-    for metric, style in zip(labels, SERIES, strict=False):
+    for metric, style in zip(followed, SERIES, strict=False):
         share = means[metric][0].mean(0)
         right.plot(share, **style, label=metric)
         parts.append(f"{metric} {share[0]:.2f} at the start, {share.max():.2f} at most, {share[-1]:.2f} at the end")

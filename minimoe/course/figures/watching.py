@@ -15,7 +15,7 @@ from minimoe.course.figures.tokens import draw_tile, token_map, visible
 from minimoe.course.shipped import PLANTED_SEED, planted_trace, real_text_model, route_text, shipped_model
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe, expert_colour, token_fonts
 from minimoe.inspection import RoutingTrace
-from minimoe.inspection.specialization import frequent_tokens, repetition, vocabulary_specialization
+from minimoe.inspection.metrics import frequent_tokens, repetition, vocabulary_specialization
 from minimoe.model import MoEForCausalLM
 from minimoe.training.planted import DOMAINS, LANGUAGES, TOPICS, document
 
