@@ -14,6 +14,7 @@ from minimoe.course.held_out import LENGTH, record, stretches
 from minimoe.course.runs import PLANTED, read_run, where
 from minimoe.data_files import data_path
 from minimoe.inspection import record_routing
+from minimoe.inspection.labels import labels
 from minimoe.inspection.metrics import matched_agreement, mutual_information
 from minimoe.model import MoEConfig, MoEForCausalLM
 from minimoe.training import Corpus
