@@ -218,7 +218,7 @@ def test_bert_encoders(bert):
     assert torch.equal(weights.get("embedding"), encoder.embeddings.word_embeddings.weight)
     assert not weights.has("head")
     assert weights.tokens == {"[PAD]": 0, "été": 1, "\u2028": 2, "##s": 3}
-    with pytest.raises(ValueError, match="a BERT encoder; wanted a family that MoEForCausalLM computes"):
+    with pytest.raises(Refusal, match="is an encoder: it predicts no next token"):
         weights.model()
 
 
