@@ -53,8 +53,7 @@ def choose_tokens(shared: Iterable[str], count: int, fewest: int) -> list[str]:
 @read_once
 def read_anchors(weights: Weights, tokens: list[str]) -> Anchors:
     """The rows of `tokens` in embedding and head; a model without a head, an encoder, is refused."""
-    if weights.config is None:
-        raise Refusal(f"{weights.name} is an encoder: it predicts no next token")
+    weights.require_decoder()
     ids = [weights.tokens[token] for token in tokens]
     outputs = weights.rows("head", ids) * weights.get("norm_final")
     return Anchors(torch.tensor(ids), read_inputs(weights, tokens), outputs)

@@ -155,24 +155,10 @@ def behaviour(weights: Weights, tokens: Sequence[str], prompts: Tensor) -> Behav
         weights: the model.
         tokens: N strings that it knows.
         prompts: [P, S] int64, from 0 to N - 1: which of them.
-
-    Raises:
-        Refusal: it is an encoder; its weights, or what it computes, are not finite.
     """
-    model, ids = runnable(weights), torch.tensor([weights.tokens[token] for token in tokens])
+    model, ids = weights.model(), torch.tensor([weights.tokens[token] for token in tokens])
     parts = zip(*(_run(model, ids, batch) for batch in prompts.split(_BATCH)), strict=True)
     return Behaviour(*(torch.cat(of_batches, dim) for of_batches, dim in zip(parts, (0, 1, 1), strict=True)))
-
-
-def runnable(weights: Weights) -> MoEForCausalLM:
-    """The model of these weights, in evaluation mode.
-
-    Raises:
-        Refusal: it is an encoder; a weight is not finite.
-    """
-    if weights.config is None:
-        raise Refusal(f"{weights.name} is an encoder: it predicts no next token")
-    return weights.model()
 
 
 def _run(model: MoEForCausalLM, ids: Tensor, prompts: Tensor) -> Behaviour:

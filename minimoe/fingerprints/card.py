@@ -238,12 +238,9 @@ def _read(card: Path) -> Any:
 def _check_files(listed: dict[str, str], found: dict[str, str]) -> Iterator[Finding]:
     for name in sorted(listed.keys() | found.keys()):
         field = f"files[{name}]"
-        if name not in found:
-            yield Finding(field, MISMATCH, "missing in the folder", listed[name])
-        elif name not in listed:
-            yield Finding(field, MISMATCH, f"found {found[name]}", "no such file: the card does not list it")
-        elif found[name] != listed[name]:
-            yield _check_hash(field, found[name], listed[name])
+        was, wanted = found.get(name), listed.get(name, "no such file: the card does not list it")
+        if was != wanted:
+            yield Finding(field, MISMATCH, f"found {was}" if was else "missing in the folder", wanted)
     if listed == found:
         yield Finding("files", CONFIRMED, f"{len(found)}, as listed")
 
@@ -292,17 +289,14 @@ def _check_parents(claimed: list[dict[str, str]], weights: Weights, at_hand: Seq
         elif claim["gave"] == "outputs":
             yield Finding(field, OPEN, "at hand; of outputs that were learnt from, weights say nothing")
         else:
-            yield _confirm(field, weights, parent)
+            report = compare(parent, weights)
+            found = f"{report.verdict}; {report.reason}"
+            if report.verdict in (SAME, SHARED):
+                yield Finding(field, CONFIRMED, found)
+            else:
+                yield Finding(field, OPEN if report.verdict == CANNOT_TELL else MISMATCH, found, SHARED)
     listed = [claim["sha256"] for claim in claimed]
     for sha256, parent in known.items():
         if sha256 not in listed:
             wanted = " or ".join(listed) or "no parent: the card names none"
             yield Finding("parents", MISMATCH, f"given {parent.name} with sha256 {sha256}", wanted)
-
-
-def _confirm(field: str, weights: Weights, parent: Weights) -> Finding:
-    report = compare(parent, weights)
-    found = f"{report.verdict}; {report.reason}"
-    if report.verdict in (SAME, SHARED):
-        return Finding(field, CONFIRMED, found)
-    return Finding(field, OPEN if report.verdict == CANNOT_TELL else MISMATCH, found, SHARED)

@@ -159,7 +159,7 @@ def _assign_ups(a: Features, b: Features) -> tuple[list[tuple[int, int]], dict[t
             raise Refusal(f"{len(left[i])} neurons: wanted at least {FEWEST_NEURONS}, for a p-value")
         cosine = left[i] @ right[j].mT
         if not cosine.isfinite().all():
-            raise Refusal("up: not finite in some layer")
+            raise Refusal("the products of the up rows of two layers are not finite")
         assignments[i, j] = found = assign(cosine)
         scores[i, j] = cosine[torch.arange(len(found)), found].mean()
     return pair_layers(scores), assignments

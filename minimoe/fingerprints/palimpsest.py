@@ -28,7 +28,6 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor
 
-from minimoe.fingerprints.behaviour import runnable
 from minimoe.fingerprints.independence import spearman
 from minimoe.fingerprints.result import Refusal, Result, explain_refusals
 from minimoe.fingerprints.weights import Weights
@@ -93,7 +92,7 @@ def compare_order(liked: Tensor, *, kinds: Tensor | None = None, trials: int = 9
 @torch.no_grad()
 def log_likelihoods(weights: Weights, sequences: Tensor) -> Tensor:
     """Of each example [n, S], in nats, all tokens but the first together: [n] float64."""
-    model = runnable(weights)
+    model = weights.model()
     distinct, places = sequences.unique(dim=0, return_inverse=True)  # equal examples are equally likely, to the bit
     found = torch.cat([_of_batch(model(batch).logits, batch) for batch in distinct.split(_BATCH)])[places]
     if not found.isfinite().all():

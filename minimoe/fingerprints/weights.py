@@ -248,18 +248,23 @@ class Weights:
         self._require(*((role, None) for role in once))
         self._require(*((role, layer) for layer in range(self.num_layers) for role in _EVERYWHERE))
 
+    def require_decoder(self) -> None:
+        """Refuse a BERT encoder, which no model here computes."""
+        if self.config is None:
+            raise Refusal(f"{self.name} is an encoder: it predicts no next token")
+
     def mlp(self, layer: int) -> nn.Module:
         """The MLP or mixture of one layer in float32, in evaluation mode, to be run and not to be changed.
 
         It takes memory for one layer, where `model` takes it for all.
 
         Raises:
-            ValueError: as for `model`.
             CheckpointError: a tensor is missing or of the wrong shape; its role is named.
-            Refusal: a number is NaN or infinite; the tensor is named.
+            Refusal: the model is an encoder; a number is NaN or infinite, and the tensor is named.
         """
+        self.require_decoder()
         with torch.device("meta"):
-            mlp = Block(self._config_to_run(), layer).mlp
+            mlp = Block(self.config, layer).mlp
         roles = {name: _ROLES_IN_AN_MLP[name] for name in mlp.state_dict()}
         self._require(*((role, layer) for role in roles.values()))
         for name, like in mlp.state_dict().items():
@@ -273,12 +278,12 @@ class Weights:
         """The model in float32, in evaluation mode, to be run and not to be changed.
 
         Raises:
-            ValueError: it is a BERT encoder, which no model here computes.
             CheckpointError: tensors are missing, unexpected or of the wrong shape.
-            Refusal: a number is NaN or infinite; the tensor is named.
+            Refusal: it is an encoder; a number is NaN or infinite, and the tensor is named.
         """
+        self.require_decoder()
         with torch.device("meta"):
-            model = MoEForCausalLM(self._config_to_run())
+            model = MoEForCausalLM(self.config)
         if isinstance(self._source, MoEForCausalLM):
             tensors = {name: tensor.to("cpu", torch.float32) for name, tensor in self._source.state_dict().items()}
             model.load_state_dict(tensors, assign=True)
@@ -324,11 +329,6 @@ class Weights:
         if not is_finite(copied):
             with _refusing():
                 require_finite(f"{self.name}: {name}", self._tensors[name].float())
-
-    def _config_to_run(self) -> MoEConfig:
-        if self.config is None:
-            raise ValueError(f"{self.name}: a BERT encoder; wanted a family that MoEForCausalLM computes")
-        return self.config
 
     def _find(self, role: str, layer: int | None) -> list[str]:
         names = self._names(role, layer)

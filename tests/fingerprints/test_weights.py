@@ -219,7 +219,7 @@ def test_bert_encoders(bert):
     assert torch.equal(weights.get("embedding"), encoder.embeddings.word_embeddings.weight)
     assert not weights.has("head")
     assert weights.tokens == {"[PAD]": 0, "été": 1, "\u2028": 2, "##s": 3}
-    with pytest.raises(ValueError, match="a BERT encoder; wanted a family that MoEForCausalLM computes"):
+    with pytest.raises(Refusal, match="is an encoder: it predicts no next token"):
         weights.model()
 
 
@@ -502,13 +502,17 @@ def test_the_hash_of_a_model_in_memory_changes_with_a_single_bit(dtype):
 
 
 def test_an_mlp_by_itself_is_that_of_the_model(tmp_path):
-    settings = SHARED | {"shared_expert_gate": True, "e_score_correction_bias": True, "mlp_only_layers": [0]}
-    model = random_model(**settings).half()
-    save_model(model, tmp_path, model_type="minimoe")
-    for weights in (open_weights(tmp_path), open_weights(model)):
-        for layer, block in enumerate(weights.model().model.layers):
-            found, wanted = weights.mlp(layer).state_dict(), block.mlp.state_dict()
-            assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in found)
+    for settings in (
+        SHARED | {"shared_expert_gate": True, "e_score_correction_bias": True, "mlp_only_layers": [0]},
+        PANGU,
+        {"router": "noisy_topk"},
+    ):
+        model, folder = random_model(**settings).half(), tmp_path / str(len(settings))
+        save_model(model, folder, model_type="minimoe")
+        for weights in (open_weights(folder), open_weights(model)):
+            for layer, block in enumerate(weights.model().model.layers):
+                found, wanted = weights.mlp(layer).state_dict(), block.mlp.state_dict()
+                assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in found)
 
 
 def test_an_mlp_that_lacks_a_tensor_or_has_one_of_another_shape_is_refused(tmp_path):
