@@ -99,12 +99,20 @@ def widgets_have_compared_twins(notebook: NotebookNode, path: Path) -> Iterator[
         if not is_compared(cell) and not shown:
             yield f"cell {cell.execution_count} is not compared, and shows no widget of minimoe.course.widgets"
         for call in shown:
-            behind = name_of(call.args[0]) if call.args else ""
+            behind = _function_behind(call)
             twin = cells[place + 1] if place + 1 < len(cells) else None
             if is_compared(cell):
                 yield f"cell {cell.execution_count} shows a widget and lacks the tag nbval-ignore-output"
             if twin is None or not is_compared(twin) or behind not in [name_of(c.func) for c in calls(twin)]:
                 yield f"cell {cell.execution_count}: wanted {behind}(...), its function, in the next, compared cell"
+
+
+def _function_behind(widget: ast.Call) -> str:
+    """The name of the function that a widget calls: its first argument, or the first of a `partial`."""
+    first = next(iter(widget.args), None)
+    if isinstance(first, ast.Call) and name_of(first.func) == "partial":
+        first = next(iter(first.args), None)
+    return name_of(first) if first else ""
 
 
 def images_have_alt_text(notebook: NotebookNode, path: Path) -> Iterator[str]:

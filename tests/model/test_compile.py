@@ -69,6 +69,7 @@ def compile_by_inductor() -> None:
     assert_alike(found, wanted)
 
 
+@pytest.mark.exact("runs in a process of its own, where nothing is perturbed")
 @pytest.mark.skipif(
     shutil.which("g++") is None or " " in torch.__file__,
     reason="inductor wants g++, and torch in a path without a space, as it does not quote it",
@@ -79,7 +80,8 @@ def test_compiled_by_inductor(tmp_path):
     In a process and a cache of its own: code that it kept from a run with another ATEN_CPU_CAPABILITY crashes.
     """
     program = "from tests.model.test_compile import compile_by_inductor; compile_by_inductor()"
-    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    # one thread: a pool of processes takes longer to start than the two small files to build
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, encoding="utf-8"
     )
