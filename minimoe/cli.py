@@ -174,7 +174,7 @@ def check_card_command(
     folder: Annotated[Path, typer.Argument(help="The model it is about.")],
     parent: Annotated[list[str] | None, typer.Option(help="A parent that is at hand, to be compared.")] = None,
 ) -> None:
-    """Hold a lineage card against its model. Exit status 1 if something does not match, 2 if it cannot be read."""
+    """Check a lineage card against its model. Exit status 1 if something does not match, 2 if it cannot be read."""
     import torch
 
     from minimoe.fingerprints.card import MISMATCH, check_card

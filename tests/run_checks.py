@@ -14,7 +14,8 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
-TWO_PROCESSES = ("--numprocesses", "2", "--dist", "loadfile")  # what a file sets up once, one process needs
+# What a file sets up once, one process needs. By name: xdist would leave slow files with few tests for last.
+TWO_PROCESSES = ("--numprocesses", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 NBVAL = ("--nbval", "--nbval-current-env", "--nbval-sanitize-with", "tests/nbval_sanitize.cfg")
 # One thread: the committed numbers were made with one, and two processes share the cores.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "MINIMOE_ROUNDING": ""}

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
-from minimoe.fingerprints.zoo_scores import Rows, known, strangers_of
+from minimoe.fingerprints.zoo_scores import Rows, scores_of, strangers_of
 
 LOWEST = -2.0  # below every score
 CUT_OFFS = (0.8, 0.9, 0.927)  # that others published
@@ -122,7 +122,7 @@ def forgery(rows: Rows, methods: Iterable[str]) -> list[dict[str, Any]]:
     for kind in dict.fromkeys(row["kind"] for row in _of_use(rows, "forgery")):
         framed = [row for row in _of_use(rows, "forgery") if row["kind"] == kind]
         for method in methods:
-            scores, usual = known(framed, method), known(strangers, method)
+            scores, usual = scores_of(framed, method), scores_of(strangers, method)
             table.append(
                 {
                     "frame": kind,
@@ -139,7 +139,7 @@ def forgery(rows: Rows, methods: Iterable[str]) -> list[dict[str, Any]]:
 
 def promises(rows: Rows, methods: Iterable[str]) -> list[dict[str, Any]]:
     """How often strangers have a p-value of at most so much: no more often than that, if it is one."""
-    return [row for method in methods for row in _kept(method, known(strangers_of(rows), f"{method}_p"))]
+    return [row for method in methods for row in _kept(method, scores_of(strangers_of(rows), f"{method}_p"))]
 
 
 def calibration(rows: Rows, tested: Rows, kinds: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -154,7 +154,7 @@ def calibration(rows: Rows, tested: Rows, kinds: Mapping[str, str]) -> list[dict
     for test, kind in kinds.items():
         found = [row["p_value"] for row in tested if row["test"] == test]
         if not found:
-            found = known(strangers_of(rows), f"{test}_p")
+            found = scores_of(strangers_of(rows), f"{test}_p")
         table += [{"p_value": kind, **row} for row in _kept(test, found)]
     return table
 

@@ -38,7 +38,7 @@ def aligned_cka(a: Weights, b: Weights, *, canonicalize: bool = True) -> Result:
 
     Args:
         a, b: the models.
-        canonicalize: the repair; False: as published.
+        canonicalize: True: our variant, which sees through rewrites; False: the method as it was published.
 
     Returns:
         score: the mean over paired layers, at most 1, about 0 for random weights.

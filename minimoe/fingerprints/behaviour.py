@@ -102,7 +102,7 @@ def hidden_cka(a: Weights, b: Weights, *, prompts: int = USUAL, seed: int = 0) -
     ours, theirs = (list(found.states) for found in _observe((a, b), prompts, seed))
     scores = cka_of_all(ours, theirs)
     if not scores.isfinite().all():
-        raise Refusal("the hidden states of a layer are 0")
+        raise Refusal("the hidden states of a layer are all 0, or not finite")
     return Result(score=mean_of_pairs(scores), details={"layers": min(scores.shape), "prompts": prompts})
 
 

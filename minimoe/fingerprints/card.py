@@ -3,14 +3,14 @@
 One JSON file. `make_card` fills in what can be computed, people write the rest, `check_card` says what holds.
     format, version    "minimoe lineage card", 1
     name               of the model
-    weights            their sha256, as of `Weights`
+    weights            their sha256, as `Weights.sha256` gives it
     files              path in the folder -> sha256, of all that lies there but hidden files, card and fingerprint
     parents            what it was made from, [] for random weights: of each name, sha256 of the weights, licence, and
                        what it gave: "weights", or only "outputs" that were learnt from, as a teacher does
     recipe             what was done, in words
     data               what it was trained on: description, licence, sha256; null where there is none or it is not told
     licence            of the model
-    fingerprint        file beside the card, as of `Fingerprint.save`, and its sha256: to compare with without weights
+    fingerprint        file beside the card, written by `Fingerprint.save`, and its sha256: to compare without weights
     made_with          the package that made the card
 What a check confirms
     That card, folder and fingerprint belong together, byte by byte; and of parents that are at hand, that they are
@@ -140,7 +140,7 @@ def make_card(folder: str | Path, out: str | Path, *, parents: Collection[str | 
     Args:
         folder: a model in the Hugging Face layout.
         out: the card, a new file that ends in .json; the fingerprint gets the same name with .npz.
-        parents: models as of `open_weights`, entered as having given weights.
+        parents: models, whatever `open_weights` takes, entered as having given weights.
 
     Returns:
         The card.
@@ -148,7 +148,7 @@ def make_card(folder: str | Path, out: str | Path, *, parents: Collection[str | 
     Raises:
         CheckpointError: a file is missing or damaged.
         ValueError: `folder` is a single file; `out` ends otherwise, or one of the two files is there already.
-        Refusal: a parent lies elsewhere, and no sha256 of it is published.
+        Refusal: a parent is on a server, and no sha256 of it is published.
     """
     card, folder = Path(out), Path(folder)
     saved = card.with_suffix(".npz")
@@ -197,12 +197,12 @@ def _hash_files(folder: Path, leaving_out: Collection[Path]) -> dict[str, str]:
 
 
 def check_card(card: str | Path, folder: str | Path, *, parents: Sequence[str | Path] = ()) -> list[Finding]:
-    """Hold a card against its model, and against those of its parents that are at hand.
+    """Check a card against its model, and against those of its parents that are at hand.
 
     Args:
         card: the file; its fingerprint is looked for beside it.
         folder: the model.
-        parents: models as of `open_weights`; which parent each of them is, its sha256 says.
+        parents: models, whatever `open_weights` takes; which parent each of them is, its sha256 says.
 
     Returns:
         One finding or more for each field that can be checked. A card that is not as `SCHEMA` wants it is not checked
@@ -212,7 +212,7 @@ def check_card(card: str | Path, folder: str | Path, *, parents: Sequence[str | 
         OSError: there is no such card.
         ValueError: it is not JSON, or `folder` is a single file.
         CheckpointError: a model is missing or damaged.
-        Refusal: a parent lies elsewhere, and no sha256 of it is published.
+        Refusal: a parent is on a server, and no sha256 of it is published.
     """
     card, folder = Path(card), Path(folder)
     content = _read(card)

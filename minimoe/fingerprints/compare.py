@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 from minimoe.fingerprints.aligned_cka import aligned_cka
 from minimoe.fingerprints.behaviour import hidden_cka, routing_agreement, token_agreement
 from minimoe.fingerprints.expert_attribution import expert_attribution
-from minimoe.fingerprints.fingerprint import Fingerprint, compare_kept, on_equal_terms
+from minimoe.fingerprints.fingerprint import Fingerprint, as_fingerprints, compare_fingerprints
 from minimoe.fingerprints.independence import csu, match, permutation_test
 from minimoe.fingerprints.norm_profile import norm_profile
 from minimoe.fingerprints.report import Report
@@ -31,7 +31,7 @@ from minimoe.fingerprints.verdict import ANSWERS, CORRELATION, FEWEST_STRANGERS,
 from minimoe.fingerprints.virtual_response import virtual_response
 from minimoe.fingerprints.weight_cosine import weight_cosine
 from minimoe.fingerprints.weights import Weights, on_the_cpu, open_weights
-from minimoe.fingerprints.zoo_scores import Rows, known, scores
+from minimoe.fingerprints.zoo_scores import Rows, scores, scores_of
 from minimoe.model.transformer import MoEForCausalLM
 
 Side = Weights | Fingerprint
@@ -109,14 +109,14 @@ def compare(
     names = [name for name in METHODS if name in methods]
     a, b = (_open(model, tokenizer) for model in (a, b))
     if background is None:
-        known = background_of_the_zoo(a, b)
+        strangers = background_of_the_zoo(a, b)
     else:
-        known = background_of([_open(model, tokenizer) for model in background], a, b, names)
-    evidence = known.beside(run_methods(a, b, names))
+        strangers = background_of([_open(model, tokenizer) for model in background], a, b, names)
+    evidence = strangers.beside(run_methods(a, b, names))
     equal_depths = a.num_layers == b.num_layers
     verdict, reason, score = judge(evidence, equal_files=_equal_files(a, b), equal_depths=equal_depths)
     return Report(
-        a=a.name, b=b.name, verdict=verdict, reason=reason, score=score, background=known.about, methods=evidence
+        a=a.name, b=b.name, verdict=verdict, reason=reason, score=score, background=strangers.about, methods=evidence
     )
 
 
@@ -125,8 +125,8 @@ def run_methods(a: Side, b: Side, names: Collection[str]) -> dict[str, Result]:
     """What each method says of two models; from saved features, where one of them is a fingerprint."""
     if isinstance(a, Weights) and isinstance(b, Weights):
         return {name: METHODS[name](a, b) for name in names}
-    a, b = on_equal_terms(a, b)
-    return {name: compare_kept(name, a, b) for name in names}
+    a, b = as_fingerprints(a, b)
+    return {name: compare_fingerprints(name, a, b) for name in names}
 
 
 def _equal_files(a: Side, b: Side) -> bool:
@@ -189,7 +189,7 @@ def background_of_rows(rows: Rows, shapes: str, *, fits: bool = True) -> Backgro
     kind, rows = (shapes, alike) if len(alike) >= FEWEST_STRANGERS else ("of all kinds", rows)
     size = "" if fits else f", of width {WIDTH_OF_THE_ZOO}: another size than these models"
     about = f"{len(rows)} pairs of strangers of the zoo ({kind}{size})"
-    return Background(about=about, scores={method: known(rows, method) for method in METHODS}, fits=fits)
+    return Background(about=about, scores={method: scores_of(rows, method) for method in METHODS}, fits=fits)
 
 
 def background_of(strangers: Sequence[Side], a: Side, b: Side, methods: Collection[str]) -> Background:

@@ -1,9 +1,10 @@
 """Which layer of another model each expert came from, and how much of it is left.
 
 What it measures
-    The neurons of an expert are assigned to those of an MLP of the other model three times, by their gates, ups and
-    downs over shared tokens. k neurons get the same partner all three times; the effect is k / I. From how many get it
-    only twice one can tell how often training made a neuron miss its origin, and so how many never had one.
+    The neurons of an expert are assigned to those of an MLP of the other model three times, by their three
+    faces (matching.py): gate rows, up rows and down columns, each as numbers over shared tokens. k neurons get the
+    same partner all three times; the effect is k / I. How many get it only twice shows how often training hides the
+    origin of a neuron, and so how many neurons have none.
 What leaves it unchanged
     Every gauge; the order of neurons and of experts; slicing. A narrower expert is assigned to some of the neurons.
 What it cannot see
@@ -28,7 +29,7 @@ from scipy import stats
 from torch import Tensor
 
 from minimoe.fingerprints.anchors import shared_tokens
-from minimoe.fingerprints.matching import assign, nearest_agreement, read_token_features, similarities, some
+from minimoe.fingerprints.matching import assign, nearest_agreement, read_token_features, similarities, thin_out
 from minimoe.fingerprints.result import Result, explain_refusals
 from minimoe.fingerprints.weights import Weights
 
@@ -89,12 +90,12 @@ def attribute_experts(parent: Weights, suspect: Weights) -> list[Attribution]:
 
 
 def _attribute(place: tuple[int, str], features: Tensor, sources: dict[tuple[int, str], Tensor]) -> Attribution:
-    glance = some(features, GLANCE)
+    glance = thin_out(features, GLANCE)
     source = max(sources, key=lambda source: nearest_agreement(similarities(glance, sources[source])))
     table = similarities(features, sources[source])
     agreeing, in_two = count_agreeing(table)
     _, rows, columns = table.shape
-    nominal_p = min(1.0, len(sources) * tail(agreeing, rows, columns))
+    nominal_p = min(1.0, len(sources) * nominal_p_value(agreeing, rows, columns))
     return Attribution(
         layer=place[0],
         expert=place[1],
@@ -132,6 +133,6 @@ def estimate_drop_rate(agreeing: int, in_two: int, rows: int, columns: int) -> f
     return 1 - min(agreeing / q**3 / neurons, 1)
 
 
-def tail(agreeing: int, rows: int, columns: int) -> float:
+def nominal_p_value(agreeing: int, rows: int, columns: int) -> float:
     """The chance of at least so many agreements if up and down each hit a gate's partner with chance 1 / columns."""
     return float(stats.binom.sf(agreeing - 1, min(rows, columns), 1 / max(rows, columns) ** 2))

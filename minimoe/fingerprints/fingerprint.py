@@ -2,7 +2,7 @@
 
     saved = fingerprint("checkpoint")
     saved.save("checkpoint.npz")
-    compare_kept("csu", *on_equal_terms(Fingerprint.load("checkpoint.npz"), open_weights("another")))
+    compare_fingerprints("csu", *as_fingerprints(Fingerprint.load("checkpoint.npz"), open_weights("another")))
 
 What is kept
     std_profile         the standard deviations, as they are
@@ -90,7 +90,7 @@ class Fingerprint:
     hidden_size: int
     num_heads: int
     num_experts: int  # 0: dense
-    sha256: str | None  # as of `Weights`; None: of remote files without a published one
+    sha256: str | None  # as `Weights.sha256` gives it; None: a file on a server without a published one
     refused: Mapping[str, str]  # what could not be read, and why
     features: Mapping[str, Features]  # by the names in `READ`
 
@@ -164,10 +164,10 @@ def fingerprint(
     """Read what the methods in `KEPT` need.
 
     Args:
-        source: as of `open_weights`, or what it returned.
+        source: whatever `open_weights` takes, or what it returned.
         tokens: to ask for virtual responses, as far as the model has them; None: those of its vocabulary with the
             smallest hashes, 256 or fewer, that they fit.
-        tokenizer: as of `open_weights`.
+        tokenizer: as for `open_weights`.
 
     Raises:
         CheckpointError: a file is missing or damaged.
@@ -206,7 +206,7 @@ def number_of_tokens(layers: int) -> int:
     return max(FEWEST_KEPT, min(USUAL, int((BYTES_OF_TABLES / (6 * layers)) ** 0.5)))
 
 
-def on_equal_terms(a: Weights | Fingerprint, b: Weights | Fingerprint) -> tuple[Fingerprint, Fingerprint]:
+def as_fingerprints(a: Weights | Fingerprint, b: Weights | Fingerprint) -> tuple[Fingerprint, Fingerprint]:
     """Two models as fingerprints; one that is given by its weights is read at the tokens of the other."""
     if isinstance(a, Weights):
         a = fingerprint(a, tokens=b.tokens if isinstance(b, Fingerprint) else None)
@@ -214,7 +214,7 @@ def on_equal_terms(a: Weights | Fingerprint, b: Weights | Fingerprint) -> tuple[
 
 
 @explain_refusals
-def compare_kept(method: str, a: Fingerprint, b: Fingerprint) -> Result:
+def compare_fingerprints(method: str, a: Fingerprint, b: Fingerprint) -> Result:
     """What a method says of two models, from their fingerprints.
 
     Args:
@@ -223,7 +223,7 @@ def compare_kept(method: str, a: Fingerprint, b: Fingerprint) -> Result:
         b: the other.
     """
     if method not in KEPT:
-        raise Refusal("needs the weights of both models")
+        raise Refusal("needs the weights of both models, and one of them is a saved fingerprint")
     features, compare = KEPT[method]
     for side in (a, b):
         if features in side.refused:

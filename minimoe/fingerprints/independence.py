@@ -120,7 +120,7 @@ def permutation_test(a: Weights, b: Weights, *, trials: int = 999, seed: int = 0
     generator = torch.Generator().manual_seed(seed)
     score, shuffled = 0.0, torch.zeros(trials)
     if a.num_layers != b.num_layers:
-        raise Refusal(f"{a.num_layers} and {b.num_layers} layers: wanted as many in both")
+        raise Refusal(f"{a.num_layers} and {b.num_layers} layers: wanted the same number")
     for layer in range(a.num_layers):
         table = _neuron_products(_neurons(a, layer), _neurons(b, layer))
         score += float(table.diagonal().sum()) / a.num_layers

@@ -50,13 +50,13 @@ def similarities(x: Tensor, y: Tensor) -> Tensor:
 
     Of more than `MOST` neurons on the narrower side, as many are taken in even steps, and looked for among all others.
     """
-    x, y = (some(x), y) if x.shape[1] <= y.shape[1] else (x, some(y))
+    x, y = (thin_out(x), y) if x.shape[1] <= y.shape[1] else (x, thin_out(y))
     products = torch.stack([ours.double() @ theirs.double().mT for ours, theirs in zip(x, y, strict=True)])
     products[1:].abs_()
     return products
 
 
-def some(features: Tensor, most: int = MOST) -> Tensor:
+def thin_out(features: Tensor, most: int = MOST) -> Tensor:
     """At most so many neurons of [F, I, N], in even steps."""
     neurons = features.shape[1]
     return features if neurons <= most else features[:, torch.linspace(0, neurons - 1, most).long()]

@@ -1,4 +1,4 @@
-"""Whether the spread of the attention weights goes with depth alike in two models (HonestAGI).
+"""Whether the spread of the attention weights changes with depth in the same way in two models (HonestAGI).
 
 What it measures
     The standard deviation of Q, K, V and O in every layer: four curves over depth, z-scored. Pearson's r between the

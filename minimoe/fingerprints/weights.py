@@ -198,7 +198,7 @@ class Weights:
         """The shape that `get` would return, from the header alone."""
         names = self._find(role, layer)
         shape = self._tensors.shape(names[0])
-        if self._of_experts(role, layer):
+        if self._is_per_expert(role, layer):
             return (len(names), *shape)
         return shape[-1:] if role == "router_scale" else shape  # [1, E] in files of Pangu Pro MoE
 
@@ -305,7 +305,7 @@ class Weights:
         """Of the weight file; of several: of their sha256 by name; in memory: of names, dtypes, shapes and bytes.
 
         Raises:
-            Refusal: the files lie elsewhere, and no sha256 of them is published.
+            Refusal: the files are on a server, and no sha256 of them is published.
         """
         if isinstance(self._source, Checkpoint):
             try:
@@ -350,7 +350,7 @@ class Weights:
             ours = [_OF_THE_MODEL[role]] if role in _OF_THE_MODEL else []
         elif role not in _OF_A_LAYER or layer not in range(self.num_layers):
             ours = []
-        elif self._of_experts(role, layer):
+        elif self._is_per_expert(role, layer):
             prefix = f"model.layers.{layer}.mlp.experts"
             ours = [f"{prefix}.{expert}.{role}_proj.weight" for expert in range(self.num_experts)]
         else:
@@ -358,7 +358,7 @@ class Weights:
         names = [self._on_disk(name) for name in ours]
         return names if names and names[0] in self._tensors else []
 
-    def _of_experts(self, role: str, layer: int | None) -> bool:
+    def _is_per_expert(self, role: str, layer: int | None) -> bool:
         return role in _PROJECTIONS and layer is not None and self._shape.is_sparse(layer)
 
 
@@ -381,7 +381,7 @@ def _read_memory(model: MoEForCausalLM) -> _Memory:
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """What a damaged tensor is to a method: a reason not to apply."""
+    """Turn an error about a number that is not finite into a reason why a method does not apply."""
     try:
         yield
     except NotFiniteError as error:

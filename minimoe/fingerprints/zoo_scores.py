@@ -43,6 +43,6 @@ def strangers_of(rows: Rows) -> Rows:
     return [row for row in rows if row["use"] in ("calibration", "evaluation", "between")]
 
 
-def known(rows: Rows, method: str) -> list[float]:
+def scores_of(rows: Rows, method: str) -> list[float]:
     """The scores of a method, without those of pairs that it refuses."""
     return [row[method] for row in rows if row[method] is not None]

@@ -32,7 +32,7 @@ def ablate(
     what removing a random one costs this domain. In the interval, sequences stand for documents.
 
     Args:
-        model: in evaluation mode for the while; left as it was, whatever happens.
+        model: in evaluation mode during the call; left as it was, whatever happens.
         batches: input_ids [B, S] and the domain of each sequence [B], such as `Corpus.batch` gives; -1: none.
         domain_names: what the domains index.
         draws: resamples of the sequences.

@@ -4,7 +4,7 @@
     load                         share of the routed tokens that each expert receives         [L, E]
     max_violation, load_entropy  how uneven these shares are                                  [L]
     domain_specialization        share of a domain's tokens whose top-k contains an expert    [L, domains, E]
-    vocabulary_specialization    share of a token's occurrences whose first choice it is      [L, tokens, E]
+    vocabulary_specialization    share of a token's occurrences whose first choice is the expert      [L, tokens, E]
     mutual_information           share of all routing that a label accounts for               [L]
     co_activation                share of an expert's tokens that also go to another          [L, E, E]
     router_saturation            share of the final choices already made                      [L]
@@ -211,13 +211,13 @@ def mutual_information(
 ) -> Measured:
     """Share of all that there is to know about the routing which a label tells, [L], from 0 to 1.
 
-    With E the expert of a routed token drawn at random, X its label, C the condition, and t the occurrence it is
+    With Y the expert of a routed token drawn at random, X its label, C the condition, and t the occurrence it is
     part of, which went to k_t experts (mostly K):
 
-        I(E; X | C) / I(E; t),   I(E; X | C) = H(E | C) - H(E | C, X),   I(E; t) = H(E) - mean of ln k_t
+        I(Y; X | C) / I(Y; t),   I(Y; X | C) = H(Y | C) - H(Y | C, X),   I(Y; t) = H(Y) - mean of ln k_t
 
-    1 means that the label determines the set of experts; for K = 1 the denominator is H(E). Shares of one whole
-    add up by the chain rule, I(E; token) + I(E; domain | token) = I(E; token and domain) <= I(E; t)
+    1 means that the label determines the set of experts; for K = 1 the denominator is H(Y). Shares of one whole
+    add up by the chain rule, I(Y; token) + I(Y; domain | token) = I(Y; token and domain) <= I(Y; t)
     (Cover & Thomas 2006, Elements of Information Theory, theorems 2.5.2 and 2.8.1).
 
     **Its estimate is almost never 0 on a finite sample.** It grows with the number of labels: about
@@ -318,7 +318,9 @@ def co_activation(trace: RoutingTrace, *, draws: int = 200, seed: int = 0) -> Me
 
 
 def router_saturation(trace: RoutingTrace, final: RoutingTrace, *, draws: int = 200, seed: int = 0) -> Measured:
-    """mean |E_t and E_final| / K, [L]: the share of the final model's choices that a checkpoint already makes.
+    """The share of the final model's choices that a checkpoint already makes, [L]: mean |S and S_final| / K.
+
+    S is the set of experts of a token.
 
     Source: OLMoE (arXiv 2409.02060, section 5). The null is the overlap after shuffling the tokens of one trace, which
     the loads determine: K / E when balanced, more when both prefer the same few experts. Where slots are empty, the
@@ -333,10 +335,10 @@ def router_saturation(trace: RoutingTrace, final: RoutingTrace, *, draws: int = 
     """
     resamples = Resamples.draw(trace.documents, draws, seed)
     shares, nulls = [], []
-    for now, then in _memberships(trace, final):
-        shares.append(resamples.ratio((now * then).sum(1), then.sum(1)))
-        by_load = now.mean(0, dtype=float) @ then.mean(0, dtype=float)
-        nulls.append(by_load / then.sum(1).mean(dtype=float))
+    for early, last in _memberships(trace, final):
+        shares.append(resamples.ratio((early * last).sum(1), last.sum(1)))
+        by_load = early.mean(0, dtype=float) @ last.mean(0, dtype=float)
+        nulls.append(by_load / last.sum(1).mean(dtype=float))
     return measured(shares, nulls)
 
 

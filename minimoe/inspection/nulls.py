@@ -165,7 +165,10 @@ def random_pairs(loads: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """
 
     def share(others: np.ndarray, chosen: int) -> np.ndarray:
-        """Of the sets with so many given experts, over the product of their weights; `others` has these as 0."""
+        """The share of sets that hold `chosen` given experts, over the product of the weights of these.
+
+        others: the weights, 0 for the given experts.
+        """
         k = np.flatnonzero(sizes)
         k = k[k >= chosen]
         of_others, of_all = (_symmetric_polynomials(values, len(sizes)) for values in (others, weights))

@@ -31,7 +31,7 @@ from minimoe.model.transformer import MoEForCausalLM
 
 @dataclass(frozen=True, kw_only=True)
 class Derivation:
-    """How one model came from others: the truth that fingerprints are held against."""
+    """How one model came from others: the truth that fingerprints are tested on."""
 
     parents: tuple[str, ...]  # names of the models it was made from; none: a root
     recipe: str  # what was done, in words and numbers

@@ -47,7 +47,7 @@ def _gauge(find_obstacle: Callable[[MoEConfig], str | None] = lambda config: Non
         def checked(model: MoEForCausalLM, **options: Any) -> MoEForCausalLM:
             reason = find_obstacle(model.config)
             if reason is not None:
-                raise ValueError(f"{reason}, for {rewrite.__name__}")
+                raise ValueError(f"{rewrite.__name__}: {reason}")
             return rewrite(model, **options)
 
         GAUGES[rewrite.__name__], _OBSTACLES[rewrite.__name__] = checked, find_obstacle
@@ -57,9 +57,8 @@ def _gauge(find_obstacle: Callable[[MoEConfig], str | None] = lambda config: Non
 
 
 def obstacle(gauge: str, config: MoEConfig) -> str | None:
-    """Why `gauge` would change the function of a model, or would have nothing to change; None: it applies.
-
-    `rotate_residual` depends on the weights as well: it wants folded norms.
+    """Why `gauge` would change the function of a model, or would have nothing to change; None: no setting
+    keeps it from applying. `rotate_residual` also wants folded norms, which it checks when it is called.
 
     Args:
         gauge: a name in `GAUGES`.
@@ -392,10 +391,10 @@ def _mlps(model: MoEForCausalLM) -> Iterator[MLP | Experts]:
 
 @_gauge(_without_router_rows)
 def permute_experts(model: MoEForCausalLM, *, seed: int) -> MoEForCausalLM:
-    """Reorder the experts with all that the router keeps of each; in groups, groups and the experts within them.
+    """Reorder the experts with all that the router keeps of each; in groups, the groups and the experts in each.
 
-    Exact where no two experts tie: of equals, `topk` prefers by place. The model must be a mixture whose router has
-    rows, which move along.
+    Exact where no two experts tie: of equal scores `topk` takes one by its place. The model must be a mixture whose
+    router has rows, which move along.
     """
     changed, generator, groups = _copy(model), _generator(seed), model.config.n_group
     for mixture in _mixtures(changed):

@@ -56,7 +56,7 @@ SHAPES = {
 def from_scratch(
     *, out: Path | None, shape: str = "dense", initialisation: str = "usual", weights: int, **settings: Any
 ) -> MoEForCausalLM:
-    """Train a model from random weights.
+    """Train a model from random weights, drawn with the seed `weights`.
 
     Args:
         out: see the head of this file, as for **settings.

@@ -5,7 +5,7 @@
     others              deeper, wider and untied roots, mixtures from scratch, other data, the same first weights
 
 Strangers 01 to 12 are there to calibrate on, all the rest to evaluate. Read it from top to bottom; `minimoe zoo show
-NAME` prints one line of it. Recipes are the functions in recipes.py, with these arguments.
+NAME` prints, step by step, how a member was made. Recipes are the functions in recipes.py, with these arguments.
 """
 
 from __future__ import annotations

@@ -81,8 +81,8 @@ def upcycle(
         drop_ratio: r, for "drop"; 0.5, the best in the paper, if None.
         noise: added to the routed experts at the end, normal, in standard deviations of the gates', ups' and downs'
             weights. The function changes.
-        router_std: of the rows of the router; `initializer_range` if None. At 0 all experts tie, and a token's
-            choice means nothing until training parts them.
+        router_std: of the rows of the router; `initializer_range` if None. At 0 all experts tie, and the
+            choices are arbitrary until training makes the rows differ.
         seed: of the router, the shuffles, the dropped neurons and the noise.
         **settings: other fields of the result's `MoEConfig`. `shared_expert_intermediate_size` is I / 2 if not given,
             where the family has a shared expert; `mlp_only_layers` stay dense.
@@ -273,16 +273,16 @@ def _fill(layer: MoELayer, router: Tensor, shared: Tensor, experts: Tensor, gran
     if layer.gate.router_scale is not None:
         layer.gate.router_scale.fill_(scale)
     else:
-        experts = _scale_down(experts, scale)
+        experts = _scale_down_proj(experts, scale)
     set_neurons(layer.experts, experts)
     if layer.shared_expert_gate is not None:
         layer.shared_expert_gate.weight.zero_()
-        shared = _scale_down(shared, 2)
+        shared = _scale_down_proj(shared, 2)
     if layer.shared_expert is not None:
         set_neurons(layer.shared_expert, shared)
 
 
-def _scale_down(rows: Tensor, factor: Tensor | float) -> Tensor:
+def _scale_down_proj(rows: Tensor, factor: Tensor | float) -> Tensor:
     return torch.cat([rows[..., :2, :], rows[..., 2:, :] * factor], dim=-2)
 
 

@@ -1,4 +1,4 @@
-"""The zoo: models whose history is known, to hold fingerprints against.
+"""The zoo: models whose history is known, to test fingerprints on.
 
 The tree stands in tree.py. A member that was trained lies in data/zoo, or in the folder that `Zoo.build` fills: a
 complete Hugging Face folder in float16, with lineage.json beside it. The rounded weights are the member, and what its
@@ -175,7 +175,7 @@ class Zoo:
         return TRAINED[member.recipe](*parents, out=out, **member.options).eval().half().float()
 
     def _missing(self, names: Iterable[str]) -> list[str]:
-        """Those of `names`, and of the trained members they come from, that lie nowhere; parents first."""
+        """Those of `names`, and of the trained members they come from, that are neither shipped nor built."""
         wanted = [name for name in names if self.folder(name) is None]
         needed = [[*(one for one in ancestors(name) if MEMBERS[one].recipe in TRAINED), name] for name in wanted]
         return list(dict.fromkeys(name for each in needed for name in each if self.folder(name) is None))
@@ -207,7 +207,7 @@ def ancestors(name: str) -> list[str]:
 
 
 def origins(name: str) -> frozenset[str]:
-    """The members, trained from random weights, whose weights a member has something of.
+    """The members trained from random weights from which a member inherited weights.
 
     A student has none of its teacher, a framed model none of the one it imitates.
     """
@@ -221,8 +221,8 @@ def origins(name: str) -> frozenset[str]:
 def relation(a: str, b: str) -> str:
     """What is true of two members: "shared lineage", "same first weights", "teacher and student" or "strangers".
 
-    The second are twins: trained apart, on other text, from the same random weights. The third says that one learnt
-    from what the other, or a relative of it, predicts, and that no weight was passed on.
+    "same first weights" are twins: trained apart, on other text, from the same random weights. "teacher and student":
+    one learnt from what the other, or a relative of it, predicts, and no weight was passed on.
     """
     if origins(a) & origins(b):
         return "shared lineage"

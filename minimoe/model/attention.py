@@ -49,7 +49,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def visible_keys(new: int, past: int, real: Tensor | None, device: torch.device) -> Tensor | None:
-    """Which keys each query may look at: [S, P + S], or [B, 1, S, P + S] with padding; None where plain rules do.
+    """Which keys each query may look at: [S, P + S], or [B, 1, S, P + S] with padding; None: a causal mask will do.
 
     Args:
         new: S, the queries, which come last.

@@ -27,7 +27,7 @@ TOKENIZER = "tokenizer.json"
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _ROTARY_BUFFER = "rotary_emb.inv_freq"  # stored in files before 2023, and computed anyway
-FLOAT32 = "e_score_correction_bias"  # in float32 at least, in models of any dtype (see moe.Router)
+KEPT_IN_FLOAT32 = "e_score_correction_bias"  # tensors whose names end so stay in float32 or wider (see moe.Router)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 # What a configuration says of one side of a matrix: the fields whose product it is, the matrix, 0 for rows and 1 for
@@ -52,7 +52,7 @@ class NotFiniteError(CheckpointError):
 
 
 class HashUnknownError(CheckpointError):
-    """The weights lie elsewhere, and nobody publishes their sha256."""
+    """The weights are on a server, and nobody publishes their sha256."""
 
 
 class _Stored(NamedTuple):
@@ -163,7 +163,7 @@ class Checkpoint:
 
     @cached_property
     def model_config(self) -> MoEConfig:
-        """config.json, translated, and held against the headers of the tensors.
+        """config.json, translated, its sizes checked against the headers of the tensors.
 
         Raises:
             CheckpointError: the model is of an unknown family, asks for what is not supported, or has other sizes than
@@ -186,13 +186,13 @@ class Checkpoint:
         Raises:
             CheckpointError: a tensor is stored as integers or in 8 bits.
         """
-        apart = _ROTARY_BUFFER, FLOAT32
+        apart = _ROTARY_BUFFER, KEPT_IN_FLOAT32
         used = {name: stored for name, stored in self._stored.items() if not name.endswith(apart)}
         return reduce(torch.promote_types, {_dtype(name, stored) for name, stored in used.items()})
 
     def _find(self, name: str) -> _Stored:
         if name not in self._stored:
-            raise CheckpointError(f"{self.path}: no tensor {name!r} among its {len(self)}")
+            raise CheckpointError(f"{self.path}: no tensor {name!r} among the {len(self)} it has")
         return self._stored[name]
 
     def _wanted(self, name: str) -> Path:
@@ -235,7 +235,7 @@ def load_weights(
     Raises:
         CheckpointError: tensors are missing, unexpected or of the wrong shape; a weight is not finite, as it is stored
             or in `dtype`.
-        ValueError: `dtype` has no fractions.
+        ValueError: `dtype` is not a floating-point dtype.
     """
     family = find_family(checkpoint.model_config.model_type)
     dtype, device = dtype or checkpoint.dtype, device or "cpu"
@@ -244,7 +244,7 @@ def load_weights(
     _check_tensors(checkpoint, tensors_on_disk(model, family))
     wide = torch.promote_types(dtype, torch.float32)
     memory = {
-        name: torch.empty(like.shape, dtype=wide if name.endswith(FLOAT32) else dtype, device=device)
+        name: torch.empty(like.shape, dtype=wide if name.endswith(KEPT_IN_FLOAT32) else dtype, device=device)
         for name, like in model.state_dict().items()
     }
     model.load_state_dict(memory, assign=True)  # `to_empty` would import sympy, which takes most of a second
@@ -318,7 +318,9 @@ def _open_shards(checkpoint: Checkpoint, index: Path) -> dict[str, _Stored]:
     for name in sorted(weight_map.keys() | stored.keys()):
         said, found = weight_map.get(name), stored[name].file.name if name in stored else None
         if found is None or said is None or Path(said).name != found:
-            raise CheckpointError(f"{index}: says that {name} is in {said}, found it in {found}")
+            raise CheckpointError(
+                f"{index}: says that {name} is in {said or 'no file'}, found it in {found or 'no file'}"
+            )
     return stored
 
 

@@ -68,7 +68,7 @@ class MoEConfig:
     # The router; `routing.py` has the formulas.
     router: str = "topk"
     score_func: str = "softmax"
-    norm_topk_prob: bool = True  # for router="topk"; the other rules leave no choice
+    norm_topk_prob: bool = True  # read by router="topk" only: the others fix it
     e_score_correction_bias: bool = False  # a bias that selects but does not weigh (DeepSeek-V3)
     n_group: int = 1
     topk_group: int = 1
@@ -208,7 +208,7 @@ class MoEConfig:
 
     @property
     def router_learns(self) -> bool:
-        """Whether the language loss has a gradient for the router: not where one weight is divided by itself."""
+        """Whether the language loss has a gradient for the router. For K = 1 with weights that sum to 1 it has none."""
         normalises = self.norm_topk_prob if self.router == "topk" else self.router in ("topk_softmax", "noisy_topk")
         return self.num_experts <= 1 or self.num_experts_per_tok > 1 or not normalises
 

@@ -77,7 +77,7 @@ def _one_token(x: Tensor, indices: Tensor, weights: Tensor, gate: Tensor, up: Te
 
 
 def _few_slots(x: Tensor, indices: Tensor, weights: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """All experts by three calls; what `grouped_experts` does, without a thought of empty slots and widths."""
+    """All experts by three calls: `grouped_experts` without empty slots and odd widths, which `_are_few` rules out."""
     slots, token, ends, _ = _sort_by_expert(indices, len(gate))
     routed = x.index_select(0, token)
     inner = F.silu(F.grouped_mm(routed, gate.mT, offs=ends)) * F.grouped_mm(routed, up.mT, offs=ends)

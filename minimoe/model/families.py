@@ -36,7 +36,7 @@ class Family:
         return name
 
     def default(self, field: str) -> Any:
-        """What it means for a `MoEConfig` field that its key is absent."""
+        """The value of a `MoEConfig` field whose key is absent."""
         return self.defaults.get(field, _DEFAULTS[field])
 
 
@@ -183,7 +183,7 @@ FAMILIES = {
 
 # Keys that would change what the model computes, and the values that leave it as it is here. Not among them are those
 # that only training looks at: router_jitter_noise, attention_dropout, output_router_logits.
-_UNDERSTOOD: dict[str, tuple] = {
+_SUPPORTED_VALUES: dict[str, tuple] = {
     "hidden_act": ("silu", "swish"),  # two names of one function
     "mlp_bias": (False, None),
     "use_sliding_window": (False, None),
@@ -210,8 +210,8 @@ _BERT_NAMES = (
 def name_in_bert(name: str, num_layers: int) -> str:
     """What a BERT encoder calls the tensor that the model here calls `name`.
 
-    BERT norms each sum, where the model here norms what a block reads: in front of a layer's attention stands the last
-    norm of the layer before, in front of the first layer that of the embeddings.
+    BERT normalises after each sum, the model here before each block. So the norm before a layer's attention is the last
+    norm of the layer before it; for the first layer, that of the embeddings.
 
     Args:
         name: a name in `MoEForCausalLM.state_dict()`.
@@ -252,7 +252,7 @@ def read_config(raw: Mapping[str, Any]) -> MoEConfig:
             f"model_type={BERT!r}: an encoder, which can be compared but not run; wanted one of {', '.join(FAMILIES)}"
         )
     family = find_family(raw.get("model_type"))
-    for key, understood in _UNDERSTOOD.items():
+    for key, understood in _SUPPORTED_VALUES.items():
         require(
             raw.get(key, understood[0]) in understood, key, raw.get(key), f"{understood[0]!r}, all that is supported"
         )

@@ -1,4 +1,4 @@
-"""The small parts that everything else is made of: linear maps, the norm, the dense MLP, and how weights begin.
+"""The small parts that everything else is made of: linear maps, the norm, the dense MLP, the first weights.
 
 Shapes: H hidden size, I width of the MLP.
 """
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Linear(nn.Linear):
-    """nn.Linear that leaves its memory to `initialise`, so that building a model leaves torch's global RNG alone."""
+    """nn.Linear that is filled by `initialise` alone, so that building a model leaves torch's global RNG as it is."""
 
     def reset_parameters(self) -> None:
         pass

@@ -68,7 +68,7 @@ class MoELayer(nn.Module):
 
 
 class Router(nn.Module):
-    """The learned part of a router, and the choice of the function that uses it.
+    """A router's weights, and the call of the routing function that the configuration names.
 
     `weight` [E, H] gives the logits. By configuration also: `noise_weight` [E, H], `router_scale` [E], and the buffer
     `e_score_correction_bias` [E], which no gradient reaches (`balance.update_bias` moves it) and which stays in float32

@@ -34,7 +34,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         extra = "gguf" if error.name == "gguf" else "remote"
         elsewhere = "" if extra == "gguf" else "not found here; "
         raise CheckpointError(
-            f"{source}: {elsewhere}to read it takes {error.name}: pip install 'minimoe[{extra}]'"
+            f"{source}: {elsewhere}reading it needs {error.name}: pip install 'minimoe[{extra}]'"
         ) from error
     return Int8Folder(checkpoint) if Int8Folder.fits(checkpoint) else checkpoint
 

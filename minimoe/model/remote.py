@@ -1,4 +1,4 @@
-"""A checkpoint that lies elsewhere: only configuration, headers and the tensors asked for are moved, by byte ranges.
+"""A checkpoint on a server: only configuration, headers and the tensors asked for are moved, by byte ranges.
 
 What has arrived is kept in `cache_folder()/remote`: of each version of each remote file a sparse file of the full size,
 and beside it a file of marks, a byte for each block. A block is marked when its bytes are on the disk, so that a kill
@@ -245,7 +245,7 @@ class _File:
 
 
 def _header_size(file: _File) -> int:
-    """The bytes before the first tensor; where they cannot be, of the little that shows it."""
+    """How many bytes stand before the first tensor. A CheckpointError where the first 8 bytes cannot say so."""
     file.fill(0, _LENGTH)
     with file.path.open("rb") as opened:
         start = opened.read(_LENGTH)
@@ -299,7 +299,7 @@ def _errors_of(place: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except OfflineModeIsEnabled:
-        raise CheckpointError(f"{place}: HF_HUB_OFFLINE is set") from None
+        raise CheckpointError(f"{place}: HF_HUB_OFFLINE is set; unset it, or name a local folder") from None
     except HfHubHTTPError as error:
         raise CheckpointError(f"{place}: {_refusal(error.response)}") from None
     except (httpx2.RequestError, httpx2.InvalidURL, ValueError) as error:

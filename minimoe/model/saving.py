@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from minimoe.model.checkpoint import CONFIG, FLOAT32, INDEX, SINGLE, TOKENIZER, tensors_on_disk
+from minimoe.model.checkpoint import CONFIG, INDEX, KEPT_IN_FLOAT32, SINGLE, TOKENIZER, tensors_on_disk
 from minimoe.model.families import find_family, write_config
 
 MAX_SHARD_SIZE = 5 * 10**9
@@ -26,7 +26,7 @@ def save_model(
 ) -> None:
     """Write `model` as a checkpoint folder, in place of the model that was there. Other files stay.
 
-    Its tokenizer.json is part of a model: that of the old one leaves with it, whether the new one has its own or not.
+    Its tokenizer.json is part of a model: that of the old model is deleted, even if the new one has none.
 
     A failure leaves the old model as it was. A kill while the files are being exchanged leaves the old model, the
     new one, or a folder without config.json, which nothing reads; never a mixture.
@@ -42,7 +42,7 @@ def save_model(
     """
     family = find_family(model.config.model_type if model_type is None else model_type)
     tensors = tensors_on_disk(model, family)
-    dtypes = {tensor.dtype for name, tensor in tensors.items() if not name.endswith(FLOAT32)}
+    dtypes = {tensor.dtype for name, tensor in tensors.items() if not name.endswith(KEPT_IN_FLOAT32)}
     config = write_config(
         model.config, family.model_type, str(reduce(torch.promote_types, dtypes)).removeprefix("torch.")
     )

@@ -285,7 +285,7 @@ class MoEForCausalLM(nn.Module):
         finished = torch.zeros(len(input_ids), 1, dtype=torch.bool, device=input_ids.device)
         ids, mask, cache = input_ids, attention_mask, None
         if mask is None and eos_token_id is not None and len(ids) > 1:
-            mask = torch.ones_like(ids)  # some may end before others: what fills them up is padding
+            mask = torch.ones_like(ids)  # some texts may end before others: the tokens after the end are padding
         was_training = self.training
         self.eval()
         try:
@@ -297,7 +297,7 @@ class MoEForCausalLM(nn.Module):
                     if eos_token_id is not None:
                         token = token.where(~finished, eos_token_id)
                         finished = finished | (token == eos_token_id)
-                    if mask is not None:  # nobody reads a token that ends a text, and what fills it up
+                    if mask is not None:  # the token that ends a text, and the padding after it, are masked
                         mask = torch.cat([mask, (~finished).to(mask.dtype)], dim=1)
                     ids = torch.cat([ids, token], dim=1)
                     if eos_token_id is not None and finished.all():

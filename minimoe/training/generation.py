@@ -66,7 +66,7 @@ def _tokenizer_of(model: MoEForCausalLM) -> Tokenizer:
     if model.tokenizer_json is None:
         raise ValueError("tokenizer=None, and the model has no tokenizer.json: wanted one of the two")
     tokenizer = read_tokenizer(model.tokenizer_json)
-    tokenizer.no_truncation()  # what a file asks for in training: a prompt is taken as it is
+    tokenizer.no_truncation()  # which a tokenizer.json may ask for, to train with; a prompt must stay whole
     tokenizer.no_padding()
     return tokenizer
 

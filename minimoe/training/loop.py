@@ -42,7 +42,8 @@ from minimoe.training.tokenizer import read_tokenizer
 STATE_FILE = "training_state.safetensors"
 LOG_FILE = "log.jsonl"
 RECIPE_FILE = "training.json"
-LEAST = {"steps": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "seq_len": 2}  # of a setting; of the others 0
+# The smallest value of a setting; of all others 0.
+LEAST = {"steps": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "seq_len": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +134,7 @@ def evaluate(
     """Held-out cross-entropy in nats per token, by domain.
 
     Args:
-        model: put into evaluation mode for the while.
+        model: in evaluation mode during the call, and then as it was.
         corpus: its held-out split is read.
         batches: how many batches; each sequence counts for its own domain. A domain that was not drawn is absent.
         batch_size: sequences per batch.
@@ -312,7 +313,8 @@ class _Run:
         found = [name for name in ("config.json", "model.safetensors") if self.out and (self.out / name).exists()]
         if found:
             raise ValueError(
-                f"{self.out} holds {' and '.join(found)} but no {STATE_FILE}: wanted a folder without a model"
+                f"{self.out} holds {' and '.join(found)} but no {STATE_FILE}: wanted a folder without a model; "
+                "name another `out`"
             )
 
     def _rewind_log(self, path: Path) -> None:
@@ -364,7 +366,7 @@ class _Run:
 
 
 def _require_full_precision(model: nn.Module) -> None:
-    """What AdamW adds to a weight in 16 bits is mostly rounded away."""
+    """Raise a ValueError for weights of 16 bits, in which most of what AdamW adds would be rounded away."""
     for name, parameter in model.named_parameters():
         if parameter.dtype in (torch.float16, torch.bfloat16):
             raise ValueError(
@@ -374,7 +376,7 @@ def _require_full_precision(model: nn.Module) -> None:
 
 
 def _require_same_tokens(model: MoEForCausalLM, corpus: Corpus) -> None:
-    """The ids of the corpus must mean to the model what they mean there."""
+    """Raise a ValueError unless the model and the corpus give the same tokens the same ids."""
     rows, needed = model.config.vocab_size, corpus.vocab_size
     if model.tokenizer_json is None:
         if rows != needed:

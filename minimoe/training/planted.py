@@ -1,8 +1,8 @@
-"""The planted corpus: text whose labels are a design, not a guess, kept in data/corpora/planted.
+"""The planted corpus: generated text whose labels are known and independent, kept in data/corpora/planted.
 
 Four languages crossed with four topics, plus code and arithmetic. A document of `french/kitchen` and the document of
 `german/kitchen` with the same index say the same thing. So an expert that follows the language, one that follows the
-topic and one that follows neither can be told apart against truth.
+topic and one that follows neither can be told apart.
 
 A folder there holds what the generator in `workshop/planted` made from one seed, in a file for each domain: seed-0 is
 the corpus, of 1,000 documents a domain (10,000 of arithmetic, which the real corpus uses too); seed-3 has 20 documents

@@ -215,4 +215,4 @@ def test_refusals(tmp_path):
     for parameter in model.parameters():
         parameter.data.zero_()
     assert "chooses the same token after every prompt" in token_agreement(weights(mixture), weights(model)).refused
-    assert "hidden states of a layer are 0" in hidden_cka(weights(mixture), weights(model)).refused
+    assert "hidden states of a layer are all 0" in hidden_cka(weights(mixture), weights(model)).refused

@@ -445,7 +445,7 @@ def test_a_saved_fingerprint_leads_to_the_same_verdict(saved, other, verdict):
     for name in ("std_profile", "virtual_response", "virtual_response_whitened", "spectral"):
         scores = [report.methods[name].result.score for report in (from_file, from_weights)]
         assert scores[0] == pytest.approx(scores[1], abs=0.01), name
-    assert from_file.methods["match"].result.refused == "needs the weights of both models"
+    assert "needs the weights of both models" in from_file.methods["match"].result.refused
     assert compare(data_path("zoo") / other, saved).verdict == verdict
 
 

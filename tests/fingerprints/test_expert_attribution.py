@@ -8,7 +8,7 @@ from minimoe.fingerprints.expert_attribution import (
     count_agreeing,
     estimate_drop_rate,
     expert_attribution,
-    tail,
+    nominal_p_value,
 )
 from minimoe.lineage.derive import prune_layers
 from minimoe.lineage.gauge import all_gauges
@@ -111,14 +111,16 @@ def test_blind_to_which_of_equal_experts_it_was():
 
 
 def test_chance():
-    """The tail against a simulation; k = 0 is no evidence at all."""
+    """The nominal p-value against a simulation; k = 0 is no evidence at all."""
     generator = torch.Generator().manual_seed(0)
     rolls = torch.randint(4, (20000, 2, 5), generator=generator)
     twice = ((rolls == 0).all(1).sum(1) >= 2).double().mean()
-    assert tail(2, 5, 4) < tail(2, 4, 4) < 0.05
-    assert tail(0, 5, 4) == 1
-    assert tail(2, 4, 4) == pytest.approx(float(((rolls[..., :4] == 0).all(1).sum(1) >= 2).double().mean()), rel=0.2)
-    assert float(twice) > tail(2, 4, 4)
+    assert nominal_p_value(2, 5, 4) < nominal_p_value(2, 4, 4) < 0.05
+    assert nominal_p_value(0, 5, 4) == 1
+    assert nominal_p_value(2, 4, 4) == pytest.approx(
+        float(((rolls[..., :4] == 0).all(1).sum(1) >= 2).double().mean()), rel=0.2
+    )
+    assert float(twice) > nominal_p_value(2, 4, 4)
 
 
 @pytest.mark.parametrize(("origin", "q"), [(0.25, 1.0), (0.75, 0.7)])

@@ -15,10 +15,10 @@ from minimoe.fingerprints.fingerprint import (
     READ,
     VERSION,
     Fingerprint,
-    compare_kept,
+    as_fingerprints,
+    compare_fingerprints,
     fingerprint,
     number_of_tokens,
-    on_equal_terms,
 )
 from minimoe.fingerprints.folded import query_key
 from minimoe.fingerprints.independence import csu, shrink_ups
@@ -57,13 +57,13 @@ def test_features_say_what_weights_say(other, tmp_path):
     for name, model in (("a", a), ("b", b)):
         fingerprint(model).save(tmp_path / name)
     kept = [Fingerprint.load(tmp_path / name) for name in "ab"]
-    for pair in (kept, on_equal_terms(kept[0], b), on_equal_terms(a, kept[1]), on_equal_terms(a, b)):
+    for pair in (kept, as_fingerprints(kept[0], b), as_fingerprints(a, kept[1]), as_fingerprints(a, b)):
         for name, method in FULL.items():
-            found, wanted = compare_kept(name, *pair), method(a, b)
+            found, wanted = compare_fingerprints(name, *pair), method(a, b)
             assert found.score == pytest.approx(wanted.score, abs=TOLERANCE.get(name, FLOAT32)), name
             assert (found.refused is None) == (wanted.refused is None)
     related = csu(a, b).p_value < 1e-6
-    assert (compare_kept("csu", *kept).p_value < 1e-6) == related
+    assert (compare_fingerprints("csu", *kept).p_value < 1e-6) == related
 
 
 def test_gauges():
@@ -73,9 +73,9 @@ def test_gauges():
         for name, copy in gauged(model).items():
             copy = fingerprint(weights(copy))
             for method in ("spectral", "virtual_response", "virtual_response_whitened"):
-                assert compare_kept(method, original, copy).score > 0.99, (name, method)
+                assert compare_fingerprints(method, original, copy).score > 0.99, (name, method)
         stranger = fingerprint(weights(random_model(1, **KINDS[kind])))
-        assert abs(compare_kept("virtual_response_whitened", original, stranger).score) < 0.1
+        assert abs(compare_fingerprints("virtual_response_whitened", original, stranger).score) < 0.1
 
 
 def test_a_wide_spectrum_is_interpolated():
@@ -113,7 +113,7 @@ def test_p_values_of_sketches_are_uniform_among_strangers(settings, of_the_other
     tiny = {"hidden_size": 12, "head_dim": 4, "num_hidden_layers": 2, "intermediate_size": 24} | settings
     other = tiny | {"num_hidden_layers": of_the_other.get("depth", 2)}
     p_values = [
-        compare_kept(
+        compare_fingerprints(
             "csu",
             *(fingerprint(weights(random_model(2 * seed + i, **shape))) for i, shape in enumerate((tiny, other))),
         ).p_value
@@ -135,14 +135,14 @@ def test_the_order_of_rows_that_a_sketch_leaves_out_is_arbitrary_too():
             features = shrink_ups({"shapes": np.array([[200, 64]]), "0": rows.numpy()})
             assert features["0"].shape == (128, 32)
             sides.append(Fingerprint(**vars(side) | {"features": {"ups": features}}))
-        p_values.append(compare_kept("csu", *sides).p_value)
+        p_values.append(compare_fingerprints("csu", *sides).p_value)
     assert stats.kstest(p_values, "uniform").pvalue > 0.01
 
 
 def test_a_sketch_sees_relatives_and_the_order_of_experts():
     model = random_model(num_experts=4)
     for relative in (disturbed(model, 0.3), gauged(model)["permute_experts"]):
-        assert compare_kept("csu", fingerprint(weights(model)), fingerprint(weights(relative))).p_value < 1e-6
+        assert compare_fingerprints("csu", fingerprint(weights(model)), fingerprint(weights(relative))).p_value < 1e-6
 
 
 # --- tokens
@@ -153,10 +153,11 @@ def test_fingerprints_are_cut_to_the_tokens_that_both_hold():
     model = random_model()
     a, b = weights(model), weights(model)
     b.tokens = {token: index for token, index in a.tokens.items() if index < 120}
-    found = compare_kept("virtual_response", fingerprint(a), fingerprint(b))
+    found = compare_fingerprints("virtual_response", fingerprint(a), fingerprint(b))
     assert found.details["tokens"] == 120 and found.score > 0.9999
     b.tokens = {token: index for token, index in a.tokens.items() if index < 60}
-    assert "60 shared tokens: wanted at least 64" in compare_kept("virtual_response", *on_equal_terms(a, b)).refused
+    found = compare_fingerprints("virtual_response", *as_fingerprints(a, b))
+    assert "60 shared tokens: wanted at least 64" in found.refused
 
 
 def test_the_weights_of_one_model_help_where_fingerprints_took_other_tokens():
@@ -170,10 +171,9 @@ def test_the_weights_of_one_model_help_where_fingerprints_took_other_tokens():
             of_small.weight.copy_(of_large.weight[:300])
         small.model.norm, small.model.layers = model.model.norm, model.model.layers
     a, b = weights(model), weights(small)
-    assert (
-        "are the same: wanted at least 64" in compare_kept("virtual_response", fingerprint(a), fingerprint(b)).refused
-    )
-    found = compare_kept("virtual_response", *on_equal_terms(a, fingerprint(b)))
+    found = compare_fingerprints("virtual_response", fingerprint(a), fingerprint(b))
+    assert "are the same: wanted at least 64" in found.refused
+    found = compare_fingerprints("virtual_response", *as_fingerprints(a, fingerprint(b)))
     assert found.details["tokens"] == 256 and found.score > 0.9999
 
 
@@ -311,7 +311,7 @@ def test_of_a_wide_model_what_its_tokens_do_not_reach_leaves_no_trace_in_the_tab
         block.self_attn.q_proj.weight += 5 * torch.randn(24, 32, dtype=torch.float64) @ out_of_reach / norm
     after = read_responses(weights(model), tokens)["A"]
     np.testing.assert_allclose(after, before, atol=1e-3 * abs(before).max())
-    assert compare_kept(
+    assert compare_fingerprints(
         "spectral", *map(fingerprint, map(weights, (model, random_model(**{"hidden_size": 192}))))
     ).score
 
@@ -320,11 +320,11 @@ def test_of_a_wide_model_what_its_tokens_do_not_reach_leaves_no_trace_in_the_tab
 
 
 def test_all_other_methods_need_the_weights():
-    pair = on_equal_terms(weights(random_model()), weights(random_model(1)))
-    assert compare_kept("match", *pair).refused == "needs the weights of both models"
+    pair = as_fingerprints(weights(random_model()), weights(random_model(1)))
+    assert "needs the weights of both models" in compare_fingerprints("match", *pair).refused
     assert aligned_cka(weights(random_model()), weights(random_model(1))).score is not None
     for name in KEPT:
-        assert "needs the weights" not in (compare_kept(name, *pair).refused or ""), name
+        assert "needs the weights" not in (compare_fingerprints(name, *pair).refused or ""), name
 
 
 def test_what_a_model_refuses_is_kept_with_its_reason(tmp_path):
@@ -334,12 +334,12 @@ def test_what_a_model_refuses_is_kept_with_its_reason(tmp_path):
     fingerprint(weights(model)).save(tmp_path / "a.npz")
     kept, fine = Fingerprint.load(tmp_path / "a.npz"), fingerprint(weights(random_model(1)))
     for pair in ((kept, fine), (fine, kept)):
-        assert "norm_final is 1 throughout" in compare_kept("norm_profile", *pair).refused
-        assert "layers.1.mlp.gate_proj.weight: nan at [0, 0]" in compare_kept("virtual_response", *pair).refused
-        assert compare_kept("csu", *pair).score is not None
+        assert "norm_final is 1 throughout" in compare_fingerprints("norm_profile", *pair).refused
+        assert "layers.1.mlp.gate_proj.weight: nan at [0, 0]" in compare_fingerprints("virtual_response", *pair).refused
+        assert compare_fingerprints("csu", *pair).score is not None
     other = fingerprint(weights(random_model(1, hidden_size=32, intermediate_size=40)))
-    assert compare_kept("norm_profile", fine, other).refused == "hidden sizes 24 and 32: wanted the same"
-    assert "32 neurons of 24 weights and 40 neurons of 32 weights" in compare_kept("csu", fine, other).refused
+    assert compare_fingerprints("norm_profile", fine, other).refused == "hidden sizes 24 and 32: wanted the same"
+    assert "32 neurons of 24 weights and 40 neurons of 32 weights" in compare_fingerprints("csu", fine, other).refused
     assert "64" in fingerprint(random_model()).refused["responses"]  # without a tokenizer
 
 

@@ -372,7 +372,7 @@ def test_the_extra_is_named_where_it_is_missing(tmp_path, monkeypatch):
     file = write(tmp_path / "model.gguf", make_model())
     monkeypatch.delitem(sys.modules, "minimoe.model.gguf_file", raising=False)
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(CheckpointError, match=r"model\.gguf: to read it takes gguf: pip install 'minimoe\[gguf\]'"):
+    with pytest.raises(CheckpointError, match=r"model\.gguf: reading it needs gguf: pip install 'minimoe\[gguf\]'"):
         open_weights(file)
 
 

@@ -20,7 +20,7 @@ from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.published import CLAIMED
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe
 from minimoe.fingerprints.compare import METHODS
-from minimoe.fingerprints.zoo_scores import Row, Rows, is_rewritten, known, read_table, scores, strangers_of
+from minimoe.fingerprints.zoo_scores import Row, Rows, is_rewritten, read_table, scores, scores_of, strangers_of
 from minimoe.lineage.tree import FAMILIES, FRAMES
 
 
@@ -32,7 +32,7 @@ def std_profile_groups(scores: Rows) -> dict[str, list[float]]:
         "strangers of 8 layers": [row for row in roots if row["a"][:5] == row["b"][:5] == "deep-"],
         "relatives as they are": [row for row in scores if row["use"] == "positive" and not is_rewritten(row)],
     }
-    return {group: known(rows, "std_profile") for group, rows in groups.items()}
+    return {group: scores_of(rows, "std_profile") for group, rows in groups.items()}
 
 
 @figure(scores=scores)
@@ -109,7 +109,7 @@ def framed_strangers(scores: Rows) -> Drawing:
     drawn.get_layout_engine().set(wspace=0.06)  # the outer tick labels of neighbours need room
     for axes, (label, method) in zip(panels, methods.items(), strict=True):
         for place, (kind, pairs) in enumerate(kinds.items()):
-            found = known(pairs, method)
+            found = scores_of(pairs, method)
             draw_strip(axes, found, place, PALE if place == 0 else MAIN)
             rows += [(kind, label, score) for score in found]
         axes.set_title(label)
@@ -141,7 +141,7 @@ def p_values_of_strangers(scores: Rows, tests: Iterable[str] = ("csu", "permutat
     drawn, (axes,) = new_panels(3.6)
     axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, label="what is promised")
     for style, test in zip(SERIES, tests, strict=False):
-        found = sorted(known(strangers_of(scores), f"{test}_p"))
+        found = sorted(scores_of(strangers_of(scores), f"{test}_p"))
         rows += [(test, *step) for step in _draw_shares(axes, found, style, f"{test}, {len(found)} pairs")]
         small.append(f"{test}: {np.mean(np.array(found) <= 0.05):.1%} of strangers at most .05")
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="p-value", ylabel="share of strangers up to it")
@@ -175,7 +175,7 @@ def p_values_by_promise(scores: Rows, p_values: Rows, calibration: Rows) -> Draw
     for row in calibration:
         test = row["method"]
         found = (
-            known(strangers_of(scores), f"{test}_p")
+            scores_of(strangers_of(scores), f"{test}_p")
             if f"{test}_p" in scores[0]
             else [one["p_value"] for one in p_values if one["test"] == test]
         )

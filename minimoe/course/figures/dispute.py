@@ -23,7 +23,7 @@ from minimoe.course.shipped import zoo_weights
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe
 from minimoe.fingerprints.norm_profile import read_norms
 from minimoe.fingerprints.weights import Weights
-from minimoe.fingerprints.zoo_scores import Rows, known, scores
+from minimoe.fingerprints.zoo_scores import Rows, scores, scores_of
 
 NEAR = 0.025  # a score is "about" the claimed one when it is no further from it
 READINGS = {
@@ -290,7 +290,7 @@ def if_measured(situations: Mapping[str, Rows], methods: Sequence[str] = METHODS
     rows = []
     drawn, (axes,) = new_panels(0.45 * len(methods) + 1.3)
     for place, ((situation, pairs), style) in enumerate(zip(situations.items(), SERIES, strict=False)):
-        found = {method: known(pairs, method) for method in methods if known(pairs, method)}
+        found = {method: scores_of(pairs, method) for method in methods if scores_of(pairs, method)}
         heights = [methods.index(method) + 0.15 * (place - 2) for method in found]
         low, median, high = ([end(values) for values in found.values()] for end in (min, np.median, max))
         axes.hlines(heights, low, high, color=style["color"], linewidth=1.5)
@@ -321,7 +321,7 @@ def separating(situations: Mapping[str, Rows], situation: str, methods: Sequence
     return [
         method
         for method in methods
-        if min(known(found, method), default=-np.inf) > max(known(usual, method), default=np.inf)
+        if min(scores_of(found, method), default=-np.inf) > max(scores_of(usual, method), default=np.inf)
     ]
 
 
