@@ -7,12 +7,13 @@ curves such a pair ranks lowest.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from statistics import mean, median
 from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import roc_curve
 
 from minimoe.fingerprints.zoo_scores import Rows, scores_of, strangers_of
 
@@ -44,14 +45,15 @@ def _rates(relatives: Rows, strangers: Rows, method: str) -> dict[str, Any]:
         np.array([LOWEST if row[method] is None else row[method] for row in group]) for group in (relatives, strangers)
     )
     labels, scores = np.repeat([1, 0], [len(high), len(low)]), np.concatenate([high, low])
+    curve = roc_curve(labels, scores)[:2]
     hits = int((high > true_positive_threshold(low)).sum())
     found_low, found_high = interval(hits, len(high))
     return {
         "relatives": len(high),
         "refused": sum(row[method] is None for row in relatives),
         "strangers": len(low),
-        "auc": float(roc_auc_score(labels, scores)),
-        "partial_auc": partial_auc(labels, scores),
+        "auc": area_under(curve),
+        "partial_auc": area_under(curve, up_to=0.05),
         "tpr": hits / len(high),
         "tpr_low": found_low,
         "tpr_high": found_high,
@@ -63,15 +65,22 @@ def true_positive_threshold(strangers: np.ndarray, at: float = 0.01) -> float:
     return np.sort(strangers)[::-1][int(at * len(strangers))]
 
 
-def partial_auc(labels: np.ndarray, scores: np.ndarray, up_to: float = 0.05) -> float:
-    """The area under the ROC curve up to a false-positive rate, divided by that rate: `up_to` / 2 by chance, at most 1.
+def area_under(curve: tuple[np.ndarray, np.ndarray], up_to: float = 1.0) -> float:
+    """The mean true-positive rate of a ROC curve at false-positive rates from 0 to `up_to`; `up_to` / 2 by chance.
 
-    scikit-learn's is standardised (McClish 1989, Medical Decision Making 9), so that chance is 1/2.
+    Up to 1 it is the AUC. scikit-learn's partial AUC is standardised so that chance is 1/2 (McClish 1989, Medical
+    Decision Making 9), and it computes the curve anew, which takes most of the time of a table.
+
+    Args:
+        curve: false-positive and true-positive rates, as `roc_curve` returns them.
     """
-    standardised = float(roc_auc_score(labels, scores, max_fpr=up_to))
-    return up_to / 2 + (2 * standardised - 1) * (1 - up_to / 2)
+    false, true = curve
+    within = false <= up_to
+    x, y = np.append(false[within], up_to), np.append(true[within], np.interp(up_to, false, true))
+    return float(np.trapezoid(y, x)) / up_to
 
 
+@cache
 def interval(hits: int, trials: int) -> tuple[float, float]:
     """Of a share, exact, 95 % (Clopper & Pearson 1934). Pairs that have a model in common are not quite independent."""
     return tuple(map(float, binomtest(hits, trials).proportion_ci()))

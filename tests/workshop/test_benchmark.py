@@ -6,6 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score, roc_curve
 
 from minimoe.fingerprints.compare import METHODS
 from minimoe.fingerprints.palimpsest import palimpsest
@@ -234,9 +235,12 @@ def test_partial_auc_is_the_area_under_the_curve_by_small_steps():
     thresholds = np.append(np.inf, np.unique([*high, *low])[::-1])
     false, true = ((scores >= thresholds[:, None]).mean(1) for scores in (low, high))
     area = np.interp(np.linspace(0, 0.05, 200_001), false, true).mean()
-    labels = np.repeat([1, 0], [len(high), len(low)])
-    assert tables.partial_auc(labels, np.concatenate([high, low])) == pytest.approx(area, abs=1e-4)
-    assert tables.partial_auc(np.array([1, 1, 0, 0]), np.array([3, 2, 1, 0])) == pytest.approx(1)
+    labels, scores = np.repeat([1, 0], [len(high), len(low)]), np.concatenate([high, low])
+    curve = roc_curve(labels, scores)[:2]
+    assert tables.area_under(curve, 0.05) == pytest.approx(area, abs=1e-4)
+    assert tables.area_under(curve) == pytest.approx(roc_auc_score(labels, scores))
+    standardised = roc_auc_score(labels, scores, max_fpr=0.05)
+    assert tables.area_under(curve, 0.05) == pytest.approx(0.025 + (2 * standardised - 1) * 0.975)
     for at in (0.01, 0.05, 0.2):
         threshold = tables.true_positive_threshold(low, at)
         assert (low > threshold).mean() <= at < (low >= threshold).mean()
