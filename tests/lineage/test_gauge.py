@@ -206,7 +206,7 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("gauge", "settings", "message"), REFUSALS)
 def test_refusals(gauge, settings, message):
-    with pytest.raises(ValueError, match=f"{message}.*for {gauge}"):
+    with pytest.raises(ValueError, match=f"{gauge}: {message}.*wanted"):
         GAUGES[gauge](random_model(**settings), seed=0)
 
 
