@@ -65,12 +65,9 @@ def available_domains(domains: Sequence[str] | None = None) -> tuple[str, ...]:
     missing = {package for domain in wanted for package in PACKAGES[domain] if installed_version(package) is None}
     lacking = [domain for domain in wanted if missing & set(PACKAGES[domain])]
     if lacking:
-        libraries = [package for package in LIBRARIES if package in missing]
-        packs = [package for package in LANGUAGE_PACKS if package in missing]
-        packs_extra = ["'minimoe[text]'"] if packs else []
+        needed = "'minimoe[text]'" if missing & set(LANGUAGE_PACKS) else " ".join(sorted(missing))
         message = (
-            f"{', '.join(lacking)}: not installed: {', '.join(libraries + packs)}; "
-            f"get it with: pip install {' '.join(libraries + packs_extra)}"
+            f"{', '.join(lacking)}: not installed: {', '.join(sorted(missing))}; get it with: pip install {needed}"
         )
         if domains is not None:
             raise ModuleNotFoundError(message)

@@ -273,26 +273,6 @@ def test_grouped_names_a_dtype_that_it_cannot_multiply():
         grouped_experts(*case(4, 3, 2, 8, 8, 0, 0.0, torch.float64))
 
 
-def test_grouped_compiles_as_one_graph():
-    torch.compiler.reset()
-    compiled = torch.compile(grouped_experts, fullgraph=True, backend="aot_eager")
-    arguments = case(12, 5, 3, 10, 6, 0, 0.3, torch.float32)
-    both = zip(forward_and_gradients(compiled, arguments), forward_and_gradients(eager_experts, arguments), strict=True)
-    for found, expected in both:
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_grouped_exports_for_any_number_of_tokens():
-    config = MoEConfig(
-        hidden_size=10, moe_intermediate_size=6, num_attention_heads=1, num_experts=5, experts_implementation="grouped"
-    )
-    experts, tokens = Experts(config), {0: torch.export.Dim("tokens", min=2)}
-    example = case(12, 5, 2, 10, 6, 0, 0.3, torch.float32)[:3]
-    exported = torch.export.export(experts, example, dynamic_shapes=(tokens, tokens, tokens)).module()
-    others = case(7, 5, 2, 10, 6, 1, 0.3, torch.float32)[:3]
-    assert_near(exported(*others), eager_experts(*others, *experts.parameters()))
-
-
 def test_grouped_runs_without_memory():
     """On the meta device, where only shapes are known: nothing is read back, forwards or backwards."""
     arguments = [tensor.to("meta") for tensor in case(12, 5, 3, 10, 6, 0, 0.3, torch.float32)]
