@@ -318,9 +318,7 @@ def _open_shards(checkpoint: Checkpoint, index: Path) -> dict[str, _Stored]:
     for name in sorted(weight_map.keys() | stored.keys()):
         said, found = weight_map.get(name), stored[name].file.name if name in stored else None
         if found is None or said is None or Path(said).name != found:
-            raise CheckpointError(
-                f"{index}: says that {name} is in {said or 'no file'}, found it in {found or 'no file'}"
-            )
+            raise CheckpointError(f"{index}: lists {name} in {said or 'no file'}, found it in {found or 'no file'}")
     return stored
 
 

@@ -528,21 +528,21 @@ def tensor_not_in_its_shard(folder):
     index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
     index["weight_map"]["model.norm.weight"] = "model-00001-of-00005.safetensors"
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-    return r"says that model\.norm\.weight is in model-00001-of-00005\.safetensors, found it in model-00005-of-00005"
+    return r"lists model\.norm\.weight in model-00001-of-00005\.safetensors, found it in model-00005-of-00005"
 
 
 def tensor_nowhere(folder):
     index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
     index["weight_map"]["model.extra.weight"] = "model-00001-of-00005.safetensors"
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-    return r"says that model\.extra\.weight is in model-00001-of-00005\.safetensors, found it in no file"
+    return r"lists model\.extra\.weight in model-00001-of-00005\.safetensors, found it in no file"
 
 
 def tensor_not_in_the_index(folder):
     index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
     del index["weight_map"]["model.norm.weight"]
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-    return r"says that model\.norm\.weight is in no file, found it in model-00005-of-00005\.safetensors"
+    return r"lists model\.norm\.weight in no file, found it in model-00005-of-00005\.safetensors"
 
 
 def tensor_in_two_shards(folder):
