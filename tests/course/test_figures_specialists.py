@@ -201,3 +201,10 @@ def test_rank_correlation_is_that_of_the_ranks():
     wanted = [np.corrcoef(ranks[0][place], ranks[1][place])[0, 1] for place in np.ndindex(2, 3)]
     np.testing.assert_allclose(rank_correlations(share, nats).flatten(), wanted)
     np.testing.assert_allclose(rank_correlations(share, np.exp(share)), 1)
+
+
+def test_a_trace_that_was_changed_is_measured_anew():
+    trace = trace_following("language")
+    before = figures.expert_use(trace, layer=0)[1]["share"]
+    trace.indices[0] = trace.indices[0][::-1]
+    assert figures.expert_use(trace, layer=0)[1]["share"] != before

@@ -7,7 +7,7 @@ label decides which experts a token meets.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -29,7 +29,6 @@ from minimoe.course.style import QUIET, SERIES, describe
 from minimoe.inspection import RoutingTrace
 from minimoe.inspection.labels import labels
 from minimoe.inspection.metrics import domain_specialization
-from minimoe.inspection.nulls import Measured
 
 
 @figure(trace=held_out_trace)
@@ -43,7 +42,8 @@ def expert_use(trace: RoutingTrace, label: str = "domain", layer: int = 1) -> Dr
         ValueError: there is no such layer, or `label` is another one.
     """
     check_layer(layer, trace.num_layers)
-    share, chance, low, _ = (field[layer] for field in _use_of_experts(trace, label))
+    measured = domain_specialization(trace, label, within="language" if label == "topic" else None)
+    share, chance, low, _ = (field[layer] for field in measured)
     names = labels(trace, label).names
     above = low > chance
 
@@ -65,11 +65,6 @@ def expert_use(trace: RoutingTrace, label: str = "domain", layer: int = 1) -> Dr
     chance, low = (np.vstack([values, np.full_like(values[:1], np.nan)]) for values in (chance, low))
     places = {"label": [*names, "all"], "expert": range(trace.num_experts)}
     return drawn, cell_columns(places, share=share_and_all, chance=chance, low=low)
-
-
-@lru_cache(maxsize=8)
-def _use_of_experts(trace: RoutingTrace, label: str) -> Measured:
-    return domain_specialization(trace, label, within="language" if label == "topic" else None)
 
 
 _FOLLOWED = {
