@@ -245,7 +245,11 @@ def run_python(code: str, *arguments: object) -> dict:
         return len(os.listdir("/dev/fd"))
     torch.randn(300, 300).exp().sum()
     """
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "OMP_NUM_THREADS": "1",
+        "MALLOC_MMAP_THRESHOLD_": "100000",  # glibc then gives freed tensors back at once, however its heap lies
+    }
     script = textwrap.dedent(prelude) + textwrap.dedent(code)
     done = subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)], env=environment, capture_output=True, encoding="utf-8"
@@ -255,15 +259,16 @@ def run_python(code: str, *arguments: object) -> dict:
 
 
 def test_one_tensor_costs_one_tensors_memory(tmp_path):
-    """100 MB in five tensors: opening costs the header, reading them one after the other costs one."""
-    size = 20_000_000
+    """100 MB in ten tensors: opening costs the header, reading them one after the other costs one (or two, by chance)."""
+    count, size = 10, 10_000_000
     header = {
-        f"t{i}": {"dtype": "F32", "shape": [size // 4], "data_offsets": [i * size, (i + 1) * size]} for i in range(5)
+        f"t{i}": {"dtype": "F32", "shape": [size // 4], "data_offsets": [i * size, (i + 1) * size]}
+        for i in range(count)
     }
     text = json.dumps(header).encode()
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + 5 * size)  # zeros, of which the disk holds nothing
+        file.truncate(8 + len(text) + count * size)  # zeros, of which the disk holds nothing
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     code = """
     before, open_before = peak(), handles()
@@ -276,7 +281,7 @@ def test_one_tensor_costs_one_tensors_memory(tmp_path):
     opened, streamed, leaked = run_python(code, tmp_path)
     assert leaked == 0
     assert opened < 5
-    assert 10 < streamed < 30
+    assert 5 < streamed < 35
 
 
 def test_loading_costs_the_model_and_one_tensor_and_saving_one_shard(tmp_path):
