@@ -259,7 +259,7 @@ def run_python(code: str, *arguments: object) -> dict:
 
 
 def test_one_tensor_costs_one_tensors_memory(tmp_path):
-    """100 MB in ten tensors: opening costs the header, reading them one after the other costs one (or two, by chance)."""
+    """100 MB in ten tensors: opening costs the header, reading them one after the other costs one, or two."""
     count, size = 10, 10_000_000
     header = {
         f"t{i}": {"dtype": "F32", "shape": [size // 4], "data_offsets": [i * size, (i + 1) * size]}
