@@ -53,6 +53,7 @@ LAYOUTS = {
 }
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 LAYER = "model.layers.1."
+IN_ITS_OWN_PROCESS = pytest.mark.exact("runs in a process of its own, where nothing is perturbed")
 
 
 def small_model(seed: int = 0, **settings) -> MoEForCausalLM:
@@ -258,6 +259,7 @@ def run_python(code: str, *arguments: object) -> dict:
     return json.loads(done.stdout)
 
 
+@IN_ITS_OWN_PROCESS
 def test_one_tensor_costs_one_tensors_memory(tmp_path):
     """100 MB in ten tensors: opening costs the header, reading them one after the other costs one, or two."""
     count, size = 10, 10_000_000
@@ -284,6 +286,7 @@ def test_one_tensor_costs_one_tensors_memory(tmp_path):
     assert 5 < streamed < 35
 
 
+@IN_ITS_OWN_PROCESS
 def test_loading_costs_the_model_and_one_tensor_and_saving_one_shard(tmp_path):
     """Experts of 0.5 MB each, 96 of them, 49 MB in all: read one by one into the fused tensors."""
     config = MoEConfig(

@@ -29,6 +29,7 @@ from minimoe.model.checkpoint import CheckpointError
 from minimoe.model.saving import save_model
 from tests.rounding import assert_near
 
+pytestmark = pytest.mark.exact("moves bytes, and computes with the same ones on both sides")
 ATTENTION = ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "norm1", "norm2")
 SIZES = {"vocab_size": 2000, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 DENSE = SIZES | {"num_experts": 0, "intermediate_size": 600, "attention_bias": True, "tie_word_embeddings": False}
