@@ -28,8 +28,6 @@ from minimoe.inspection.nulls import (
 if TYPE_CHECKING:
     from minimoe.inspection.trace import RoutingTrace
 
-# --- load -------------------------------------------------------------------------------------------------
-
 
 def load(trace: RoutingTrace, *, draws: int = 200, seed: int = 0) -> Measured:
     """Share of the routed tokens that each expert receives, [L, E]; the null is 1 / E.
@@ -82,9 +80,6 @@ def _resampled_loads(trace: RoutingTrace, draws: int, seed: int) -> list[np.ndar
         counts = resamples.of(token).counts(expert, trace.num_experts) @ resamples.weights
         shares.append((counts / counts.sum(0)).T)
     return shares
-
-
-# --- domains and words ------------------------------------------------------------------------------------
 
 
 def domain_specialization(
@@ -170,9 +165,6 @@ def _resampled_shares(
     return shares.transpose(2, 0, 1)
 
 
-# --- mutual information -----------------------------------------------------------------------------------
-
-
 def mutual_information(
     trace: RoutingTrace,
     of: str,
@@ -256,9 +248,6 @@ def mutual_information(
         shares.append(share.round(12))  # 0 where theory says 0
         nulls.append(np.round(by_chance / everything[0], 12))
     return measured(shares, nulls)
-
-
-# --- pairs of experts, of tokens, of models -----------------------------------------------------------------
 
 
 def co_activation(trace: RoutingTrace, *, draws: int = 200, seed: int = 0) -> Measured:
@@ -399,9 +388,6 @@ def _memberships(a: RoutingTrace, b: RoutingTrace) -> list[tuple[np.ndarray, np.
         )
     pairs = zip(a.indices, b.indices, strict=True)
     return [tuple(_membership(indices, a.num_experts) for indices in pair) for pair in pairs]
-
-
-# --- reading the choices ------------------------------------------------------------------------------------
 
 
 def _filled(indices: np.ndarray, experts: int, layer: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -107,13 +107,9 @@ class RoutingTrace:
         return self.indices.shape[2]
 
     def select(self, tokens: np.ndarray | str) -> RoutingTrace:
-        """The trace of some of the tokens, in memory.
+        """The trace of some of the tokens, given as a boolean mask [N] or by the name of a domain, in memory.
 
-        Args:
-            tokens: a boolean mask [N], or the name of a domain.
-
-        Raises:
-            TraceError: no token is left, or there is no such domain.
+        Raises TraceError where no token is left, or there is no such domain.
         """
         if isinstance(tokens, str):
             if tokens not in self.domain_names:
@@ -134,9 +130,7 @@ class RoutingTrace:
     def load(path: str | Path) -> RoutingTrace:
         """Map a file that `save` or `record_routing(model, path)` wrote.
 
-        Raises:
-            FileNotFoundError: there is no such file.
-            TraceError: the file is cut short, is no trace, or is of another version.
+        Raises FileNotFoundError, or TraceError for a file that is cut short, is no trace, or is of another version.
         """
         try:
             with safe_open(path, framework="pt") as file:  # safetensors itself checks that the file is whole

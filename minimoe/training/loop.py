@@ -151,10 +151,8 @@ def evaluate(
 
 
 def learning_rate(step: int, settings: Settings) -> float:
-    """Linear warm-up, then half a cosine down to `final_learning_rate` (Loshchilov & Hutter 2017, arXiv 1608.03983).
-
-    Steps count from 0; the first already learns.
-    """
+    """The rate of a step, from 0: linear warm-up, whose first step already learns, then half a cosine down to
+    `final_learning_rate` (Loshchilov & Hutter 2017, arXiv 1608.03983)."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     progress = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
