@@ -354,16 +354,8 @@ def _check_rows(name: str, values: Sequence[Any], rows: int) -> None:
 
 # What makes a router act differently with the same weights, by the names that the families give it.
 ROUTER_SETTINGS = (
-    "router",
-    "num_experts",
-    "num_local_experts",
-    "num_experts_per_tok",
-    "score_func",
-    "norm_topk_prob",
-    "n_group",
-    "topk_group",
-    "routed_scaling_factor",
-    "capacity_factor",
+    *("router", "num_experts", "num_local_experts", "num_experts_per_tok", "score_func", "norm_topk_prob"),
+    *("n_group", "topk_group", "routed_scaling_factor", "capacity_factor"),
 )
 
 
