@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import comb
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,9 +23,7 @@ from minimoe.inspection.nulls import (
     shuffled_within,
     x_log_x,
 )
-
-if TYPE_CHECKING:
-    from minimoe.inspection.trace import RoutingTrace
+from minimoe.inspection.trace import RoutingTrace
 
 
 def load(trace: RoutingTrace, *, draws: int = 200, seed: int = 0) -> Measured:
