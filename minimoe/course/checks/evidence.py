@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import stats
 
-from minimoe.course.checks.answers import WrongAnswer, judge, numbers
+from minimoe.course.checks.answers import judge
 
 Model = dict[str, np.ndarray]  # "q", "k", "v", "o" -> [layers, out, in]
 Curves = np.ndarray  # [4, layers]: the standard deviation of each role in each layer
@@ -15,46 +15,44 @@ Curves = np.ndarray  # [4, layers]: the standard deviation of each role in each 
 
 def check_profile_correlation(answer: Callable[[Model, Model], float | None]) -> str:
     """Check `profile_correlation(a, b)`: the std profile's score of two models of equal depth, or None where the
-    standard deviation of a role varies by less than 1 % of its mean over the layers of either model.
+    standard deviation of a role varies by less than 1 % of its mean over the layers of either model. Each model maps
+    "q", "k", "v" and "o" to an array [layers, out, in]."""
 
-    Each model maps "q", "k", "v" and "o" to an array [layers, out, in].
-    """
+    def or_nan(*models: Model) -> float:
+        found = answer(*models)
+        return np.nan if found is None else found
 
-    def refuses(*models: Model) -> bool:
-        """Whether there is no score; not a number will do."""
-        found = answer(*({role: matrices.copy() for role, matrices in model.items()} for model in models))
-        return found is None or bool(numbers(found).isnan().all())
+    def of_curves(score: Callable[[Curves, Curves], float], below: float = 0.0) -> Callable[[Model, Model], float]:
+        """A score of curves; NaN where one varies by less than the part `below` of its mean."""
 
-    def of_curves(score: Callable[[Curves, Curves], float]) -> Callable[[Model, Model], float]:
-        return lambda *models: score(*(np.stack([model[role].std(axis=(1, 2)) for role in "qkvo"]) for model in models))
+        def compare(*models: Model) -> float:
+            curves = np.array([[model[role].std(axis=(1, 2)) for role in "qkvo"] for model in models])
+            return np.nan if stats.variation(curves, axis=-1).min() < below else score(*curves)
+
+        return compare
 
     varied = [(_model(0, layers=4), _model(10, layers=4)), (_model(1, layers=6), _model(11, layers=6))]
-    if any(refuses(*pair) for pair in varied):
-        raise WrongAnswer("You returned nothing for two models whose curves all vary by more than 10 %; 1 % is 0.01.")
-    praise = judge(
-        answer,
-        tries=varied,
-        right=of_curves(lambda a, b: _correlations(a, b).mean()),
+    good, barely, flat = _model(2, 4), _model(3, 4, spread_of_v=0.014), _model(3, 4, spread_of_v=0.006)
+    return judge(
+        or_nan,
+        tries=[*varied, (good, barely), (good, flat), (flat, good)],
+        right=of_curves(_correlation, below=0.01),
         mistakes={
             "You correlated across the four roles within each layer, which finds that Q has larger weights than K. The "
-            "question is how each role goes with depth.": of_curves(lambda a, b: _correlations(a.T, b.T).mean()),
+            "question is how each role goes with depth.": of_curves(lambda a, b: _correlation(a.T, b.T)),
             "You correlated all numbers of the two models at once. The roles differ in size, and that counts as "
-            "agreement.": of_curves(lambda a, b: _correlations(a.ravel(), b.ravel())),
-            "You averaged the curves of the four roles, then correlated. An average hides a role that disagrees.": (
-                of_curves(lambda a, b: _correlations(a.mean(0), b.mean(0)))
-            ),
+            "agreement.": of_curves(lambda a, b: _correlation(a.ravel(), b.ravel())),
+            "You averaged the curves of the four roles, then correlated. An average hides a role that "
+            "disagrees.": of_curves(lambda a, b: _correlation(a.mean(0), b.mean(0))),
+            "You gave a score although the V of one of the two models varies by 0.6 % over its layers. Z-scored, such "
+            "noise is as tall as any curve.": of_curves(_correlation),
+            "You refuse a model whose curves vary by 1.4 % and more. The task asks to refuse only below "
+            "1 %.": of_curves(_correlation, below=0.1),
+            "You returned nothing for two models whose curves all vary by more than 10 %; as a part of 1, 1 % is "
+            "0.01.": of_curves(_correlation, below=1.0),
         },
         praise="Right: the mean of four correlations, and None where there is nothing to read.",
     )
-    good, barely, flat = _model(2, 4), _model(3, 4, spread_of_v=0.014), _model(3, 4, spread_of_v=0.006)
-    if refuses(good, barely):
-        raise WrongAnswer("You refuse a model whose curves vary by 1.4 % and more. The task asks to refuse below 1 %.")
-    if not (refuses(good, flat) and refuses(flat, good)):
-        raise WrongAnswer(
-            "You gave a score although the V of one of the two models varies by 0.6 % over its layers. Z-scored, such "
-            "noise is as tall as any curve."
-        )
-    return praise
 
 
 def _model(seed: int, layers: int, spread_of_v: float | None = None) -> Model:
@@ -73,9 +71,9 @@ def _model(seed: int, layers: int, spread_of_v: float | None = None) -> Model:
     return model
 
 
-def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pearson's r along the last axis."""
-    return (stats.zscore(a, axis=-1) * stats.zscore(b, axis=-1)).mean(-1)
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson's r along the last axis; the mean over the others."""
+    return (stats.zscore(a, axis=-1) * stats.zscore(b, axis=-1)).mean()
 
 
 def check_share_above(answer: Callable[[np.ndarray, float], tuple[float, float, float]]) -> str:
@@ -123,9 +121,8 @@ def check_permutation_p(answer: Callable[[float, np.ndarray], float]) -> str:
             "all. Without it a p-value can be 0.": lambda score, shuffled: (shuffled >= score).mean(),
             "A random order that reaches the score exactly has reached it: `>=`, not `>`. Else ties are counted for "
             "the claim.": lambda score, shuffled: (1 + (shuffled > score).sum()) / (len(shuffled) + 1),
-            "This is two-sided: it counts orders far below 0 as well. Only a high score speaks for a common origin.": (
-                lambda score, shuffled: (1 + (abs(shuffled) >= abs(score)).sum()) / (len(shuffled) + 1)
-            ),
+            "This is two-sided: it counts orders far below 0 as well. Only a high score speaks for a common "
+            "origin.": lambda score, shuffled: (1 + (abs(shuffled) >= abs(score)).sum()) / (len(shuffled) + 1),
         },
         praise="Right: never 0, ties against the claim, and among strangers at most p as often as p says.",
     )
@@ -169,9 +166,9 @@ def check_likelihood_ratio(answer: Callable[[np.ndarray, np.ndarray, float, floa
         ],
         right=ratio_of(lambda scores, *place: (near(scores, *place) + 1) / (len(scores) + 2)),
         mistakes={
-            "This counts every score from `score` upwards. That answers another question, how many reach it. Here the "
-            "score is known: count those near it, on both sides.": ratio_of(
-                lambda scores, score, width: ((scores >= score).sum() + 1) / (len(scores) + 2)
+            "This counts every score from `score` upwards, which answers how many reach it. Here the score is known: "
+            "count those near it, on both sides.": ratio_of(
+                lambda x, score, _: ((x >= score).sum() + 1) / (len(x) + 2)
             ),
             "Nothing was added. A share of 0 out of few pairs does not mean never: add 1 to each count, and 2 to each "
             "number of pairs.": ratio_of(lambda scores, *place: near(scores, *place) / len(scores)),
@@ -209,9 +206,8 @@ def check_cosine_table(answer: Callable[[Matrices, Matrices], np.ndarray]) -> st
         mistakes={
             "These are dot products. A large matrix then resembles everything.": _dots,
             "The table lies on its side: wanted a row for each shallow layer.": lambda a, b: _cosines(b, a),
-            "This is Pearson's correlation: the mean was taken off first. The cosine leaves it in.": (
-                lambda shallow, deep: _cosines([a - a.mean() for a in shallow], [b - b.mean() for b in deep])
-            ),
+            "This is Pearson's correlation: the mean was taken off first. The cosine leaves it "
+            "in.": lambda shallow, deep: _cosines([a - a.mean() for a in shallow], [b - b.mean() for b in deep]),
         },
         praise="Right: every layer of one model beside every layer of the other.",
     )
