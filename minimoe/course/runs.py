@@ -48,11 +48,8 @@ def read_run(name: str, table: str) -> Table:
     remedy = f"`{TABLES[table]} {name}` makes it"
     try:
         header, *rows = csv.reader(path.read_text(encoding="utf-8").splitlines())
-        columns = list(zip(*rows, strict=True))
-        return {
-            column: np.array(values, dtype=_KINDS.get(column, float))
-            for column, values in zip(header, columns, strict=True)
-        }
+        columns = dict(zip(header, zip(*rows, strict=True), strict=True))
+        return {column: np.array(values, dtype=_KINDS.get(column, float)) for column, values in columns.items()}
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} is missing: {remedy}") from error
     except ValueError as error:

@@ -19,15 +19,9 @@ from torch import Tensor, nn
 
 from minimoe.course.checks.answers import WrongAnswer, compare, gradient, judge, loss_of, normal, numbers, seeded
 from minimoe.course.checks.mixture import choice_of_groups
-from minimoe.model import (
-    RouterOutput,
-    route_expert_choice,
-    route_grouped,
-    route_noisy_topk,
-    route_topk,
-    route_topk_softmax,
-)
+from minimoe.model import RouterOutput
 from minimoe.model.balance import apply_capacity, load_balancing_loss
+from minimoe.model.routing import route_expert_choice, route_grouped, route_noisy_topk, route_topk, route_topk_softmax
 
 Choice = tuple[Tensor, Tensor]  # the weights [T, K] and the experts [T, K]
 
@@ -105,22 +99,17 @@ def _check_noise(rows: Callable[..., Tensor]) -> None:
 def check_moge_choice(answer: Callable[[Tensor, int, int], Choice]) -> str:
     """Check `moge_choice(logits, k, n_group)`: the probabilities [T, K] and the ids [T, K] of the experts when each of
     n_group groups of neighbours gives its k / n_group best (Pangu Pro MoE, arXiv 2505.21411). Their order is free."""
-
     sizes = ((6, 24, 4, 4), (5, 64, 8, 8), (6, 12, 4, 2), (9, 18, 6, 3), (5, 8, 4, 4))
-    return judge(
-        _rows(answer),
-        tries=[(normal(tokens, experts), k, n_group) for tokens, experts, k, n_group in sizes],
-        right=_rows(route_grouped),
-        mistakes={
-            "Still right only where a group holds as many experts as a token uses, 8 and 8. Here 24 experts form 4 "
-            "groups, and a token uses 4.": _rows(choice_of_groups(lambda k, n_group: k)),
-            "Now each group starts where the choices of the last one end.": _rows(
-                choice_of_groups(lambda k, n_group: k // n_group)
-            ),
-            "These are places within a group, the same in every group.": _rows(choice_of_groups(lambda k, n_group: 0)),
-        },
-        praise="Right: a group starts in the right place, however many experts it holds and gives.",
-    )
+    tries = [(normal(tokens, experts), k, n_group) for tokens, experts, k, n_group in sizes]
+    starts = {
+        "Still right only where a group holds as many experts as a token uses, 8 and 8. Here 24 experts form 4 groups, "
+        "and a token uses 4.": lambda k, n_group: k,
+        "Now each group starts where the choices of the last one end.": lambda k, n_group: k // n_group,
+        "These are places within a group, the same in every group.": lambda k, n_group: 0,
+    }
+    mistakes = {hint: _rows(partial(choice_of_groups, step=start)) for hint, start in starts.items()}
+    praise = "Right: a group starts in the right place, however many experts it holds and gives."
+    return judge(_rows(answer), tries, _rows(route_grouped), mistakes, praise)
 
 
 def check_fresh_layer(answer: Callable[[int, int, int, int], nn.Module]) -> str:
@@ -228,21 +217,19 @@ def check_coactivation(answer: Callable[[Tensor, int], Tensor]) -> str:
         tokens = torch.bincount(indices.flatten(), minlength=experts).clamp(min=1)
         return together(indices, experts, furthest) / tokens[:, None]
 
+    def what_counts(table: Tensor) -> Tensor:
+        """Without the diagonal, and without expert 0, whom nobody chooses."""
+        return table.clone().fill_diagonal_(0).index_fill_(0, torch.tensor(0), 0)
+
     sizes = ((60, 6, 4), (50, 7, 2), (80, 9, 5), (40, 12, 3))
-    return judge(
-        answer,
-        tries=[(1 + normal(tokens, experts - 1).topk(k).indices, experts) for tokens, experts, k in sizes],
-        right=share,
-        mistakes={
-            "Two experts whose ranks are not next to each other still do not count as a "
-            "pair.": lambda indices, experts: share(indices, experts, furthest=1),
-            "These are counts. Of how many tokens of expert i is it the share?": together,
-            "You divided by the tokens of the other expert.": lambda indices, experts: share(indices, experts).T,
-        },
-        praise="Right: every pair in a token's choice counts, whatever the ranks.",
-        # Nobody chooses expert 0.
-        form=lambda table: table.clone().fill_diagonal_(0).index_fill_(0, torch.tensor(0), 0),
-    )
+    tries = [(1 + normal(tokens, experts - 1).topk(k).indices, experts) for tokens, experts, k in sizes]
+    mistakes = {
+        "Two experts whose ranks are not next to each other still do not count as a pair.": partial(share, furthest=1),
+        "These are counts. Of how many tokens of expert i is it the share?": together,
+        "You divided by the tokens of the other expert.": lambda indices, experts: share(indices, experts).T,
+    }
+    praise = "Right: every pair in a token's choice counts, whatever the ranks."
+    return judge(answer, tries, share, mistakes, praise, form=what_counts)
 
 
 def check_router_weights(answer: Callable[[Tensor, int], Choice]) -> str:

@@ -37,22 +37,18 @@ def check_slices(answer: Callable[[Tensor, Tensor, Tensor, int], Weights]) -> st
     def reshaped(gate: Tensor, up: Tensor, down: Tensor, slices: int) -> Tensor:
         return _output(gate, up, torch.cat([*down.reshape(slices, len(down), -1)], dim=1))
 
-    return judge(
-        of_slices,
-        tries=[(*_random_mlp(width, hidden), slices) for width, hidden, slices in ((12, 5, 3), (8, 8, 2), (6, 4, 6))],
-        right=lambda gate, up, down, slices: _output(gate, up, down),
-        mistakes={
-            "The slices add up to 1 / slices of the MLP. Every weight is 1 / slices: what it takes away must be put "
-            "back, in one matrix.": lambda gate, up, down, slices: _output(gate, up, down / slices),
-            "The gate is scaled too, and the SiLU is no straight line.": lambda g, u, d, s: _output(g * s, u, d),
-            "Up and down are both scaled, which counts the factor twice.": lambda g, u, d, s: _output(g, u, d * s),
-            "Down has the right shape and the wrong numbers: column n of down belongs to row n of gate and up. Cut its "
-            "columns into parts (`chunk` along dim 1, or `unflatten` and `movedim`), do not reshape it.": reshaped,
-        },
-        praise="Right: the slices together are the MLP.",
-        what="what tokens get that meet all slices",
-        rtol=1e-4,
-    )
+    tries = [(*_random_mlp(width, hidden), slices) for width, hidden, slices in ((12, 5, 3), (8, 8, 2), (6, 4, 6))]
+    mistakes = {
+        "The slices add up to 1 / slices of the MLP. Every weight is 1 / slices: what it takes away must be put back, "
+        "in one matrix.": lambda gate, up, down, slices: _output(gate, up, down / slices),
+        "The gate is scaled too, and the SiLU is no straight line.": lambda g, u, d, s: _output(g * s, u, d),
+        "Up and down are both scaled, which counts the factor twice.": lambda g, u, d, s: _output(g, u, d * s),
+        "Down has the right shape and the wrong numbers: column n of down belongs to row n of gate and up. Cut its "
+        "columns into parts (`chunk` along dim 1, or `unflatten` and `movedim`), do not reshape it.": reshaped,
+    }
+    praise = "Right: the slices together are the MLP."
+    what = "what tokens get that meet all slices"
+    return judge(of_slices, tries, lambda *inputs: _output(*inputs[:3]), mistakes, praise, what=what, rtol=1e-4)
 
 
 def _output(gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
