@@ -61,11 +61,9 @@ def pivot(table: Table, column: str, *by: str) -> tuple[np.ndarray, ...]:
 
     Entries are numbers ascending, or names in the order of the table. NaN where the table has no row.
     """
-    axes = []
-    for name in by:
-        entries, first = np.unique(table[name], return_index=True)
-        axes.append(entries[first.argsort()] if entries.dtype.kind == "U" else entries)
-    places = tuple((table[name][:, None] == entries).argmax(1) for name, entries in zip(by, axes, strict=True))
+    columns = [table[name] for name in by]
+    axes = [np.array([*dict.fromkeys(cells)]) if cells.dtype.kind == "U" else np.unique(cells) for cells in columns]
+    places = tuple((cells[:, None] == entries).argmax(1) for cells, entries in zip(columns, axes, strict=True))
     values = np.full([len(entries) for entries in axes], np.nan)
     values[places] = table[column]
     return values, *axes
