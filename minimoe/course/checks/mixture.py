@@ -77,7 +77,7 @@ def check_biased_weights(answer: Callable[[Tensor, Tensor, int], Tensor]) -> str
     [E] has a say in the choice of k experts but none in their weights (DeepSeek-V3, arXiv 2412.19437, eq. 12-16)."""
 
     def kept(logits: Tensor, bias: Tensor, k: int, in_weights: float = 0.0) -> Tensor:
-        """The scores of the k best, 0 elsewhere."""
+        """The scores of the k best, with a part of the bias in them or without; 0 elsewhere."""
         scores = logits.sigmoid()
         best = (scores + bias).topk(k).indices
         return torch.zeros_like(scores).scatter(1, best, (scores + in_weights * bias).gather(1, best))
