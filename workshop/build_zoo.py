@@ -25,7 +25,7 @@ from threading import Thread
 import torch
 
 from minimoe.lineage.tree import MEMBERS
-from minimoe.lineage.zoo import HOME, Zoo, ancestors, find_member, origins
+from minimoe.lineage.zoo import HOME, Zoo, ancestors, origins
 from minimoe.model import MoEForCausalLM
 from minimoe.progress import progress_bar
 from minimoe.training import Corpus, evaluate
@@ -102,11 +102,11 @@ class ZooBuilder(Zoo):
         Raises:
             ValueError: there is no such member; an ancestor was not built.
         """
-        member, training = find_member(name), self.home / ".training" / name
-        if member.recipe not in TRAINED:
+        if name not in MEMBERS or MEMBERS[name].recipe not in TRAINED:
             return super().build_one(name)
+        training = self.home / ".training" / name
         model = self._train(name, out=training).half()  # loses nothing: it has been rounded
-        self._write(name, model, corpus_sha256=open_corpus(member.options.get("corpus", "real")).sha256)
+        self._write(name, model, corpus_sha256=open_corpus(MEMBERS[name].options.get("corpus", "real")).sha256)
         rmtree(training, ignore_errors=True)  # of no use any more, and several times the size of the member
 
     def verify(self, name: str) -> Verification:

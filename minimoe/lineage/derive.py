@@ -1,15 +1,9 @@
 """Models made from other models without training: merged, pruned, deepened, extended, quantised.
 
-    average, lerp, slerp, ties     merge models of one shape
-    prune_neurons, prune_heads     make a model narrower
-    prune_layers, depth_upscale    make a model shallower, or deeper
-    extend_vocabulary              make room for new tokens
-    quantise                       round the weights to integers, store what these stand for
-
 Each returns a new model in evaluation mode, with the tokenizer of the old, and leaves its inputs as they are. Sums are
 done in float64 and stored in the dtype of the (first) input. A `Derivation` keeps where a model came from.
 
-Shapes: H hidden size, D head size, I width of an MLP or of an expert, E experts, L layers, V vocabulary.
+Shapes: H hidden size, D head size, I width of an MLP or of an expert, E experts, L layers.
 """
 
 from __future__ import annotations
@@ -187,7 +181,6 @@ def prune_neurons(model: MoEForCausalLM, keep: float) -> MoEForCausalLM:
     it adds nothing. No data are needed.
 
     Args:
-        model: dense or a mixture.
         keep: share of the width that stays, of each kind of MLP; rounded, at least one neuron.
 
     Raises:
@@ -208,10 +201,9 @@ def prune_neurons(model: MoEForCausalLM, keep: float) -> MoEForCausalLM:
 
 
 def neurons(mlp: MLP | Experts) -> Tensor:
-    """An MLP as what it is a sum of: per neuron a gate row, an up row and a down column.
+    """An MLP as what it is a sum of: per neuron a gate row, an up row and a down column, [I, 3, H].
 
-    Returns:
-        A copy, [I, 3, H]; of experts, [E, I, 3, H].
+    A copy; of experts, [E, I, 3, H].
     """
     gate, up, down = _projections(mlp)
     return torch.stack([gate, up, down.mT], dim=-2).detach()
@@ -239,10 +231,6 @@ def prune_heads(model: MoEForCausalLM, num_key_value_heads: int) -> MoEForCausal
 
     A group is as strong as the product of the norms of its value rows and of its output columns: without either
     it adds nothing. The size of a head stays.
-
-    Args:
-        model: any.
-        num_key_value_heads: how many stay.
 
     Raises:
         ValueError: there are not that many.
@@ -282,11 +270,7 @@ def take_heads(attention: Attention, queries: Tensor, queries_each: int) -> None
 
 
 def prune_layers(model: MoEForCausalLM, layers: Collection[int]) -> MoEForCausalLM:
-    """Remove whole layers; those around them join (Gromov et al. 2024, arXiv 2403.17887).
-
-    Args:
-        model: of L layers.
-        layers: which to remove, from 0.
+    """Remove whole `layers`, counted from 0; those around them join (Gromov et al. 2024, arXiv 2403.17887).
 
     Raises:
         ValueError: a layer is not there, or none would be left.
@@ -300,11 +284,8 @@ def prune_layers(model: MoEForCausalLM, layers: Collection[int]) -> MoEForCausal
 def depth_upscale(model: MoEForCausalLM, removed: int) -> MoEForCausalLM:
     """Two copies of all layers on top of each other, less the seam (SOLAR: Kim et al. 2023, arXiv 2312.15166, fig. 1).
 
-    The lower copy loses its last `removed` layers, the upper one its first: 2 (L - removed) layers in all.
-
-    Args:
-        model: of L layers.
-        removed: m in the paper; L = 32 and m = 8 there.
+    The lower copy loses its last `removed` layers, the upper one its first: 2 (L - removed) layers in all. In the paper
+    L = 32, and `removed` is m = 8.
 
     Raises:
         ValueError: removed is not 0 to L - 1.
@@ -329,16 +310,11 @@ def _with_layers(model: MoEForCausalLM, order: Sequence[int]) -> MoEForCausalLM:
 
 
 def extend_vocabulary(model: MoEForCausalLM, new_tokens: int, *, seed: int = 0) -> MoEForCausalLM:
-    """Append rows to the embedding and to the output head, with the mean and spread of those there are.
+    """Append `new_tokens` rows to the embedding and to the output head, with the mean and spread of those there are.
 
     Each new number is drawn from a normal distribution with the mean and standard deviation of its column (Hewitt 2021,
     Initializing New Word Embeddings for Pretrained Language Models; without his covariances). The logits of the old
     tokens stay what they were, their probabilities do not. The tokenizer stays as well: the new ids have no text yet.
-
-    Args:
-        model: of V tokens.
-        new_tokens: how many more.
-        seed: of the draw.
 
     Raises:
         ValueError: new_tokens is below 1.
@@ -346,13 +322,11 @@ def extend_vocabulary(model: MoEForCausalLM, new_tokens: int, *, seed: int = 0) 
     require(new_tokens >= 1, f"new_tokens={new_tokens}: wanted at least 1")
     generator = torch.Generator("cpu").manual_seed(seed)
     tensors = model.state_dict()
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        if name not in tensors:  # a tied head is the embedding
-            continue
-        old = wide(tensors[name])
-        noise = torch.randn(new_tokens, old.shape[1], generator=generator, device="cpu").double()
-        new = old.mean(0) + old.std(0) * noise
-        tensors[name] = torch.cat([tensors[name], new.to(tensors[name])])
+    for name, tensor in tensors.items():
+        if name in ("model.embed_tokens.weight", "lm_head.weight"):  # the second only where it is not tied to the first
+            old = wide(tensor)
+            noise = torch.randn(new_tokens, old.shape[1], generator=generator, device="cpu").double()
+            tensors[name] = torch.cat([tensor, (old.mean(0) + old.std(0) * noise).to(tensor)])
     return build_from(model, tensors, vocab_size=model.config.vocab_size + new_tokens)
 
 
@@ -361,11 +335,7 @@ def quantise(model: MoEForCausalLM, bits: int) -> MoEForCausalLM:
 
     Symmetric, round to nearest: with s = max |row| / (2^(bits - 1) - 1), each weight becomes the multiple of s next to
     it, at most s / 2 away (Dettmers et al. 2022, arXiv 2208.07339, section 2.1, row-wise). Embedding, output head,
-    routers, norms and biases stay, as usual.
-
-    Args:
-        model: any.
-        bits: 8 and 4 are usual.
+    routers, norms and biases stay, as usual. 8 and 4 bits are usual.
 
     Raises:
         ValueError: bits is not 2 to 8.

@@ -1,11 +1,7 @@
 """Frames: rewrites that give a model the fingerprint of another one, its own function unchanged.
 
-    frame_std_profile     how the spread of the attention weights goes with depth
-    frame_norms           the weights of the norms
-    frame_neuron_order    which neurons stand at the same number
-
-They share no weight with the model they imitate: what they produce is evidence against a fingerprint, not for descent.
-Each returns a new model in evaluation mode, in the dtype of `model`, which stays as it is.
+Each returns a new model in evaluation mode, in the dtype of `model`, which stays as it is. It shares no weight with the
+target: that it looks like it is evidence against a fingerprint, not for descent.
 
 Shapes: H hidden size, D head size, I width of an MLP, L layers.
 """
@@ -32,12 +28,8 @@ def frame_norms(model: MoEForCausalLM, target: MoEForCausalLM) -> MoEForCausalLM
 
     A final norm that changes unties the embeddings. The norms of queries and keys (`qk_norm`) stay.
 
-    Args:
-        model: any.
-        target: of the same hidden size and depth.
-
     Raises:
-        ValueError: the shapes differ, or the target has a 0 where the model has none.
+        ValueError: hidden size or depth differ, or the target has a 0 where the model has none.
     """
     _require_equal(model, target, "num_hidden_layers", "hidden_size")
     named = target.state_dict()
@@ -146,12 +138,8 @@ def frame_neuron_order(model: MoEForCausalLM, target: MoEForCausalLM) -> MoEForC
     Of all orders that one is taken in which the cosines of up rows have the largest sum, layer by layer. Whoever asks,
     as `csu` does, whether neurons that resemble each other stand at the same number takes it that nobody chose them.
 
-    Args:
-        model: dense.
-        target: dense, of the same depth, hidden size and MLP width.
-
     Raises:
-        ValueError: one is a mixture, or the shapes differ.
+        ValueError: one is a mixture; or depth, hidden size or width of the MLP differ.
     """
     _require_equal(model, target, "num_hidden_layers", "hidden_size", "intermediate_size")
     for role, either in (("model", model), ("target", target)):

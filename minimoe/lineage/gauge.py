@@ -1,10 +1,5 @@
 """Gauges: rewrites of a model's weights that leave its function as it is.
 
-    fold_norms, rotate_residual, permute_residual      the residual stream
-    rotate_qk, scale_qk, mix_vo, permute_heads         attention
-    permute_neurons, scale_neurons                     MLPs and experts
-    permute_experts, shift_router, exchange_router_scale   the mixture
-
 Each is called as `gauge(model, seed=0)` and returns a new model, in evaluation mode and in the dtype of the old one,
 which stays as it is. The seed decides all that is random. What can be done in degrees also takes an `amount`: 0 changes
 nothing, 1 is the usual; factors go from 2 ** -amount to 2 ** amount. Sums are done in float64. What stays is the
@@ -71,12 +66,8 @@ def _gauge(*needs: str) -> Callable:
 
 
 def obstacle(gauge: str, config: MoEConfig) -> str | None:
-    """Why `gauge` would change the function of a model, or would have nothing to change; None: no setting
-    keeps it from applying. `rotate_residual` also wants folded norms, which it checks when it is called.
-
-    Args:
-        gauge: a name in `GAUGES`.
-        config: of the model.
+    """Why `gauge`, a name in `GAUGES`, would change the function of a model, or would have nothing to change; None:
+    no setting keeps it from applying. `rotate_residual` also wants folded norms, which it checks when it is called.
 
     Raises:
         ValueError: there is no such gauge.
@@ -133,9 +124,10 @@ def replace_norms(model: MoEForCausalLM, weights: Mapping[str, Tensor]) -> MoEFo
         old = wide(norm).clone()
         norm.copy_(weight)
         new = wide(norm)  # as stored, so that rounding goes into the ratio
-        for place in ((new == 0) & (old != 0)).nonzero():
-            number = float(old[place])
-            raise ValueError(f"{name}.weight[{int(place)}]=0: wanted another number, since it is {number} now")
+        lost = ((new == 0) & (old != 0)).nonzero().flatten().tolist()
+        if lost:
+            number = float(old[lost[0]])
+            raise ValueError(f"{name}.weight[{lost[0]}]=0: wanted another number, since it is {number} now")
         ratio = torch.where(new == old, 1.0, old / new)
         for reader in readers[name]:
             reader.copy_(wide(reader) * ratio)

@@ -4,7 +4,7 @@
     stranger-01 to -24  roots of the same architecture and recipe, other seeds: what chance looks like
     others              deeper, wider and untied roots, mixtures from scratch, other data, the same first weights
 
-`minimoe zoo show NAME` prints, step by step, how a member was made.
+`minimoe zoo show NAME` prints, step by step, how a member was made; `workshop/family_tree.py` writes the table.
 """
 
 from __future__ import annotations
@@ -32,12 +32,7 @@ class Member:
 
 MEMBERS_FILE = "zoo/members.json"
 FAMILIES = ("alder", "birch")
-FRAMES = {
-    "std": "frame_std_profile",
-    "norms": "frame_norms",
-    "both": "frame_both",
-    "order": "frame_neuron_order",
-}
+FRAMES = {"std": "frame_std_profile", "norms": "frame_norms", "both": "frame_both", "order": "frame_neuron_order"}
 
 
 def _tuples(row: dict[str, Any]) -> dict[str, Any]:

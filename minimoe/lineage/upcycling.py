@@ -1,9 +1,5 @@
 """Dense models made into mixtures of experts, without training.
 
-    upcycle             all experts from one dense model: whole, in slices, or partly drawn anew
-    branch_train_mix    one expert from each of several dense models that have an ancestor in common
-    transplant_expert   one expert of a mixture replaced by one from elsewhere
-
 An MLP is a sum over its I neurons, so that the dense MLP can be shared out without changing the sum: the shared expert,
 where the family has one, gets the first neurons, the routed experts get the others, and each neuron counts once. What a
 part is then multiplied by is undone in its down projection. A sigmoid gate on the shared expert starts at 0 and halves
@@ -17,7 +13,8 @@ keep the function
         `norm_topk_prob`. Divided out is then the sum of a router without preference, K / E for a softmax (the weight
         scaling of He et al. 2024, arXiv 2410.07524). Random rows favour those they choose: the sum is larger.
 
-Everything outside the MLPs is copied; attention biases that only the mixture has start at 0.
+Everything outside the MLPs is copied; attention biases that only the mixture has start at 0. Each function returns a
+new model in evaluation mode, in the dtype of the first one given, which stays as it is.
 
 Shapes: H hidden size, I width of the dense MLP, E experts, K experts per token, G slices of an MLP.
 """
@@ -75,8 +72,7 @@ def upcycle(
         num_experts: E.
         num_experts_per_tok: K.
         method: one of the above.
-        model_type: the family of the result; "mixtral", "qwen2_moe" and "pangu_pro_moe", or another that can
-            express it.
+        model_type: the family of the result; "mixtral", "qwen2_moe", "pangu_pro_moe", or another that can express it.
         granularity: G, for the two that cut; K if None, so that as many neurons are active as in the dense model.
         drop_ratio: r, for "drop"; 0.5, the best in the paper, if None.
         noise: added to the routed experts at the end, normal, in standard deviations of the gates', ups' and downs'
@@ -86,9 +82,6 @@ def upcycle(
         seed: of the router, the shuffles, the dropped neurons and the noise.
         **settings: other fields of the result's `MoEConfig`. `shared_expert_intermediate_size` is I / 2 if not given,
             where the family has a shared expert; `mlp_only_layers` stay dense.
-
-    Returns:
-        A new model in evaluation mode, in the dtype of `dense`.
 
     Raises:
         ValueError: naming the argument or field, what was found and what was wanted; the family cannot express the
@@ -136,14 +129,7 @@ def branch_train_mix(
 
     Args:
         parents: dense, of one shape; as many experts as parents.
-        num_experts_per_tok: K.
-        model_type: as for `upcycle`.
-        router_std: as for `upcycle`.
-        seed: of the router.
-        **settings: as for `upcycle`.
-
-    Returns:
-        A new model in evaluation mode.
+        seed: of the router. The others are as for `upcycle`.
 
     Raises:
         ValueError: as for `upcycle`; the parents' configurations differ.
@@ -182,9 +168,6 @@ def transplant_expert(
         expert: which of that layer's.
         donor_layer: where it comes from; None: from `layer`.
         donor_expert: which expert of that layer; None for a dense MLP.
-
-    Returns:
-        A new model in evaluation mode, in the dtype of `model`.
 
     Raises:
         ValueError: a layer or expert is not there, or the shapes differ.
@@ -280,13 +263,10 @@ def _mixture_config(
     dense: MoEConfig, model_type: str, num_experts: int, k: int, granularity: int, settings: dict[str, Any]
 ) -> MoEConfig:
     width, family = dense.intermediate_size, find_family(model_type).model_type
-    of_family: dict[str, dict[str, Any]] = {
-        "qwen2_moe": {"shared_expert_gate": True, "shared_expert_intermediate_size": width // 2},
-        "pangu_pro_moe": {
-            **{"router": "grouped", "n_group": k, "router_scale": True, "norm_topk_prob": False},
-            **{"attention_bias": True, "attention_output_bias": True, "shared_expert_intermediate_size": width // 2},
-        },
-    }
+    half = {"shared_expert_intermediate_size": width // 2}
+    grouped = {"router": "grouped", "n_group": k, "router_scale": True, "norm_topk_prob": False}
+    biases = {"attention_bias": True, "attention_output_bias": True}
+    of_family = {"qwen2_moe": half | {"shared_expert_gate": True}, "pangu_pro_moe": half | grouped | biases}
     chosen = {"norm_topk_prob": True} | of_family.get(family, {}) | settings
     shared, router = chosen.get("shared_expert_intermediate_size", 0), chosen.get("router")
     fits = 0 <= shared < width
@@ -307,9 +287,9 @@ def _check_method(method: str, num_experts: int, k: int, granularity: int | None
     require(method in METHODS, f"method={method!r}: wanted one of {', '.join(METHODS)}")
     fits = drop_ratio is None or (method == "drop" and 0 <= drop_ratio <= 1)
     require(fits, f"drop_ratio={drop_ratio}: wanted None, or 0 to 1 with method='drop'")
-    found = f"granularity={granularity}"
     if method in ("copy", "drop"):
-        require(granularity is None, f"{found}: wanted None for method={method!r}, which cuts nothing")
+        cuts = f"wanted None for method={method!r}, which cuts nothing"
+        require(granularity is None, f"granularity={granularity}: {cuts}")
         return 1
     granularity = k if granularity is None else granularity
     fits = granularity >= 1 and num_experts % granularity == 0

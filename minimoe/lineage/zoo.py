@@ -17,7 +17,7 @@ import torch
 
 from minimoe.atomic import write_atomically
 from minimoe.data_files import data_path
-from minimoe.lineage.derive import Derivation
+from minimoe.lineage.derive import Derivation, require
 from minimoe.lineage.recipes import INSTANT
 from minimoe.lineage.tree import MEMBERS, Member
 from minimoe.model import MoEForCausalLM
@@ -32,59 +32,43 @@ class Zoo:
 
     Args:
         home: where members that are not shipped lie.
+
+    Raises:
+        ValueError: in every method, where there is no such member; in `load`, `make` and `build_one` also where it, or
+            an ancestor, takes training and was not built.
     """
 
     def __init__(self, home: str | Path = HOME) -> None:
         self.home = Path(home)
 
     def folder(self, name: str) -> Path | None:
-        """Where a member lies, shipped or built; None if it does not.
-
-        Raises:
-            ValueError: there is no such member.
-        """
-        find_member(name)
+        """Where a member lies, shipped or built; None if it does not."""
+        _find(name)
         places = (data_path("zoo") / name, self.home / name)
         return next((place for place in places if (place / "config.json").exists()), None)
 
     def has(self, name: str) -> bool:
-        """Whether `load` can give it without training.
-
-        Raises:
-            ValueError: there is no such member.
-        """
-        member = find_member(name)
+        """Whether `load` can give it without training."""
+        member = _find(name)
         return self.folder(name) is not None or (member.recipe in INSTANT and all(map(self.has, member.parents)))
 
     def load(self, name: str) -> MoEForCausalLM:
-        """A member in float32, in evaluation mode.
-
-        Raises:
-            ValueError: there is no such member; it, or an ancestor, was not built.
-        """
+        """A member in float32, in evaluation mode."""
         folder = self.folder(name)
         if folder is not None:
             return MoEForCausalLM.from_pretrained(folder, dtype=torch.float32)
         return self.make(name)
 
     def make(self, name: str) -> MoEForCausalLM:
-        """A new member in float32, made from its parents without training.
-
-        Raises:
-            ValueError: there is no such member; it, or an ancestor, takes training, and was not built.
-        """
-        member = find_member(name)
+        """A member in float32, made anew from its parents, without training."""
+        member = _find(name)
         if member.recipe not in INSTANT:
             command = f"python -m workshop.build_zoo {name}" + (f" --home {self.home}" if self.home != HOME else "")
             raise ValueError(f"{name}: not shipped, and not built in {self.home}; run `{command}` in a clone")
         return INSTANT[member.recipe](*map(self.load, member.parents), **member.options)
 
     def build_one(self, name: str) -> None:
-        """Make one member whose parents are there, and leave it as a folder in `home`.
-
-        Raises:
-            ValueError: there is no such member; it, or an ancestor, takes training, and was not built.
-        """
+        """Make one member whose parents are there, and leave it as a folder in `home`."""
         self._write(name, self.make(name))
 
     def _write(self, name: str, model: MoEForCausalLM, **facts: Any) -> None:
@@ -99,7 +83,7 @@ def derivation(name: str) -> Derivation:
     Raises:
         ValueError: there is no such member.
     """
-    member = find_member(name)
+    member = _find(name)
     options = ", ".join(f"{key}={value!r}" for key, value in member.options.items())
     return Derivation(
         parents=member.parents,
@@ -113,7 +97,7 @@ def derivation(name: str) -> Derivation:
 def ancestors(name: str) -> list[str]:
     """All members that a member was made from, whatever was taken from them, the oldest first."""
     found: dict[str, None] = {}
-    for parent in find_member(name).parents:
+    for parent in _find(name).parents:
         found |= dict.fromkeys([*ancestors(parent), parent])
     return list(found)
 
@@ -123,7 +107,7 @@ def origins(name: str) -> frozenset[str]:
 
     A student has none of its teacher, a framed model none of the one it imitates.
     """
-    member = find_member(name)
+    member = _find(name)
     if member.recipe in ("from_scratch", "distil"):
         return frozenset([name])
     givers = member.parents[:1] if member.recipe.startswith("frame") else member.parents
@@ -156,12 +140,6 @@ def _teachers(name: str) -> set[str]:
     return set().union(*(origins(parent) for student in students for parent in student.parents))
 
 
-def find_member(name: str) -> Member:
-    """The member of that name.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if name not in MEMBERS:
-        raise ValueError(f"{name!r}: not in the zoo; `minimoe zoo list` names its members")
+def _find(name: str) -> Member:
+    require(name in MEMBERS, f"{name!r}: not in the zoo; `minimoe zoo list` names its members")
     return MEMBERS[name]
