@@ -1,5 +1,5 @@
 """The command line: `minimoe train | sample | figures | compare | fingerprint`, `minimoe card make | check`,
-and `minimoe zoo list | show | build | verify | path`."""
+and `minimoe zoo list | show | path`."""
 
 from __future__ import annotations
 
@@ -220,21 +220,6 @@ def show(name: Annotated[str, typer.Argument(help="Of a member.")], home: Home =
 
 @zoo.command()
 @_plain()
-def build(
-    names: Annotated[list[str] | None, typer.Argument(help="Which; all that take training when left out.")] = None,
-    processes: Annotated[int | None, typer.Option(min=1, help="At once; as many as cores when left out.")] = None,
-    home: Home = HOME,
-) -> None:
-    """Make members, and what they come from. Goes on where it was interrupted."""
-    from minimoe.lineage.zoo import Zoo
-
-    _check_writable(home)
-    made = Zoo(home).build(names or (), processes=processes)
-    typer.echo(f"{len(made)} made in {home}" + (f": {', '.join(made)}" if made else ", nothing was missing"))
-
-
-@zoo.command()
-@_plain()
 def path(name: Annotated[str, typer.Argument(help="Of a member.")], home: Home = HOME) -> None:
     """Print the folder of a member, for other tools to open. What needs no training is made on the spot."""
     from minimoe.lineage.zoo import Zoo
@@ -245,25 +230,6 @@ def path(name: Annotated[str, typer.Argument(help="Of a member.")], home: Home =
     if there.folder(name) is None:
         there.load(name)  # says what is missing
     typer.echo(there.folder(name))
-
-
-@zoo.command()
-@_plain()
-def verify(
-    names: Annotated[list[str] | None, typer.Argument(help="Which; a root and a descendant when left out.")] = None,
-    home: Home = HOME,
-) -> None:
-    """Train members once more and compare. Exit status 1 if one comes out as another model."""
-    from minimoe.lineage.zoo import Zoo
-
-    agree = []
-    for name in names or ("alder", "alder-finetuned"):
-        found = Zoo(home).verify(name)
-        words = "identical to the bit" if found.identical else f"cosine of all weights {found.cosine:.4f}"
-        typer.echo(f"{found.name}: {words}; held-out loss {found.loss:.3f}, stored {found.stored_loss:.3f} nats")
-        agree.append(found.agrees)
-    if not all(agree):
-        raise typer.Exit(1)
 
 
 def _check_writable(folder: Path) -> None:
