@@ -33,8 +33,8 @@ class Anchors(NamedTuple):
 def shared_tokens(a: Weights, b: Weights, count: int = USUAL, *, fewest: int = FEWEST) -> list[str]:
     """Up to `count` token strings that both models have, in an order that depends on the strings alone.
 
-    The order is that of their hashes, so that frequent and rare tokens are taken alike, the same ones whichever model
-    comes first, and nearly the same ones whatever else the other vocabulary holds.
+    The order is that of their hashes: frequent and rare tokens are taken alike, the same ones whichever model comes
+    first, and nearly the same ones whatever else the other vocabulary holds.
 
     Raises:
         Refusal: fewer than `fewest` are shared.
@@ -59,12 +59,17 @@ def read_anchors(weights: Weights, tokens: list[str]) -> Anchors:
     return Anchors(torch.tensor(ids), read_inputs(weights, tokens), outputs)
 
 
+def read_embedding(weights: Weights, tokens: list[str]) -> Tensor:
+    """The rows of `tokens` in the embedding, [N, H]."""
+    return weights.rows("embedding", [weights.tokens[token] for token in tokens])
+
+
 def read_inputs(weights: Weights, tokens: list[str]) -> Tensor:
-    """The rows of `tokens` in the embedding, each divided by its root mean square: Z [N, H].
+    """`read_embedding`, each row divided by its root mean square: Z [N, H].
 
     A row of 0, such as that of padding, stays as it is; if all are 0, they are refused.
     """
-    rows = weights.rows("embedding", [weights.tokens[token] for token in tokens])
+    rows = read_embedding(weights, tokens)
     sizes = rows.square().mean(1, keepdim=True).sqrt()
     if not sizes.isfinite().all() or not sizes.any():
         raise Refusal(f"embedding of {weights.name}: 0 or not finite")

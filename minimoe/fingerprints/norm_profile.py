@@ -48,10 +48,7 @@ def read_norms(weights: Weights) -> Features:
 
 
 def shrink_norms(norms: Features) -> Features:
-    """At most `KEPT` dimensions of them, in even steps, in float32.
-
-    For relatives r of so many is r of all but for the third digit; for strangers it is off by 1 / 16, before the mean.
-    """
+    """At most `KEPT` dimensions in even steps, in float32: r is off in the third digit, for strangers by 1 / 16."""
     hidden = int(norms["hidden_size"])
     kept = np.linspace(0, hidden - 1, min(hidden, KEPT)).round().astype(int)
     return {name: array[..., kept].astype(np.float32) if array.ndim else array for name, array in norms.items()}

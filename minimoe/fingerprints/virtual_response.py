@@ -23,6 +23,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minimoe.fingerprints.anchors import USUAL, mean_of_pairs, read_anchors, shared_tokens
@@ -30,6 +31,7 @@ from minimoe.fingerprints.result import Features, Refusal, Result, explain_refus
 from minimoe.fingerprints.weights import Weights, read_once
 
 TABLES = ("A", "OV", "M")
+SHRUNK = ("rows", "columns", "scale")  # what stands beside a table in float16
 FEWEST_KEPT = 64  # tokens that two fingerprints must have in common
 SMALLEST = 1e-4  # singular values below this share of the largest are rounding
 
@@ -39,7 +41,6 @@ def virtual_response(a: Weights, b: Weights, *, count: int = USUAL, whiten: bool
     """Compare the answers of two models, of any shape.
 
     Args:
-        a, b: the models.
         count: how many shared tokens to use.
         whiten: compare the directions of the tables, whatever their weights.
 
@@ -86,19 +87,10 @@ def shrink_responses(responses: Features) -> Features:
         rows, columns = table.mean(2), table.mean(1) - table.mean((1, 2))[:, None]
         left = table - rows[:, :, None] - columns[:, None]
         scale = np.abs(left).max((1, 2))
-        left /= np.where(scale > 0, scale, 1)[:, None, None]
-        parts = {"": left.astype(np.float16), "_rows": rows, "_columns": columns, "_scale": scale}
-        small |= {name + part: array if part == "" else array.astype(np.float32) for part, array in parts.items()}
+        small[name] = (left / np.where(scale > 0, scale, 1)[:, None, None]).astype(np.float16)
+        for part, array in zip(SHRUNK, (rows, columns, scale), strict=True):
+            small[f"{name}_{part}"] = array.astype(np.float32)
     return small
-
-
-def _restore(responses: Features, name: str, kept: list[int]) -> Tensor:
-    """Some rows and columns of a table of every layer, [L, n, n], whether it was shrunk or not."""
-    table = torch.from_numpy(responses[name]).double()
-    if f"{name}_scale" in responses:
-        rows, columns, scale = (torch.from_numpy(responses[name + part]) for part in ("_rows", "_columns", "_scale"))
-        table = table * scale[:, None, None] + rows[:, :, None] + columns[:, None]
-    return table[:, kept][:, :, kept]
 
 
 def compare_responses(a: Features, b: Features, *, whiten: bool = False) -> Result:
@@ -118,19 +110,20 @@ def compare_responses(a: Features, b: Features, *, whiten: bool = False) -> Resu
 
 
 def directions(responses: Features, kept: list[int], *, whiten: bool = False) -> dict[str, Tensor]:
-    """The tables "A", "OV" and "M" of every layer, flat, centred and of norm 1: [L, n * n] each.
-
-    Whitened, rows and columns are centred too.
+    """The tables "A", "OV" and "M" of every layer, shrunk or not, flat, centred and of norm 1: [L, n * n] each.
 
     Args:
-        responses: of one model, shrunk or not.
-        kept: the places of n tokens among its own.
-        whiten: give all directions equal weight.
+        kept: the places of n tokens among those of the tables.
+        whiten: give all directions equal weight; rows and columns are centred too.
     """
-    standardise = _whiten if whiten else _standardise
-    return {
-        name: torch.stack([standardise(name, table) for table in _restore(responses, name, kept)]) for name in TABLES
-    }
+    standardise, found = _whiten if whiten else _standardise, {}
+    for name in TABLES:
+        tables = torch.from_numpy(responses[name]).double()
+        if f"{name}_scale" in responses:
+            rows, columns, scale = (torch.from_numpy(responses[f"{name}_{part}"]) for part in SHRUNK)
+            tables = tables * scale[:, None, None] + rows[:, :, None] + columns[:, None]
+        found[name] = torch.stack([standardise(name, table) for table in tables[:, kept][:, :, kept]])
+    return found
 
 
 def _attention(weights: Weights, layer: int, x: Tensor) -> Tensor:
@@ -147,22 +140,20 @@ def _values(weights: Weights, layer: int, x: Tensor) -> Tensor:
 
 def _heads(weights: Weights, role: str, layer: int, x: Tensor) -> Tensor:
     """Queries, keys or values [N, heads, D], normed and clipped as in the model."""
+
+    def norm(x: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], weights.get(f"{role}_norm", layer), config.rms_norm_eps)
+
     config, found = weights.config, x @ weights.get(role, layer).mT
     if weights.has(f"{role}_bias", layer):
         found = found + weights.get(f"{role}_bias", layer)
     normed = role != "v" and config.qk_norm
     if normed == "full":
-        found = _norm(found, weights, role, layer)
+        found = norm(found)
     if config.clip_qkv is not None:
         found = found.clamp(-config.clip_qkv, config.clip_qkv)
     heads = found.unflatten(1, (-1, weights.head_dim))
-    return _norm(heads, weights, role, layer) if normed == "head" else heads
-
-
-def _norm(x: Tensor, weights: Weights, role: str, layer: int) -> Tensor:
-    return torch.nn.functional.rms_norm(
-        x, x.shape[-1:], weights.get(f"{role}_norm", layer), weights.config.rms_norm_eps
-    )
+    return norm(heads) if normed == "head" else heads
 
 
 def _standardise(name: str, table: Tensor) -> Tensor:
