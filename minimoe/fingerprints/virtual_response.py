@@ -61,8 +61,11 @@ def read_responses(weights: Weights, tokens: Sequence[str]) -> Features:
     tables: dict[str, list[Tensor]] = {name: [] for name in TABLES}
     for layer in range(weights.num_layers):
         x = anchors.inputs * weights.get("norm1", layer)
-        tables["A"].append(_attention(weights, layer, x))
-        tables["OV"].append(_values(weights, layer, x) @ anchors.outputs.mT)
+        q, k = (_heads(weights, role, layer, x) for role in "qk")
+        asked = q.unflatten(1, (weights.num_kv_heads, -1)).sum(2)  # the queries of a group share their key
+        tables["A"].append(asked.flatten(1) @ k.flatten(1).mT)
+        v = _heads(weights, "v", layer, x).repeat_interleave(weights.num_heads // weights.num_kv_heads, dim=1)
+        tables["OV"].append(v.flatten(1) @ weights.get("o", layer).mT @ anchors.outputs.mT)
         x = (anchors.inputs * weights.get("norm2", layer))[None]
         mlp, sparse = weights.mlp(layer), weights.config.is_sparse(layer)
         written = mlp(x, anchors.ids[None])[0] if sparse else mlp(x)
@@ -124,18 +127,6 @@ def directions(responses: Features, kept: list[int], *, whiten: bool = False) ->
             tables = tables * scale[:, None, None] + rows[:, :, None] + columns[:, None]
         found[name] = torch.stack([standardise(name, table) for table in tables[:, kept][:, :, kept]])
     return found
-
-
-def _attention(weights: Weights, layer: int, x: Tensor) -> Tensor:
-    """Sum over heads of the products of queries and keys at one position, [N, N]."""
-    q, k = (_heads(weights, role, layer, x) for role in "qk")
-    return q.unflatten(1, (weights.num_kv_heads, -1)).sum(2).flatten(1) @ k.flatten(1).mT
-
-
-def _values(weights: Weights, layer: int, x: Tensor) -> Tensor:
-    """What attention writes if each token attends to itself, [N, H]."""
-    v = _heads(weights, "v", layer, x)
-    return v.repeat_interleave(weights.num_heads // weights.num_kv_heads, dim=1).flatten(1) @ weights.get("o", layer).mT
 
 
 def _heads(weights: Weights, role: str, layer: int, x: Tensor) -> Tensor:

@@ -143,11 +143,9 @@ class MoEConfig:
         self._require("num_experts_per_tok", k <= experts, f"at most num_experts={experts}")
         for layer in self.mlp_only_layers:
             require(layer in range(layers), "mlp_only_layers", layer, f"layers from 0 to {layers - 1}")
-        self._require(
-            "shared_expert_gate",
-            self.shared_expert_intermediate_size > 0 or not self.shared_expert_gate,
-            "False, since shared_expert_intermediate_size=0 means that there is no shared expert",
-        )
+        used = self.shared_expert_intermediate_size > 0 or not self.shared_expert_gate
+        wanted = "False, since shared_expert_intermediate_size=0 means that there is no shared expert"
+        self._require("shared_expert_gate", used, wanted)
 
     def _check_router(self) -> None:
         router, k, groups = self.router, self.num_experts_per_tok, self.n_group
@@ -179,20 +177,16 @@ class MoEConfig:
         factor = self.capacity_factor
         unlimited = factor is None or factor == math.inf
         self._require("capacity_factor", unlimited or _is_positive(factor), "None or a positive number")
-        self._require(
-            "capacity_factor",
-            router != "expert_choice" or factor is not None,
-            "a positive number for router='expert_choice', where it sets how many tokens an expert takes",
-        )
+        wanted = "a positive number for router='expert_choice', where it sets how many tokens an expert takes"
+        self._require("capacity_factor", router != "expert_choice" or factor is not None, wanted)
 
     def _require(self, name: str, holds: bool, wanted: str) -> None:
         require(holds, name, getattr(self, name), wanted)
 
     def is_sparse(self, layer: int) -> bool:
         """Whether layer `layer` (from 0) is a mixture of experts."""
-        return (
-            self.num_experts > 0 and layer not in self.mlp_only_layers and (layer + 1) % self.decoder_sparse_step == 0
-        )
+        skipped = layer in self.mlp_only_layers or (layer + 1) % self.decoder_sparse_step != 0
+        return self.num_experts > 0 and not skipped
 
     @property
     def router_learns(self) -> bool:
