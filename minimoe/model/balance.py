@@ -109,10 +109,7 @@ def _split(values: Tensor, sequences: int) -> Tensor:
 
 
 def router_z_loss(router_outputs: Sequence[RouterOutput], *, attention_mask: Tensor | None = None) -> Tensor:
-    """Mean over tokens and layers of logsumexp(logits)^2, which keeps logits small.
-
-    Source: ST-MoE (Zoph et al. 2022, arXiv 2202.08906, eq. 5).
-    """
+    """Mean of logsumexp(logits)^2, which keeps logits small (ST-MoE: Zoph et al. 2022, arXiv 2202.08906, eq. 5)."""
     real = _real_tokens(router_outputs, attention_mask)
     squares = [output.logits.logsumexp(-1).square()[:, None] for output in router_outputs]
     return torch.stack([_mean(square, 1, real) for square in squares]).mean()

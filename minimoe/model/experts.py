@@ -164,15 +164,10 @@ if torch.ops.aten._grouped_mm not in flop_registry:  # torch 2.13 knows no formu
 
 
 def add_shared_expert(routed: Tensor, shared: Tensor, gate_logits: Tensor | None = None) -> Tensor:
-    """Add the output of the expert that every token meets to that of the routed ones.
+    """Add the output of the expert that every token meets to that of the routed ones, [T, H] each.
 
     As it is in DeepSeekMoE (Dai et al. 2024, arXiv 2401.06066, section 3.2) and Pangu Pro MoE (arXiv 2505.21411);
-    scaled by a gate of its own, sigmoid(x w), in Qwen2-MoE.
-
-    Args:
-        routed: [T, H].
-        shared: [T, H].
-        gate_logits: [T, 1], or None for no gate.
+    scaled by a gate of its own, the sigmoid of `gate_logits` [T, 1], in Qwen2-MoE.
     """
     return routed + (shared if gate_logits is None else gate_logits.sigmoid() * shared)
 
