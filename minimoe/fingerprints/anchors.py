@@ -93,13 +93,9 @@ def mean_of_pairs(scores: Tensor) -> float:
 
 
 def align_layers(scores: Tensor, gap: float = 0.05) -> list[tuple[int, int]]:
-    """Pairs of layers in ascending order in both models, of the largest sum of scores less `gap` per layer left out.
+    """Pairs of layers, in order in both models, of the largest sum of `scores` [L, L'] less `gap` per layer left out.
 
     Dynamic programming over prefixes (Needleman & Wunsch 1970), as used on layers by GhostSpec (arXiv 2511.06390).
-
-    Args:
-        scores: [L, L'], how much each layer of one model resembles each of the other.
-        gap: cost of each layer without a partner, in units of the scores.
     """
     rows, columns = scores.shape
     best = torch.zeros(rows + 1, columns + 1, dtype=torch.float64)  # of the first i and the first j layers

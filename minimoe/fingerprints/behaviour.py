@@ -63,8 +63,7 @@ def token_agreement(
         a: the suspect.
         b: its supposed parent.
         controls: models known to be strangers to both.
-        prompts: P.
-        seed: of the prompts.
+        prompts: P of them are drawn, with `seed`.
 
     Returns:
         score: the share of prompts after which `a` and `b` choose the same token.

@@ -114,8 +114,7 @@ def permutation_test(a: Weights, b: Weights, *, trials: int = 999, seed: int = 0
 
     Args:
         a, b: models of the same depth, hidden size and MLP width.
-        trials: T random orders.
-        seed: of the orders.
+        trials: T random orders are drawn, with `seed`.
 
     Returns:
         score: cosine of the two models' neurons, gates, ups and downs together, of the first 1024 of a layer; mean over

@@ -55,8 +55,7 @@ def palimpsest(
         sequences: [n, S] int64, in the order of training, as ids of the suspect's vocabulary.
         reference: a model known to have nothing from that run, of the same vocabulary.
         kinds: [n] int64, which kind of text each example is.
-        trials: T random orders.
-        seed: of the orders.
+        trials: T random orders are drawn, with `seed`.
 
     Returns:
         score: Spearman's rho, above 0 if later examples are likelier.

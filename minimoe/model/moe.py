@@ -87,11 +87,9 @@ class Router(nn.Module):
         self.register_buffer("e_score_correction_bias", correction)
 
     def forward(self, x: Tensor, input_ids: Tensor | None = None, real: Tensor | None = None) -> RouterOutput:
-        """Route tokens x [T, H].
+        """Route tokens x [T, H]; slots of padding, where `real` [T] is False, stay empty.
 
-        Args:
-            input_ids: [T], which only the hash router looks at.
-            real: [T] bool, False for padding, whose slots stay empty; None: there is none.
+        Only the hash router looks at `input_ids` [T].
         """
         chosen = self._choose(x, input_ids, real)
         return chosen if real is None else routing.leave_out(chosen, real)
