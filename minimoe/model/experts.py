@@ -167,7 +167,7 @@ def add_shared_expert(routed: Tensor, shared: Tensor, gate_logits: Tensor | None
     """Add the output of the expert that every token meets to that of the routed ones, [T, H] each.
 
     As it is in DeepSeekMoE (Dai et al. 2024, arXiv 2401.06066, section 3.2) and Pangu Pro MoE (arXiv 2505.21411);
-    scaled by a gate of its own, the sigmoid of `gate_logits` [T, 1], in Qwen2-MoE.
+    where `gate_logits` [T, 1] are given, scaled by a gate of its own, their sigmoid, as in Qwen2-MoE.
     """
     return routed + (shared if gate_logits is None else gate_logits.sigmoid() * shared)
 
