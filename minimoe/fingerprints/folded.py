@@ -30,8 +30,14 @@ def query_key(weights: Weights, layer: int) -> Tensor:
     The queries of a group share their key, so that they can be added first. The weights of a `qk_norm` are folded in;
     what it divides by depends on the token and is not.
     """
-    q, k = (_fold_norm(weights, role, layer) for role in "qk")
-    return _sum_over_groups(q, weights).mT @ k
+    sides = []
+    for role in "qk":
+        matrix = _fold(weights, role, "norm1", layer)
+        if weights.has(f"{role}_norm", layer):
+            norm = weights.get(f"{role}_norm", layer)
+            matrix = matrix * norm.repeat(len(matrix) // len(norm))[:, None]  # of one head, or of all
+        sides.append(matrix)
+    return _sum_over_groups(sides[0], weights).mT @ sides[1]
 
 
 def value_output(weights: Weights, layer: int) -> Tensor:
@@ -69,15 +75,6 @@ def _require_gate(weights: Weights, layer: int) -> None:
 def _fold(weights: Weights, role: str, norm: str, layer: int) -> Tensor:
     matrix = weights.get(role, layer)
     return matrix * weights.get(norm, layer)
-
-
-def _fold_norm(weights: Weights, role: str, layer: int) -> Tensor:
-    """Queries or keys, with the norm before them and the weight of that after them."""
-    matrix = _fold(weights, role, "norm1", layer)
-    if not weights.has(f"{role}_norm", layer):
-        return matrix
-    norm = weights.get(f"{role}_norm", layer)
-    return matrix * norm.repeat(len(matrix) // len(norm))[:, None]  # of one head, or of all
 
 
 def _sum_over_groups(rows: Tensor, weights: Weights) -> Tensor:
