@@ -260,13 +260,12 @@ def found_by_transformation(scores: Rows) -> Drawing:
     methods = (*METHODS, "score")
     tables = {}  # panel -> transformation -> shares
     for panel, end in (("as made", ""), ("rewritten", ", gauged")):
-        for name in GROUPS:
-            some = [row for row in scores if row["use"] == "positive" and is_rewritten(row) == bool(end)]
-            some = [row for row in some if group_of(row) == name]
+        relatives = [row for row in scores if row["use"] == "positive" and is_rewritten(row) == bool(end)]
+        for name in sorted({group_of(row) for row in relatives}, key=list(GROUPS).index):
+            some = [row for row in relatives if group_of(row) == name]
             shapes = {row["shapes"] for row in some}
             alike = [row for row in scores if row["use"] == "evaluation" and row["shapes"] in shapes]
-            if some:
-                tables.setdefault(panel, {})[name + end] = [share_found(some, alike, method) for method in methods]
+            tables.setdefault(panel, {})[name + end] = [share_found(some, alike, method) for method in methods]
     title = "Relatives found at 1 % false positives"
     return _draw_tables(title, ("transformation", "method", "found"), tables, methods)
 

@@ -34,12 +34,7 @@ def mean_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 _LABELS = {"alder-continued-4": "a descendant of alder", "birch": "birch, a stranger"}
 
 
-def shipped_profiles() -> dict[str, Features]:
-    """The profiles of a model, of one that descends from it, and of a stranger."""
-    return {name: read_std_profile(zoo_weights(name)) for name in ("alder", *_LABELS)}
-
-
-@figure(profiles=shipped_profiles)
+@figure(profiles=lambda: {name: read_std_profile(zoo_weights(name)) for name in ("alder", *_LABELS)})
 def profile_curves(profiles: Mapping[str, Features], *, labels: Mapping[str, str] = _LABELS) -> Drawing:
     """The z-scored profiles of models of one depth.
 
@@ -74,12 +69,7 @@ _TITLES = {
 }
 
 
-def shipped_trainings() -> dict[str, Table]:
-    """The profiles of strangers while they train, from data/runs/profiles."""
-    return {strangers: read_run(f"profiles/{strangers.replace(' ', '-')}", "std") for strangers in _TITLES}
-
-
-@figure(trainings=shipped_trainings)
+@figure(trainings=lambda: {name: read_run(f"profiles/{name.replace(' ', '-')}", "std") for name in _TITLES})
 def strangers_over_training(trainings: Mapping[str, Table]) -> Drawing:
     """How alike the profiles of strangers are before training, and after some steps of it.
 

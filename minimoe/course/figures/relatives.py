@@ -71,12 +71,6 @@ def moved_probability(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().sum(-1).double().mean()) / 2
 
 
-def home_text() -> Tensor:
-    """Held-out text of the kind that the roots of the zoo were trained on, code and prose alike: [16, S]."""
-    corpus = Corpus.real(domains=("code", "prose"))
-    return torch.cat([stretches(corpus, domain, 8) for domain in corpus.domains])
-
-
 class Relative(NamedTuple):
     """A model in a family tree: what is written for it in which box, its relation to the root, and its parents."""
 
@@ -298,11 +292,13 @@ def measure_places(
 
 @cache
 def places_of_the_zoo() -> list[Place]:
-    """Members of the zoo by their distance from alder, for text of the kind that alder learnt from."""
+    """Members of the zoo by their distance from alder, for held-out text of the kind that it learnt from."""
+    corpus = Corpus.real(domains=("code", "prose"))
+    ids = torch.cat([stretches(corpus, domain, 8) for domain in corpus.domains])  # [16, S]
     groups = {f"alder-{kind}": group for group, kinds in _COMPARED.items() for kind in kinds}
     groups |= {name: relation("alder", name) for name in _APART}
     members = ((name, group, zoo_model(name)) for name, group in groups.items())
-    return measure_places(members, zoo_model("alder"), home_text())
+    return measure_places(members, zoo_model("alder"), ids)
 
 
 @figure(places=places_of_the_zoo)
