@@ -75,8 +75,8 @@ def new_figure(height: float, *, width: float = WIDTH) -> Figure:
 
 
 def describe(figure: Figure, alt: str) -> None:
-    """Give `figure` its alt text: what a reader who does not see it needs to know."""
-    figure.set_label(alt)
+    """Give `figure` its alt text, on one line: what a reader who does not see it needs to know."""
+    figure.set_label(" ".join(alt.split()))
 
 
 def render(figure: Figure, kind: str) -> bytes:

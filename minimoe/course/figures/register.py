@@ -48,7 +48,7 @@ def figure(*, listed: bool = True, **shipped: Callable[[], Any]) -> Callable[[Ca
             with mpl.rc_context(RC):
                 drawn, data, *alt = draw(*args, **kwargs, **loaded)
             if alt:  # else it was drawn by another figure, which has described it
-                describe(drawn, " ".join(alt[0].split()))
+                describe(drawn, *alt)
             return drawn, data
 
         if listed:

@@ -107,10 +107,8 @@ def _met(weights: Tensor) -> Tensor:
 
 def _slots(chosen: Tensor, kept: Tensor) -> list[tuple]:
     """Token, expert, weight and fate of every slot, in the order of the tokens; of weights [T, E]."""
-    return [
-        (*slot, kept[*slot].nan_to_num().item(), "dropped" if kept[*slot].isnan() else "kept")
-        for slot in (_met(chosen) | _met(kept)).nonzero().tolist()
-    ]
+    slots = [(slot, kept[*slot]) for slot in _met(chosen).nonzero().tolist()]
+    return [(*slot, weight.nan_to_num().item(), "kept" if _met(weight) else "dropped") for slot, weight in slots]
 
 
 def _draw_grid(axes: Axes, weights: Tensor, dropped: Tensor, nobody: Tensor) -> None:
@@ -240,8 +238,8 @@ def playground(
     note = "MoGE looks at all controls" if router == "MoGE" else ignored
 
     marks = f"■ darker: more weight    × dropped    hatched: no expert\n{note}"
-    look = {"sharey": True, "width_ratios": [3.6, 1], "title": f"{router}\n{counts}", "xlabel": marks}
-    drawn, (grid, bars) = new_panels(0.21 * experts + 1.7, 1, 2, **look)
+    drawn, (grid, bars) = new_panels(0.21 * experts + 1.7, 1, 2, sharey=True, width_ratios=[3.6, 1], xlabel=marks)
+    drawn.suptitle(f"{router}\n{counts}", x=0.01, ha="left", size=11)  # there is no room for more
     _draw_grid(grid, kept, dropped, nobody)
     grid.set(xlabel="token", ylabel="expert")
     grid.set_xticks([token + 0.5 for token in range(0, _TOKENS, 4)], range(0, _TOKENS, 4))
