@@ -101,7 +101,7 @@ class AdaptedCheckpoint(Checkpoint):
         sides = to.shape[::-1] if is_transposed else to.shape
         rank = first.shape[0] if first.shape else 0
         if not rank or len(sides) != 2 or (first.shape, second.shape) != ((rank, sides[1]), (sides[0], rank)):
-            found = f"{first.name} is {list(first.shape)}, {second.name} {list(second.shape)}"
+            found = f"{first.name} is {list(first.shape)}, {second.name} is {list(second.shape)}"
             wanted = f"[r, {sides[-1]}] and [{sides[0]}, r]"
             raise CheckpointError(f"{first.file}: {found}, wanted {wanted}, as {module}.weight is {list(to.shape)}")
         alpha = self._alpha(module)

@@ -113,8 +113,8 @@ class _Blocks:
         """Numbers in a row; where whole heads are to be put in order, from pairs (2i, 2i + 1) to pairs (i, i + D/2)."""
         try:
             numbers = torch.from_numpy(dequantize(blocks.numpy()[None], self.format))
-        except NotImplementedError as error:
-            form = self.format.name if isinstance(self.format, GGMLQuantizationType) else f"format {self.format}"
+        except (NotImplementedError, AttributeError) as error:  # the latter where the format has no name
+            form = getattr(self.format, "name", f"format {self.format}")
             raise CheckpointError(f"{self.file}: {self.name} is stored as {form}, which gguf does not read") from error
         if self.head_dim:
             numbers = numbers.view(-1, self.head_dim // 2, 2, math.prod(self.shape[1:])).transpose(1, 2)
