@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from minimoe.model.checkpoint import ADAPTER, ADAPTER_CONFIG, Checkpoint
-from minimoe.model.formats import Readable
+from minimoe.model.formats import AT_ONCE, Readable, in_pieces
 from minimoe.model.stored import CheckpointError, Read, Stored, read_header, read_json
 
 _FIRST = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<embedding>embedding_)?A(?:\.weight)?")
@@ -135,6 +135,9 @@ class _Sum:
 
     def pieces(self, read: Read, size: int) -> Iterator[Tensor]:
         """Its numbers in order; of the product, only the rows that a piece meets are in memory."""
+        return in_pieces(self._numbers(read, min(size, AT_ONCE)), size, math.prod(self.shape))
+
+    def _numbers(self, read: Read, size: int) -> Iterator[Tensor]:
         right, left = (
             next(part.pieces(read, math.prod(part.shape))).view(part.shape).float()
             for part in (self.first, self.second)

@@ -24,14 +24,12 @@ from minimoe.model.formats import Readable, find_quantised, without_quantisation
 from minimoe.model.stored import (
     DTYPES,
     CheckpointError,
-    HashUnknownError,
+    HashUnknownError,  # noqa: F401 - raised by `hashes` of a model on a server
     NotFiniteError,
     Stored,
     read_header,
     read_json,
 )
-
-__all__ = ["Checkpoint", "CheckpointError", "HashUnknownError", "NotFiniteError", "load_weights"]
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from minimoe.model.stored import DTYPES, CheckpointError, Read, Stored
 
+AT_ONCE = 2**18  # numbers that are computed at once: small enough to stay in the processor's cache
 _FLOAT8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 _EXPONENTS = ("F8_E8M0", "U8")  # scales that are powers of 2
 _POWERS = torch.tensor([*(2.0 ** (stored - 127) for stored in range(255)), math.nan], device="cpu")  # what they are
@@ -59,6 +60,9 @@ class _Scaled(_Quantised):
     """Codes of 8 bits, each multiplied by the scale of its block. A block may be a row, or the whole matrix."""
 
     def pieces(self, read: Read, size: int) -> Iterator[Tensor]:
+        return in_pieces(self._numbers(read, min(size, AT_ONCE)), size, math.prod(self.shape))
+
+    def _numbers(self, read: Read, size: int) -> Iterator[Tensor]:
         block_rows, block_columns, grid_rows, grid_columns = self._blocks()
         scales, zeros, start = self._read_scales(read), self._read_zeros(read), 0
         rows, columns = (1, *self.shape)[-2:]

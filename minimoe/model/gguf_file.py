@@ -29,7 +29,7 @@ from minimoe.model.attention import rope_frequencies
 from minimoe.model.checkpoint import Checkpoint
 from minimoe.model.config import MoEConfig, require
 from minimoe.model.families import find_family, read_config
-from minimoe.model.formats import in_pieces
+from minimoe.model.formats import AT_ONCE, in_pieces
 from minimoe.model.stored import CheckpointError, Read, Stored, describe
 
 _ARCHITECTURES = {  # llama.cpp's name -> model_type, of those that run here; "llama" with experts is Mixtral
@@ -106,7 +106,8 @@ class _Blocks:
         numbers, size_of_block = GGML_QUANT_SIZES.get(self.format, (1, 1))
         unit = self.head_dim * math.prod(self.shape[1:]) or numbers
         stored = Stored(self.name, self.file, self.start, "U8", (self.size,))
-        read_blocks = read(stored, max(size // unit, 1) * unit // numbers * size_of_block, torch.uint8)
+        step = max(min(size, AT_ONCE) // unit, 1) * unit
+        read_blocks = read(stored, step // numbers * size_of_block, torch.uint8)
         return in_pieces(map(self._dequantise, read_blocks), size, math.prod(self.shape))
 
     def _dequantise(self, blocks: Tensor) -> Tensor:
