@@ -207,7 +207,8 @@ class Checkpoint:
     def _wanted(self, name: str) -> Path:
         file = self.beside(name)
         if file is None:
-            raise CheckpointError(f"{self.path / name}: not found{_what_is_there(self._listing())}")
+            found = _what_is_there(self._listing()) if name == CONFIG else ""
+            raise CheckpointError(f"{self.path / name}: not found{found}")
         return file
 
     def _shard(self, name: str) -> Path:
@@ -315,6 +316,9 @@ def _what_is_there(names: Iterable[str]) -> str:
     """What a folder may be that is no model, to end a sentence with."""
     if ADAPTER_CONFIG in names:
         return f"; the folder holds an adapter ({ADAPTER_CONFIG}), which is a model only together with its base"
+    files = [name for name in names if name.endswith(".gguf")]
+    if files:
+        return f"; found {', '.join(sorted(files)[:3])}: a GGUF file is read from this machine, by its name"
     tokenizer = sorted(name for name in names if name.startswith(("tokenizer", "vocab.")))
     is_all = tokenizer and CONFIG not in names and not any(name.endswith(_WEIGHTS) for name in names)
     return f"; the folder holds a tokenizer alone: {', '.join(tokenizer)}" if is_all else ""

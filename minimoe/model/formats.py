@@ -211,15 +211,18 @@ def find_quantised(stored: Mapping[str, Stored], hf_config: Mapping[str, Any]) -
 
     Args:
         stored: what lies in the files.
-        hf_config: the configuration beside them. Formats are known by names and dtypes; it only gives sizes.
+        hf_config: the configuration beside them. Formats are known by names and dtypes; of it only
+            the size of blocks is taken, and how many bits are packed.
     """
     config = hf_config.get("quantization_config")
     config = config if isinstance(config, Mapping) else {}
     found: dict[str, Readable] = {}
     for name, codes in stored.items():
         for ending, codes_end, scales_end, dtypes, form in _FORMS:
+            if codes.dtype not in dtypes or not name.endswith(codes_end):
+                continue
             base = name.removesuffix(codes_end)
-            if codes.dtype in dtypes and name.endswith(codes_end) and base + scales_end in stored:
+            if base + scales_end in stored:
                 parts = base + ending, codes, stored[base + scales_end], stored, config
                 found[base + ending] = _quantised(form, parts)
                 break

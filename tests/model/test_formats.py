@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from minimoe.model import MoEForCausalLM
@@ -61,6 +62,13 @@ def test_fp8_in_blocks_as_in_deepseek_v3(said, dtype, tmp_path):
     about = None if said is None else {"quant_method": "fp8", "weight_block_size": said}
     tensors = {"a.weight": codes, "a.weight_scale_inv": scales}
     assert_read(folder(tmp_path, tensors, about), "a.weight", in_blocks(codes, scales, rows, columns))
+
+
+def test_fp8_in_blocks_is_what_transformers_makes_of_it(tmp_path):
+    codes, scales = random(3, 8, 12).to(E4M3), random(3, 2, 3, seed=1)
+    wanted = Fp8Dequantize(None)._dequantize_one(codes, scales, torch.float32)
+    tensors = {"experts.down_proj": codes, "experts.down_proj_scale_inv": scales}
+    assert_read(folder(tmp_path, tensors), "experts.down_proj", wanted)
 
 
 def test_blocks_of_an_exact_part_need_no_configuration(tmp_path):
