@@ -81,6 +81,8 @@ _SIZES = {  # the key of a configuration -> what follows the architecture in tha
     "max_position_embeddings": "context_length",
     "q_lora_rank": "attention.q_lora_rank",
     "kv_lora_rank": "attention.kv_lora_rank",
+    "qk_head_dim": "attention.key_length_mla",
+    "v_head_dim": "attention.value_length_mla",
     "num_nextn_predict_layers": "nextn_predict_layers",
 }
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
@@ -158,7 +160,7 @@ class GGUF(Checkpoint):
             self._tokens = _read_tokens(self._metadata)
         except CheckpointError:
             raise
-        except (ValueError, LookupError, ArithmeticError, RecursionError) as error:
+        except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
             raise CheckpointError(f"{self.path}: {error}") from error
 
     def get_vocab(self) -> dict[str, int]:
@@ -236,10 +238,10 @@ def _read_parts(parts: list[Path]) -> tuple[dict[str, Any], dict[str, _Blocks]]:
         try:
             reader = _Reader(part)
             metadata.append({key: field.contents() for key, field in reader.fields.items()})
-            found, wanted = metadata[-1].get("split.count", 1), "its parts beside it, named as they were split"
-            whole = f"1, the whole model in one file, or {wanted}"
-            require(found == len(parts), "split.count", found, whole if len(parts) == 1 else len(parts))
-            require(metadata[-1].get("split.no", 0) == number, "split.no", metadata[-1].get("split.no"), number)
+            count, place = (metadata[-1].get(f"split.{key}", default) for key, default in (("count", 1), ("no", 0)))
+            whole = "1, the whole model in one file, or its parts beside it, named as they were split"
+            require(count == len(parts), "split.count", count, whole if len(parts) == 1 else len(parts))
+            require(place == number, "split.no", place, number)
             twice = stored.keys() & reader.stored.keys()
             require(not twice, "tensors", sorted(twice)[:3], "each in one part")
         except (ValueError, LookupError, ArithmeticError, RecursionError) as error:
@@ -266,8 +268,9 @@ def _in_our_layout(
         layer, part, expert, kind = place.groups() if place else (None, name, None, "")
         if architecture in _TURNS_NEIGHBOURS and part in ("attn_q", "attn_k"):
             head_dim = config.get("head_dim")
-            is_whole = type(head_dim) is int and head_dim > 0 and tensor.shape[0] % head_dim == 0
-            require(is_whole, f"shape of {name}", list(tensor.shape), f"{head_dim} rows for each head")
+            is_even = type(head_dim) is int and head_dim > 0 and head_dim % 2 == 0
+            is_whole = is_even and tensor.shape[0] % head_dim == 0
+            require(is_whole, f"shape of {name}", list(tensor.shape), f"{head_dim} rows for each head, an even number")
             tensor = replace(tensor, head_dim=head_dim)
         if architecture in _ADDS_1_TO_NORMS and name.endswith("norm.weight"):
             tensor = replace(tensor, added=1.0)
