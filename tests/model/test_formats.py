@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import re
 from pathlib import Path
 
@@ -21,7 +20,7 @@ E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def folder(path: Path, tensors: dict[str, torch.Tensor], quantization: dict | None = None) -> Checkpoint:
@@ -125,7 +124,7 @@ def test_8_bits_without_scales_are_refused_where_they_are_wanted(tmp_path):
         "c.weight": torch.ones(2, 2, dtype=torch.int8),
     }
     found = folder(tmp_path, tensors)
-    assert list(found) == list(tensors) and torch.equal(found["b.weight"], tensors["b.weight"])
+    assert set(found) == set(tensors) and torch.equal(found["b.weight"], tensors["b.weight"])
     for name, dtype in (("a", "F8_E4M3"), ("c", "I8")):
         message = rf"{name}\.weight is stored as {dtype}, wanted one of F64, .*, or its scales: no tensor '{name}\.SCB'"
         with pytest.raises(CheckpointError, match=message):
@@ -202,7 +201,7 @@ def test_mxfp4_is_what_transformers_makes_of_it(experts, tmp_path):
     assert wanted.shape == (experts, 64, 6)
     assert_read(folder(tmp_path, tensors, {"quant_method": "mxfp4"}), name, wanted)
     found = folder(tmp_path, tensors | {f"{name}_bias": torch.ones(experts, 6)})
-    assert list(found) == [name, f"{name}_bias"] and torch.equal(found[name], wanted)
+    assert set(found) == {name, f"{name}_bias"} and torch.equal(found[name], wanted)
 
 
 def test_mxfp4_by_hand(tmp_path):
@@ -300,7 +299,7 @@ def test_a_model_in_fp8_is_run_from_the_numbers_it_stands_for(tmp_path):
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in found.state_dict().items())
     assert found.lm_head.weight.dtype == torch.float32
     half = MoEForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    assert torch.equal(half.lm_head.weight, model.lm_head.weight.bfloat16()) and math.isfinite(half(IDS).logits.sum())
+    assert torch.equal(half.lm_head.weight, model.lm_head.weight.bfloat16()) and half(IDS).logits.isfinite().all()
     digest = hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
     assert open_checkpoint(tmp_path).hashes() == [digest]
     assert open_checkpoint(tmp_path).hf_config["quantization_config"] == {"quant_method": "fp8"}
