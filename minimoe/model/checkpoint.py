@@ -60,6 +60,8 @@ class Checkpoint:
     with scales beside it is one tensor, read in float32; what is stored in a format that is not read has a name, and is
     refused when it is asked for. No file stays open.
 
+    hf_config: the content of config.json, without the quantization_config of a format that is read.
+
     Args:
         path: the folder; or a safetensors file that holds a whole model, beside its config.json.
 
@@ -80,9 +82,10 @@ class Checkpoint:
     def _open(self, only: str | None) -> None:
         """Read the configuration and the headers: of the file named `only`, or of all files of the model."""
         self.config_file = self.path / CONFIG
-        self.hf_config: dict[str, Any] = read_json(self._wanted(CONFIG))
+        said = read_json(self._wanted(CONFIG))
+        self.hf_config: dict[str, Any] = without_quantisation(said)
         stored = _open_file(self, only) if only else _open_tensors(self)
-        self._set_tensors(find_quantised(stored, self.hf_config), (tensor.file for tensor in stored.values()))
+        self._set_tensors(find_quantised(stored, said), (tensor.file for tensor in stored.values()))
         self._is_one_file = only is not None
 
     def _set_tensors(self, tensors: dict[str, Readable], files: Iterable[Path]) -> None:
@@ -197,7 +200,7 @@ class Checkpoint:
 
     def _config_to_run(self) -> dict[str, Any]:
         """What `read_config` is to read. A ValueError where the model asks for what is not computed here."""
-        return without_quantisation(self.hf_config)
+        return self.hf_config
 
     def _find(self, name: str) -> Readable:
         if name not in self._stored:
