@@ -258,7 +258,8 @@ def read_config(raw: Mapping[str, Any]) -> MoEConfig:
         )
     quantised = raw.get("quantization_config")
     method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
-    wanted = "no quantization_config: weights in float64, float32, float16 or bfloat16"
+    wanted = "no quantization_config: weights in float64, float32, float16 or bfloat16; or a format that is read: fp8, "
+    wanted += "fbgemm_fp8, mxfp4, compressed-tensors, modelopt, or bitsandbytes with load_in_8bit"
     require(quantised is None, "quantization_config['quant_method']", method, wanted)
     config = MoEConfig(**_read_fields(family, raw), model_type=family.model_type)
     if family is not MINIMOE and "num_experts" in family.keys:

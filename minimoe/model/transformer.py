@@ -317,7 +317,7 @@ class MoEForCausalLM(nn.Module):
         Args:
             source: a folder in the Hugging Face layout, a safetensors or GGUF file, "owner/name" or
                 "owner/name@revision" of the Hugging Face hub, or an https address: what `open_checkpoint` takes.
-            dtype: of the parameters; None: as stored; what is stored in integers is read in float32.
+            dtype: of the parameters; None: as stored; what is stored in few bits is read in float32.
             device: of the parameters, which go there one tensor at a time; None: the CPU.
             check_finite: look for NaN and infinity in every weight; False saves the time.
             experts_implementation: how the experts are run, "grouped" for one; None: as the configuration says.

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -596,6 +597,60 @@ def test_shards_and_an_index_that_disagree_are_refused(damage, sharded):
     message = damage(sharded)
     with pytest.raises(CheckpointError, match=message):
         MoEForCausalLM.from_pretrained(sharded)
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab\nsize 4040256\n"
+WEB_PAGE = b"\n<!DOCTYPE HTML><html><body>Log in</body></html>"
+ELSE = {
+    "a Git LFS pointer, which stands for a file": LFS_POINTER,
+    "a web page, as downloads give that want a login": WEB_PAGE,
+    "a zip archive, as torch.save writes: a pickle": b"PK\x03\x04" + bytes(100),
+    "a pickle, and reading a pickle runs whatever code it holds": pickle.dumps({"a": 1}),
+    "a GGUF file, whose name ends in .gguf": b"GGUF\x03" + bytes(100),
+}
+
+
+@pytest.mark.parametrize("kind", ELSE)
+def test_a_file_that_is_something_else_is_called_what_it_is(kind, mixtral, sharded):
+    weights, shard = mixtral / "model.safetensors", sharded / "model-00002-of-00005.safetensors"
+    for folder, file in ((mixtral, weights), (sharded, shard)):
+        file.write_bytes(ELSE[kind])
+        with pytest.raises(CheckpointError, match=rf"{file.name}: found \d+ bytes, {kind}.*, wanted a whole safe"):
+            Checkpoint(folder)
+    (mixtral / "config.json").write_bytes(ELSE[kind])
+    with pytest.raises(CheckpointError, match=rf"config\.json: wanted JSON, found {kind}"):
+        Checkpoint(mixtral)
+
+
+def test_a_folder_that_is_no_model_is_called_what_it_is(mixtral, tmp_path):
+    (tmp_path / "a").mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (tmp_path / "a" / name).write_text("{}", encoding="utf-8")
+    message = r"config\.json: not found; the folder holds a tokenizer alone: tokenizer\.json, tokenizer_config\.json$"
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint(tmp_path / "a")
+    (tmp_path / "a" / "adapter_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"config\.json: not found; the folder holds an adapter \(adapter_config"):
+        Checkpoint(tmp_path / "a")
+    os.replace(mixtral / "model.safetensors", mixtral / "model.fp16.safetensors")
+    with pytest.raises(CheckpointError, match=r"found neither .*; name one of these to read it: model\.fp16\.safe"):
+        Checkpoint(mixtral)
+    assert_same_model(MoEForCausalLM.from_pretrained(mixtral / "model.fp16.safetensors"), small_model())
+
+
+def test_other_weights_in_the_folder_are_said_to_be_unread(mixtral, sharded):
+    """One file beats an index, as in transformers; copies are not worth a word."""
+    assert Checkpoint(mixtral).unread == Checkpoint(sharded).unread == []
+    shutil.copy(mixtral / "model.safetensors", mixtral / "copy.safetensors")
+    assert Checkpoint(mixtral).unread == []
+    shutil.copytree(sharded, mixtral, dirs_exist_ok=True)
+    edit_tensors(mixtral, lambda tensors: tensors["model.norm.weight"].add_(1))
+    (mixtral / "pytorch_model.bin").write_bytes(b"")
+    opened = Checkpoint(mixtral)
+    shards = sorted(file.name for file in sharded.glob("model-*.safetensors"))
+    assert [file.name for file in opened.files] == ["model.safetensors"]
+    assert opened.unread == ["copy.safetensors", *shards, "pytorch_model.bin"]
+    assert Checkpoint(mixtral / "copy.safetensors").unread == []
 
 
 def test_what_is_no_folder_is_refused(mixtral, tmp_path):
