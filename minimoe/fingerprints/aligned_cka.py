@@ -59,9 +59,9 @@ def aligned_cka(a: Weights, b: Weights, *, canonicalize: bool = True) -> Result:
 
 def _compare_products(a: Weights, b: Weights, rotation: Tensor) -> Tensor:
     """CKA of W_q^T W_k [L, L']: mean of the side that asks and the side that is asked."""
-    ours = [query_key(a, layer) for layer in range(a.num_layers)]
-    theirs = [rotation.mT @ query_key(b, layer) for layer in range(b.num_layers)]
-    theirs_asked = [rotation.mT @ query_key(b, layer).mT for layer in range(b.num_layers)]
+    ours = [query_key(a, layer) for layer in a.layers_with("q")]
+    theirs = [rotation.mT @ query_key(b, layer) for layer in b.layers_with("q")]
+    theirs_asked = [rotation.mT @ query_key(b, layer).mT for layer in b.layers_with("q")]
     return (cka_of_all(ours, theirs) + cka_of_all([product.mT for product in ours], theirs_asked)) / 2
 
 
@@ -69,8 +69,8 @@ def _compare_projections(a: Weights, b: Weights, matching: Tensor) -> Tensor:
     """Mean CKA of W_q^T and of W_k^T, [L, L']."""
     scores = [
         cka_of_all(
-            [a.get(role, layer).mT for layer in range(a.num_layers)],
-            [matching.mT @ b.get(role, layer).mT for layer in range(b.num_layers)],
+            [a.get(role, layer).mT for layer in a.layers_with("q")],
+            [matching.mT @ b.get(role, layer).mT for layer in b.layers_with("q")],
         )
         for role in "qk"
     ]

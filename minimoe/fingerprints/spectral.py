@@ -44,7 +44,7 @@ def spectral(a: Weights, b: Weights) -> Result:
 def read_spectra(weights: Weights) -> Features:
     """The singular values of both products in descending order, [L, H] each."""
     spectra = {
-        name: np.stack([_spectrum(product(weights, layer)).numpy() for layer in range(weights.num_layers)])
+        name: np.stack([_spectrum(product(weights, layer)).numpy() for layer in weights.layers_with("q")])
         for name, product in PRODUCTS.items()
     }
     return {"hidden_size": np.array(weights.hidden_size), **spectra}

@@ -63,9 +63,10 @@ def compare_std_profiles(a: Features, b: Features) -> Result:
 
 def _curve(weights: Weights, role: str) -> np.ndarray:
     """The standard deviation of a role in every layer, [L]."""
-    if weights.num_layers < LEAST_LAYERS:
-        raise Refusal(f"{weights.name}: {weights.num_layers} layers, wanted at least {LEAST_LAYERS} to correlate")
-    curve = np.array([weights.statistics(role, layer).std for layer in range(weights.num_layers)])
+    layers = weights.layers_with(role)
+    if len(layers) < LEAST_LAYERS:
+        raise Refusal(f"{weights.name}: {len(layers)} layers, wanted at least {LEAST_LAYERS} to correlate")
+    curve = np.array([weights.statistics(role, layer).std for layer in layers])
     if not _spread(curve) >= LEAST_SPREAD:
         raise Refusal(
             f"{weights.name}: the standard deviation of {role} varies by {_spread(curve):.2%} over the layers, wanted "

@@ -20,7 +20,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
 
     Args:
         source: a folder in the Hugging Face layout, its matrices in floating point or in the 8-bit integers of
-            bitsandbytes; a safetensors file with its config.json beside it; or a GGUF file, with the package `gguf`.
+            bitsandbytes; a safetensors file with its config.json beside it; or a GGUF file.
             The folder may be the https address of one, or of a safetensors file; or a repository of the Hugging Face
             hub, "owner/name" or "owner/name@revision", unless there is something here of that name. They are read by
             byte ranges, with the package `huggingface_hub`, and kept in a cache.
@@ -31,11 +31,9 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     try:
         checkpoint = _open(source)
     except ImportError as error:
-        extra = "gguf" if error.name == "gguf" else "remote"
-        elsewhere = "" if extra == "gguf" else "not found here; "
-        raise CheckpointError(
-            f"{source}: {elsewhere}reading it needs {error.name}: pip install 'minimoe[{extra}]'"
-        ) from error
+        wanted = "gguf" if error.name == "gguf" else "'minimoe[remote]'"
+        elsewhere = "" if error.name == "gguf" else "not found here; "
+        raise CheckpointError(f"{source}: {elsewhere}reading it needs {error.name}: pip install {wanted}") from error
     return Int8Folder(checkpoint) if Int8Folder.fits(checkpoint) else checkpoint
 
 
