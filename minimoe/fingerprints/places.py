@@ -31,7 +31,7 @@ _NOT_BY_GROUPS = ("chatglm", "bailing")  # but these hold all queries, all keys,
 _BY_HEADS = ("gpt_bigcode", "minimax")  # by groups where each head has its own key
 _BY_QUARTERS = ("codegen",)  # the queries, values and keys of every fourth of the heads
 _GATE_AND_UP_ALTERNATE = ("gpt_oss",)
-_ENCODERS = re.compile(r"bert|^(electra|ernie|mpnet|xlm)$")
+_ENCODERS = re.compile(r"bert(?!.*decoder)|^(electra|ernie|mpnet|xlm)$")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Places:
         self.is_encoder = bool(_ENCODERS.search(self.model_type))
         stack, self._slots = find_layers(tensors)
         self._is_gguf, self._once = stack == "blk", find_once(tensors, stack)
-        before_mlps = {"norm2", "norm_between", "norm1_out", "norm2_after"}
+        before_mlps = {"norm2", "norm_between", "norm1_out", "norm1_after", "norm2_after"}
         self._has_norms_of_mlps = not all(before_mlps.isdisjoint(slots) for slots in self._slots.values())
         self._known: dict[int | None, dict[str, Place]] = {}
         attending = [layer for layer in sorted(self._slots) if self._has_attention(layer)]
@@ -346,6 +346,8 @@ class Places:
             places["norm1_after" if "norm2" in places else "norm2"] = places["norm1_out"]
         if "norm2_out" in places:
             places["norm2_after"] = places["norm2_out"]
+        if "norm1_after" in places and {"norm2", "norm2_after"}.isdisjoint(places):  # GPT-OSS in llama.cpp
+            places["norm2"] = places.pop("norm1_after")
         if "norm1" in places and not self._has_norms_of_mlps:  # attention and MLP side by side
             places["norm2"] = places["norm1"]
             places["norm1"] = places.get("norm1_apart", places["norm1"])

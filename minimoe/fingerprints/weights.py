@@ -109,12 +109,20 @@ def open_weights(source: str | Path | MoEForCausalLM, *, tokenizer: Any = None) 
     if isinstance(source, MoEForCausalLM):
         return Weights("model in memory", source, _read_memory(source), source.config, None, tokenizer)
     checkpoint = open_checkpoint(source)
-    if tokenizer is None and hasattr(checkpoint, "get_vocab"):  # a GGUF file holds its own
+    is_gguf = hasattr(checkpoint, "get_vocab")
+    if tokenizer is None and is_gguf:  # it holds its own
         tokenizer = checkpoint
     reason = _why_not(checkpoint.hf_config)
     if reason is not None and reason.startswith("quantization_config"):  # then the numbers may mean anything
         raise CheckpointError(f"{checkpoint.config_file}: {reason}")
-    config = checkpoint.model_config if reason is None else None
+    config = None
+    if reason is None:
+        try:
+            config = checkpoint.model_config
+        except CheckpointError as error:
+            if not is_gguf:  # then the sizes are others than those of the tensors
+                raise
+            reason = str(error)
     return Weights(str(source), checkpoint, checkpoint, config, reason, tokenizer)
 
 
@@ -141,7 +149,7 @@ class Weights:
         self._source, self._tensors, self._tokenizer = source, tensors, tokenizer
         where, said = (name, vars(config)) if config else (str(source.config_file), source.hf_config)
         self._places = places = Places(tensors, said, where)
-        self.family, self.is_encoder = places.model_type, places.is_encoder
+        self.family, self.is_encoder = str(said.get("model_type")), places.is_encoder
         self.num_layers, self.hidden_size, self.head_dim = places.num_layers, places.hidden_size, places.head_dim
         self.num_heads, self.num_kv_heads, self.num_experts = places.num_heads, places.num_kv_heads, places.num_experts
 

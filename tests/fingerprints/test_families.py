@@ -103,7 +103,8 @@ def random_model(family: str, seed: int) -> PreTrainedModel:
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **FAMILIES[family])).eval()
     for name, parameter in model.named_parameters():
-        if re.search(r"(q|k|v|qkv|query_key_value|c_attn|Wqkv)(_proj)?\.bias$", name) or parameter.dim() > 1:
+        is_bias = name.endswith("bias")
+        if re.search(r"(q|k|v|query_key_value|c_attn)(_proj)?\.bias$", name) or (parameter.dim() > 1 and not is_bias):
             nn.init.normal_(parameter, std=0.1)
         elif name.endswith("weight"):
             parameter.data += 0.1 * torch.randn_like(parameter)

@@ -91,14 +91,15 @@ def test_prefixes_and_other_stacks_of_layers(prefix, tmp_path):
     assert (*sizes, found.num_experts) == (2, 16, 4, 2, 4, 3)
 
 
+@pytest.mark.parametrize("norm", ["ffn_norm", "post_attention_norm"])  # as in most of its models; as in GPT-OSS
 @pytest.mark.parametrize("settings", [{"qk_norm": "head"}, MIXTURE | {"shared_expert_intermediate_size": 8}])
-def test_names_of_llama_cpp(settings, tmp_path):
+def test_names_of_llama_cpp(settings, norm, tmp_path):
     model = random_model(**settings)
     tensors, stacked = tensors_of(model, tmp_path), {}
     for name in [name for name in tensors if ".experts." in name]:
         layer, part = name.split(".")[2], name.split(".")[-2].removesuffix("_proj")
         stacked.setdefault(f"blk.{layer}.ffn_{part}_exps.weight", []).append((name, tensors.pop(name)))
-    for ours, theirs in GGUF.items():
+    for ours, theirs in (GGUF | {"post_attention_layernorm": norm}).items():
         tensors = {name.replace(ours, theirs): tensor for name, tensor in tensors.items()}
     tensors |= {name: torch.stack([tensor for _, tensor in sorted(parts)]) for name, parts in stacked.items()}
     found = open_weights(write(tmp_path / "new", tensors, model_type="gemma2", num_attention_heads=4, head_dim=4))
