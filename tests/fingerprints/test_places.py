@@ -58,7 +58,7 @@ def tensors_of(model: MoEForCausalLM, folder: Path) -> dict[str, Tensor]:
 def write(folder: Path, tensors: dict[str, Tensor], **config) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"model_type": "unheard_of"} | config), encoding="utf-8")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, folder / "model.safetensors")
     return folder
 
 
@@ -83,7 +83,7 @@ def test_prefixes_and_other_stacks_of_layers(prefix, tmp_path):
     for layer in range(9):  # a tower of more layers, which sees
         renamed[f"vision_tower.encoder.layers.{layer}.self_attn.q_proj.weight"] = torch.ones(3, 3)
         renamed[f"vision_tower.encoder.layers.{layer}.self_attn.k_proj.weight"] = torch.ones(3, 3)
-    renamed["vision_tower.norm.weight"] = renamed["vision_tower.embed_tokens.weight"] = torch.ones(3, 3)
+    renamed |= {f"vision_tower.{name}.weight": torch.ones(3, 3) for name in ("norm", "embed_tokens")}
     text = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2, "head_dim": 4}
     found = open_weights(write(tmp_path / "new", renamed, text_config=text, vision_config={"num_hidden_layers": 9}))
     assert_equal(found, open_weights(model))
