@@ -115,6 +115,8 @@ def open_weights(source: str | Path | MoEForCausalLM, *, tokenizer: Any = None) 
     reason = _why_not(checkpoint.hf_config)
     if reason is not None and reason.startswith("quantization_config"):  # then the numbers may mean anything
         raise CheckpointError(f"{checkpoint.config_file}: {reason}")
+    if any(name.endswith(".experts.gate_up_proj") for name in checkpoint):
+        reason = reason or "its experts lie together in experts.gate_up_proj, wanted tensors for each of them"
     config = None
     if reason is None:
         try:

@@ -155,7 +155,7 @@ def tune(model: PreTrainedModel) -> None:
     generator = torch.Generator().manual_seed(7)
     for name, parameter in model.named_parameters():
         if re.search(r"\.1\.", name):
-            parameter.data += 0.1 * parameter.std() * torch.randn(parameter.shape, generator=generator)
+            parameter.data += 0.05 * parameter.std() * torch.randn(parameter.shape, generator=generator)
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +264,9 @@ def test_norms_queries_keys_and_values_are_those_that_transformers_computes(fami
 def test_queries_keys_and_values_of_bloom(folders):
     weights, model = open_weights(folders("bloom").base), folders("bloom").model
     attention, x = model.transformer.h[1].self_attention, torch.randn(1, 1, 32)
-    for role, found in zip("qkv", attention._reshape(attention.query_key_value(x)), strict=True):
+    with torch.no_grad():
+        parts = attention._reshape(attention.query_key_value(x))
+    for role, found in zip("qkv", parts, strict=True):
         wanted = weights.get(role, 1) @ x[0, 0] + weights.get(f"{role}_bias", 1)
         torch.testing.assert_close(found.flatten(), wanted)
 
@@ -293,7 +295,7 @@ def test_mlps_are_those_of_transformers(family, folders):
 )
 def test_experts_are_those_of_transformers(family, folders):
     weights, model = open_weights(folders(family).base), folders(family).model
-    experts = next(module for name, module in model.named_modules() if re.search(r"\.1\..*experts$", name))
+    experts = next(module for name, module in model.named_modules() if re.search(r"\.1\..*\.experts$", name))
     x = torch.randn(32)
     for expert in range(4):
         gate, up = (weights.get(role, 1)[expert] @ x for role in ("gate", "up"))

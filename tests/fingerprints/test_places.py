@@ -185,6 +185,21 @@ def test_experts_in_one_tensor(model_type, is_transposed, width, tmp_path):
     assert_equal(found, open_weights(model))
 
 
+def test_experts_in_one_tensor_of_a_family_that_runs_are_read(tmp_path):
+    model = random_model(**MIXTURE | {"mlp_only_layers": []}, qk_norm="head")
+    model.save_pretrained(tmp_path, model_type="qwen3_moe")
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
+    for layer, block in enumerate(model.model.layers):
+        experts, prefix = block.mlp.experts, f"model.layers.{layer}.mlp.experts"
+        tensors[f"{prefix}.gate_up_proj"] = torch.cat([experts.gate_proj, experts.up_proj], 1).detach()
+        tensors[f"{prefix}.down_proj"] = experts.down_proj.detach().clone()
+    save_file(tensors, tmp_path / "model.safetensors")
+    weights = open_weights(tmp_path)
+    assert_equal(weights, open_weights(model))
+    assert weights.config is None and "experts.gate_up_proj" in weights.reason
+
+
 def test_experts_one_below_the_other(tmp_path):
     """DBRX."""
     gate, up, down = torch.randn(3, 6, 16), torch.randn(3, 6, 16), torch.randn(3, 16, 6)
