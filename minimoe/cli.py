@@ -1,4 +1,4 @@
-"""The command line: `minimoe train | sample | figures | compare | fingerprint`, `minimoe card make | check`,
+"""The command line: `minimoe train | sample | figures | compare | fingerprint | families`, `minimoe card make | check`,
 and `minimoe zoo list | show | path`."""
 
 from __future__ import annotations
@@ -150,6 +150,22 @@ def fingerprint_command(
     typer.echo(f"{out}: {out.stat().st_size:,} bytes")
     for name, reason in found.refused.items():
         typer.echo(f"  without {name}: {reason}")
+
+
+@app.command()
+@_plain()
+def families() -> None:
+    """List the families of models that run here, and say which others can be read."""
+    from gguf.constants import MODEL_ARCH_NAMES
+
+    from minimoe.model.families import FAMILIES
+
+    for name, family in FAMILIES.items():
+        typer.echo(f"{name:<14} {family.architecture}")
+    typer.echo(
+        f"\nThese run. Others are read, for `compare` and `fingerprint`, by the names of their tensors: decoders with "
+        f"attention among the {len(MODEL_ARCH_NAMES)} architectures that the package gguf knows, and BERT encoders."
+    )
 
 
 @card.command("make")

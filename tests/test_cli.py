@@ -12,6 +12,7 @@ from minimoe.cli import app
 from minimoe.data_files import data_path
 from minimoe.lineage.tree import MEMBERS
 from minimoe.model import MoEConfig, MoEForCausalLM
+from minimoe.model.families import FAMILIES
 
 runner = CliRunner()
 
@@ -238,3 +239,10 @@ def test_cards_that_cannot_be_read_or_written_get_one_line(tmp_path):
         (["make", alder, "-o", str(tmp_path / "card")], "wanted a name that ends in .json"),
     ]:
         fails(["card", *arguments], message, status=2)
+
+
+def test_families_lists_those_that_run():
+    result = runner.invoke(app, ["families"])
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.output.split("\n\n")[0].splitlines()] == list(FAMILIES)
+    assert re.search(r"Others are read, .* among the \d{3} architectures that", result.output, re.S)

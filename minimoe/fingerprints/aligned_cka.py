@@ -59,7 +59,7 @@ def aligned_cka(a: Weights, b: Weights, *, canonicalize: bool = True) -> Result:
 
 def _sides(weights: Weights, canonicalize: bool) -> Iterator[list[Tensor]]:
     """What is compared of each layer, [H, n]: W_q^T W_k and its transpose, or W_q^T and W_k^T."""
-    layers = range(weights.num_layers)
+    layers = weights.layers_with("q")
     if canonicalize:
         products = [query_key(weights, layer) for layer in layers]
         yield from (products, [product.mT for product in products])

@@ -52,10 +52,14 @@ def choose_tokens(shared: Iterable[str], count: int, fewest: int) -> list[str]:
 
 @read_once
 def read_anchors(weights: Weights, tokens: list[str]) -> Anchors:
-    """The rows of `tokens` in embedding and head; a model without a head, an encoder, is refused."""
+    """The rows of `tokens` in embedding and head; a model without a head, such as an encoder, is refused."""
     weights.require_decoder()
+    if not weights.has("head"):
+        raise Refusal(f"{weights.name} has no head")
     ids = [weights.tokens[token] for token in tokens]
-    outputs = weights.rows("head", ids) * weights.get("norm_final")
+    outputs = weights.rows("head", ids)
+    if weights.has("norm_final"):  # the norm of the first OLMo has no weights
+        outputs = outputs * weights.get("norm_final")
     return Anchors(torch.tensor(ids), read_inputs(weights, tokens), outputs)
 
 

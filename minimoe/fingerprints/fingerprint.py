@@ -52,7 +52,6 @@ from minimoe.fingerprints.virtual_response import (
     tokens_of,
 )
 from minimoe.fingerprints.weights import Weights, on_the_cpu, open_weights
-from minimoe.model.families import BERT
 from minimoe.model.transformer import MoEForCausalLM
 
 FORMAT, VERSION = "minimoe fingerprint", 1
@@ -188,7 +187,7 @@ def fingerprint(
         sha256 = None
     return Fingerprint(
         name=weights.short_name,
-        family=weights.config.model_type if weights.config else BERT,
+        family=weights.family,
         num_layers=weights.num_layers,
         hidden_size=weights.hidden_size,
         num_heads=weights.num_heads,

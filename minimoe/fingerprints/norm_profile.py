@@ -41,7 +41,10 @@ def norm_profile(a: Weights, b: Weights) -> Result:
 
 
 def read_norms(weights: Weights) -> Features:
-    """ "layers", both norms of every layer, [L, 2, H] float64, and "final", that at the end, [H]."""
+    """ "layers", both norms of every layer, [L, 2, H] float64, and "final", that at the end, [H].
+
+    Where there are none before attention and MLP, they are those after them.
+    """
     layers = [[_norm(weights, role, layer) for role in ("norm1", "norm2")] for layer in range(weights.num_layers)]
     final = _norm(weights, "norm_final", None)
     return {"hidden_size": np.array(len(final)), "layers": np.array(layers), "final": final}
@@ -74,8 +77,12 @@ def compare_norms(a: Features, b: Features) -> Result:
 
 
 def _norm(weights: Weights, role: str, layer: int | None) -> np.ndarray:
+    if weights.has(f"{role}_after", layer) and not weights.has(role, layer):
+        role = f"{role}_after"
+    where = f"{weights.name}: {role}" + ("" if layer is None else f" of layer {layer}")
+    if not weights.has(role, layer):
+        raise Refusal(f"{where} has no weights")
     norm = weights.get(role, layer).double()
     if (norm == norm[0]).all():
-        where = f"{weights.name}: {role}" + ("" if layer is None else f" of layer {layer}")
         raise Refusal(f"{where} is {float(norm[0]):.4g} throughout: folded or never trained")
     return norm.numpy()

@@ -46,7 +46,7 @@ def read_spectra(weights: Weights) -> Features:
     spectra = {"hidden_size": np.array(weights.hidden_size)}
     for name, read in PRODUCTS.items():
         values = []
-        for layer in range(weights.num_layers):
+        for layer in weights.layers_with("q"):
             product = read(weights, layer)
             if not product.isfinite().all() or not product.any():
                 raise Refusal("a product of attention weights is 0 or not finite")

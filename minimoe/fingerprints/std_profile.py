@@ -49,11 +49,12 @@ def std_profile(a: Weights, b: Weights, *, roles: tuple[str, ...] = ATTENTION) -
 
 def read_std_profile(weights: Weights, roles: tuple[str, ...] = ATTENTION) -> Features:
     """The curve of each role, [L]: its standard deviation in every layer."""
-    if weights.num_layers < LEAST_LAYERS:
-        raise Refusal(f"{weights.name}: {weights.num_layers} layers, wanted at least {LEAST_LAYERS} to correlate")
     curves = {}
     for role in roles:
-        curves[role] = np.array([weights.statistics(role, layer).std for layer in range(weights.num_layers)])
+        layers = weights.layers_with(role)
+        if len(layers) < LEAST_LAYERS:
+            raise Refusal(f"{weights.name}: {len(layers)} layers, wanted at least {LEAST_LAYERS} to correlate")
+        curves[role] = np.array([weights.statistics(role, layer).std for layer in layers])
         spread = _spread(curves[role])
         if not spread >= LEAST_SPREAD:
             raise Refusal(

@@ -64,8 +64,9 @@ def _cosines(a: Weights, b: Weights, layer_a: int, layer_b: int, pieces: int | N
         if a.has(role, layer_a) and b.has(role, layer_b) and a.shape(role, layer_a) == b.shape(role, layer_b)
     }
     if not found:
-        shapes = " and ".join(str(list(weights.shape("q", 0))) for weights in (a, b))
-        raise Refusal(f"no matrix of layers {layer_a} and {layer_b} has the same shape; q of layer 0 is {shapes}")
+        layer = a.layers_with("q")[0]
+        shapes = " and ".join(str(list(weights.shape("q", weights.layers_with("q")[0]))) for weights in (a, b))
+        raise Refusal(f"no matrix of layers {layer_a} and {layer_b} has the same shape; q of layer {layer} is {shapes}")
     return found
 
 

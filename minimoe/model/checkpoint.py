@@ -11,6 +11,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -37,6 +38,7 @@ ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"  # 
 
 _ROTARY_BUFFER = "rotary_emb.inv_freq"  # stored in files before 2023, and computed anyway
 KEPT_IN_FLOAT32 = "e_score_correction_bias"  # tensors whose names end so stay in float32 or wider (see moe.Router)
+_PIECE = 2**20  # numbers of two tensors that are compared at once
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _WEIGHTS = (".safetensors", ".gguf", "pytorch_model.bin")
 
@@ -171,7 +173,7 @@ class Checkpoint:
 
     @cached_property
     def model_config(self) -> MoEConfig:
-        """config.json, translated, its sizes checked against the headers of the tensors.
+        """config.json, translated, its sizes checked against the headers of the tensors, its tie against the head.
 
         Raises:
             CheckpointError: the model is of an unknown family, asks for what is not supported, or has other sizes than
@@ -183,7 +185,15 @@ class Checkpoint:
             check_sizes(self, config, family.on_disk, family.keys)
         except ValueError as error:
             raise CheckpointError(f"{self.config_file}: {error}") from error
-        return config
+        return replace(config, tie_word_embeddings=config.tie_word_embeddings and not self._has_own_head())
+
+    def _has_own_head(self) -> bool:
+        """Whether a head is stored that is not the embedding: then it is the head, as in transformers."""
+        head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+        if not {head, embedding} <= self._stored.keys() or self.shape(head) != self.shape(embedding):
+            return False
+        pieces = zip(self.pieces(head, _PIECE), self.pieces(embedding, _PIECE), strict=True)
+        return not all(torch.equal(*map(Tensor.double, pair)) for pair in pieces)
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -385,8 +395,7 @@ def sha256_of_file(file: Path) -> str:
 def _check_tensors(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> None:
     """Compare names and shapes."""
     ignored = {name for name in checkpoint if name.endswith(_ROTARY_BUFFER)}  # in old files
-    if "lm_head.weight" not in wanted and "lm_head.weight" in checkpoint:
-        _check_tied_head(checkpoint)
+    if "lm_head.weight" not in wanted:  # the embedding once more
         ignored.add("lm_head.weight")
     found = set(checkpoint) - ignored
     reshaped = [
@@ -401,18 +410,6 @@ def _check_tensors(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> None
     ]
     if any(problems):
         raise CheckpointError(f"{checkpoint.path}: {'; '.join(filter(None, problems))}")
-
-
-def _check_tied_head(checkpoint: Checkpoint) -> None:
-    """A tied model may store its head all the same, if it is the embedding."""
-    head, embedding = (
-        checkpoint[name].to(checkpoint.dtype) for name in ("lm_head.weight", "model.embed_tokens.weight")
-    )
-    if not torch.equal(head, embedding):
-        raise CheckpointError(
-            f"{checkpoint.path}: lm_head.weight differs from model.embed_tokens.weight although tie_word_embeddings is "
-            "true; wanted equal tensors, or tie_word_embeddings false in config.json"
-        )
 
 
 def require_finite(name: str, tensor: Tensor) -> None:

@@ -33,11 +33,9 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     try:
         return _open(source)
     except ImportError as error:
-        extra = "gguf" if error.name == "gguf" else "remote"
-        elsewhere = "" if extra == "gguf" else "not found here; "
-        raise CheckpointError(
-            f"{source}: {elsewhere}reading it needs {error.name}: pip install 'minimoe[{extra}]'"
-        ) from error
+        wanted = "gguf" if error.name == "gguf" else "'minimoe[remote]'"
+        elsewhere = "" if error.name == "gguf" else "not found here; "
+        raise CheckpointError(f"{source}: {elsewhere}reading it needs {error.name}: pip install {wanted}") from error
 
 
 def _open(source: str | Path) -> Checkpoint:
