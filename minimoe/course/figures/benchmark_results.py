@@ -136,8 +136,10 @@ def p_values_of_strangers(scores: Rows, tests: Iterable[str] = ("csu", "permutat
     axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, label="what is promised")
     for style, test in zip(SERIES, tests, strict=False):
         found = sorted(scores_of(strangers_of(scores), f"{test}_p"))
-        axes.ecdf(found, label=f"{test.replace('_', ' ')}, {len(found)} pairs", **style | {"marker": ""})
-        rows += [(test, p_value, rank / len(found)) for rank, p_value in enumerate(found, 1)]
+        shares = np.arange(1, len(found) + 1) / len(found)
+        label = f"{test.replace('_', ' ')}, {len(found)} pairs"
+        axes.step(found, shares, where="post", label=label, **style | {"marker": ""})
+        rows += [(test, *step) for step in zip(found, shares, strict=True)]
         small.append(f"{test}: {np.mean(np.array(found) <= 0.05):.1%} of strangers at most .05")
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="p-value", ylabel="share of strangers up to it")
     axes.legend(loc="lower right")
@@ -169,8 +171,9 @@ def p_values_by_promise(scores: Rows, p_values: Rows, calibration: Rows) -> Draw
         axes.plot([LEAST_P, 1], [LEAST_P, 1], color=QUIET, linewidth=1)
         for style, (test, found) in zip(SERIES, tests.items(), strict=False):
             label = f"{test.removeprefix('token_agreement, ').replace('_', ' ')}, {len(found)}"
-            axes.ecdf(np.maximum(found, LEAST_P), label=label, **style | {"marker": ""})
-            rows += [(promise, test, p_value, rank / len(found)) for rank, p_value in enumerate(found, 1)]
+            shares = np.arange(1, len(found) + 1) / len(found)
+            axes.step(np.maximum(found, LEAST_P), shares, where="post", label=label, **style | {"marker": ""})
+            rows += [(promise, test, *step) for step in zip(found, shares, strict=True)]
             small.append(f"{test.replace('_', ' ')} ({promise}) {np.mean(np.array(found) <= 0.05):.0%}")
         axes.set(title=promise, xscale="log", yscale="log", xlim=(LEAST_P, 1), ylim=(LEAST_P, 8), xlabel="p-value")
         axes.set_yticks([1e-3, 1e-2, 1e-1, 1])

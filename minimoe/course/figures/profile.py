@@ -15,7 +15,7 @@ from scipy.stats import zscore
 from minimoe.course.figures.drawing import new_panels
 from minimoe.course.figures.register import Drawing, cell_columns, columns, figure
 from minimoe.course.published import CLAIMED
-from minimoe.course.runs import Table, profile_at, read_run
+from minimoe.course.runs import Table, read_run, where
 from minimoe.course.shipped import zoo_weights
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES
 from minimoe.fingerprints.result import Features
@@ -86,7 +86,8 @@ def strangers_over_training(trainings: Mapping[str, Table]) -> Drawing:
         found = []
         for pair in combinations(seeds, 2):
             for step in steps:
-                result = compare_std_profiles(*(profile_at(table, seed=seed, step=step) for seed in pair))
+                both = (where(table, seed=seed, step=step) for seed in pair)
+                result = compare_std_profiles(*({role: each[role] for role in ATTENTION} for each in both))
                 spread = min(value for name, value in result.details.items() if "spread" in name)
                 found.append((strangers, *pair, step, result.score, spread))
         rows += found
