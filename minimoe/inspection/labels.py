@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from minimoe.inspection.trace import RoutingTrace
+if TYPE_CHECKING:
+    from minimoe.inspection.trace import RoutingTrace
 
 DOCUMENT_LABELS = ("domain", "language", "topic")
 LABELS = (*DOCUMENT_LABELS, "token", "position")

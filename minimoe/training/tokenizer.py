@@ -1,4 +1,7 @@
-"""The tokenizer: byte-level BPE of 1,024 tokens, trained on both corpora by `workshop.rebuild`: data/tokenizer.json."""
+"""The tokenizer: byte-level BPE of 1,024 tokens, trained once on both corpora and shipped as `data/tokenizer.json`.
+
+`python -m workshop.rebuild` trains it again.
+"""
 
 from tokenizers import Tokenizer
 
@@ -23,7 +26,10 @@ def load_tokenizer() -> Tokenizer:
 
 
 def read_tokenizer(text: str) -> Tokenizer:
-    """The tokenizer in the text of a tokenizer.json, as in `model.tokenizer_json`; raises ValueError for other text."""
+    """The tokenizer in the text of a tokenizer.json, as `model.tokenizer_json` has it.
+
+    Raises ValueError where the text is something else.
+    """
     try:
         return Tokenizer.from_str(text)
     except Exception as error:  # tokenizers raises nothing more particular
