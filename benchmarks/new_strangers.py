@@ -25,12 +25,13 @@ from minimoe.data_files import data_path
 from minimoe.fingerprints.compare import compare
 from minimoe.fingerprints.weights import Weights, open_weights
 from minimoe.lineage import all_gauges, upcycle
-from minimoe.lineage.recipes import from_scratch
-from minimoe.lineage.tree import MEMBERS, MIXTURE
+from minimoe.lineage.tree import MEMBERS
 from minimoe.model import MoEForCausalLM
 from minimoe.progress import progress_bar
 from minimoe.training.tokenizer import load_tokenizer
 from workshop.experiments import to_csv
+from workshop.family_tree import MIXTURE
+from workshop.training_recipes import from_scratch
 
 FIRST_SEED = 10_001  # the zoo has none above 2,100
 SHIPPED = ("alder", "birch", "stranger-01", "stranger-13")

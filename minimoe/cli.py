@@ -1,5 +1,5 @@
-"""The command line: `minimoe train | sample | figures | compare | fingerprint`, `minimoe card make | check`,
-and `minimoe zoo list | show | build | verify | path`."""
+"""The command line: `minimoe train | sample | figures | compare | fingerprint | families`, `minimoe card make | check`,
+and `minimoe zoo list | show | path`."""
 
 from __future__ import annotations
 
@@ -24,15 +24,29 @@ card = typer.Typer(help="What to publish with a model, so that nobody has to gue
 app.add_typer(card, name="card")
 
 Home = Annotated[Path, typer.Option(help="Folder for members that are not shipped.")]
-HOME = Path("runs/zoo")
+HOME, RUN = Path("runs/zoo"), Path("runs/moe")
+
+
+@contextmanager
+def _plain(status: int = 1) -> Iterator[None]:
+    """Run a command on one thread; say errors that a user can cause, and warnings, in one line each."""
+    import torch
+
+    torch.set_num_threads(1)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: typer.secho(f"warning: {message}", fg="yellow", err=True)
+        try:
+            yield
+        except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
+            typer.secho(f"error: {error}", fg="red", err=True)
+            raise typer.Exit(status) from error
 
 
 @app.command("train")
+@_plain()
 def train_command(
     corpus: Annotated[str, typer.Option(help="'real', 'planted', or a folder of text files.")] = "real",
-    out: Annotated[Path, typer.Option(help="Folder for log, checkpoints and model; resumes what it holds.")] = Path(
-        "runs/moe"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder for log, checkpoints and model; resumes what it holds.")] = RUN,
     steps: Annotated[int, typer.Option(min=1, help="Of 8 x 128 tokens each.")] = 1600,
     seed: Annotated[int, typer.Option(min=0, help="Of the weights and of the batches.")] = 0,
     experts: Annotated[int, typer.Option(min=0, help="0 trains a dense model of equal active parameters.")] = 8,
@@ -46,27 +60,28 @@ def train_command(
     """Train a small mixture of experts and show what it has learnt."""
     import torch
 
-    from minimoe import MoEForCausalLM, evaluate, train
+    from minimoe import Corpus, MoEForCausalLM, evaluate, train
     from minimoe.training.presets import small_config
 
     torch.set_num_threads(threads)
-    with _plain_errors():
-        _check_writable(out)  # before the corpus is read, which takes a while
-        text = _corpus(corpus)
-        config = small_config(text.vocab_size, experts=experts, experts_per_token=experts_per_token, balance=balance)
-        model = MoEForCausalLM(config, seed=seed)
-        total, active = config.num_parameters(), config.num_parameters(active=True)
-        typer.echo(f"{total:,} parameters, {active:,} active per token; corpus: {', '.join(text.domains)}")
-        log = train(model, text, out=out, steps=steps, seed=seed)
-        typer.echo("\nHeld-out loss, nats per token")
-        for domain, loss in evaluate(model, text).items():
-            typer.echo(f"  {domain:<20} {loss:.2f}")
-        _show_samples(model, text, seed)
-        typer.echo(f"\nTrained in {log[-1]['seconds']:.0f} s, saved in {out}. Try:")
-        typer.echo(f"  minimoe sample {shlex.quote(str(out))} --prompt 'def '")
+    _check_writable(out)  # before the corpus is read, which takes a while
+    known = {"real": Corpus.real, "planted": Corpus.planted}
+    text = known[corpus]() if corpus in known else Corpus.from_folder(corpus)
+    config = small_config(text.vocab_size, experts=experts, experts_per_token=experts_per_token, balance=balance)
+    model = MoEForCausalLM(config, seed=seed)
+    total, active = config.num_parameters(), config.num_parameters(active=True)
+    typer.echo(f"{total:,} parameters, {active:,} active per token; corpus: {', '.join(text.domains)}")
+    log = train(model, text, out=out, steps=steps, seed=seed)
+    typer.echo("\nHeld-out loss, nats per token")
+    for domain, loss in evaluate(model, text).items():
+        typer.echo(f"  {domain:<20} {loss:.2f}")
+    _show_samples(model, text, seed)
+    typer.echo(f"\nTrained in {log[-1]['seconds']:.0f} s, saved in {out}. Try:")
+    typer.echo(f"  minimoe sample {shlex.quote(str(out))} --prompt 'def '")
 
 
 @app.command()
+@_plain()
 def sample(
     model: Annotated[str, typer.Argument(help=f"{_PLACES}; with its tokenizer.json.")],
     prompt: Annotated[str, typer.Option()] = "def ",
@@ -77,34 +92,28 @@ def sample(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Continue a prompt with a trained model."""
-    import torch
-
     from minimoe import MoEForCausalLM, generate
 
-    torch.set_num_threads(1)
-    with _plain_errors():
-        network = MoEForCausalLM.from_pretrained(model)
-        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-        typer.echo(generate(network, prompt, max_new_tokens, **options))
+    network = MoEForCausalLM.from_pretrained(model)
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    typer.echo(generate(network, prompt, max_new_tokens, **options))
 
 
 @app.command()
+@_plain()
 def figures(
     names: Annotated[list[str] | None, typer.Argument(help="Which ones; all when left out.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for PNG, SVG and CSV files.")] = Path("figures"),
 ) -> None:
     """Make the figures of the course, with their numbers."""
-    import torch
-
     from minimoe.course import figures as course_figures
 
-    torch.set_num_threads(1)
-    with _plain_errors():
-        for path in course_figures.make(names, out):
-            typer.echo(path)
+    for path in course_figures.make(names, out):
+        typer.echo(path)
 
 
 @app.command("compare")
+@_plain(status=2)
 def compare_command(
     a: Model,
     b: Model,
@@ -118,73 +127,76 @@ def compare_command(
     as_json: Annotated[bool, typer.Option("--json", help="The whole report, for programs.")] = False,
 ) -> None:
     """Say what evidence there is that two models share weights. Exit status 2 where they cannot be read."""
-    import torch
-
     from minimoe import compare
 
-    torch.set_num_threads(1)
-    with _plain_errors(status=2):
-        chosen = {} if methods is None else {"methods": methods if methods == "all" else methods.split(",")}
-        report = compare(a, b, background=background, **chosen)
-        typer.echo(report.to_json() if as_json else str(report))
+    chosen = {} if methods is None else {"methods": methods if methods == "all" else methods.split(",")}
+    report = compare(a, b, background=background, **chosen)
+    typer.echo(report.to_json() if as_json else str(report))
 
 
 @app.command("fingerprint")
+@_plain(status=2)
 def fingerprint_command(
     model: Model,
     out: Annotated[Path, typer.Option("--out", "-o", help="The .npz file to write, below 5 MB.")],
 ) -> None:
     """Save what `minimoe compare` needs of a model, so that it can be compared again without its weights."""
-    import torch
-
     from minimoe import fingerprint
 
-    torch.set_num_threads(1)
-    with _plain_errors(status=2):
-        if out.suffix != ".npz":
-            raise ValueError(f"out={out}: wanted a name that ends in .npz")
-        found = fingerprint(model)
-        found.save(out)
-        typer.echo(f"{out}: {out.stat().st_size:,} bytes")
-        for name, reason in found.refused.items():
-            typer.echo(f"  without {name}: {reason}")
+    if out.suffix != ".npz":
+        raise ValueError(f"out={out}: wanted a name that ends in .npz")
+    found = fingerprint(model)
+    found.save(out)
+    typer.echo(f"{out}: {out.stat().st_size:,} bytes")
+    for name, reason in found.refused.items():
+        typer.echo(f"  without {name}: {reason}")
+
+
+@app.command()
+@_plain()
+def families() -> None:
+    """List the families of models that run here, and say which others can be read."""
+    from gguf.constants import MODEL_ARCH_NAMES
+
+    from minimoe.model.families import FAMILIES
+
+    for name, family in FAMILIES.items():
+        typer.echo(f"{name:<14} {family.architecture}")
+    typer.echo(
+        f"\nThese run. Others are read, for `compare` and `fingerprint`, by the names of their tensors: decoders with "
+        f"attention among the {len(MODEL_ARCH_NAMES)} architectures that the package gguf knows, and BERT encoders."
+    )
 
 
 @card.command("make")
+@_plain(status=2)
 def make_card_command(
     folder: Annotated[Path, typer.Argument(help="A model in the Hugging Face layout.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The .json file to write; its fingerprint goes beside it.")],
     parent: Annotated[list[str] | None, typer.Option(help="A model that gave it weights.")] = None,
 ) -> None:
     """Begin a lineage card: hashes and fingerprint are filled in, words are left to you."""
-    import torch
-
     from minimoe.fingerprints.card import make_card
 
-    torch.set_num_threads(1)
-    with _plain_errors(status=2):
-        make_card(folder, out, parents=parent or ())
-        typer.echo(f"{out}: write recipe, data and licences into it, then")
-        typer.echo(f"  minimoe card check {shlex.quote(str(out))} {shlex.quote(str(folder))}")
+    make_card(folder, out, parents=parent or ())
+    typer.echo(f"{out}: write recipe, data and licences into it, then")
+    typer.echo(f"  minimoe card check {shlex.quote(str(out))} {shlex.quote(str(folder))}")
 
 
 @card.command("check")
+@_plain(status=2)
 def check_card_command(
     card: Annotated[Path, typer.Argument(help="The .json file.")],
     folder: Annotated[Path, typer.Argument(help="The model it is about.")],
     parent: Annotated[list[str] | None, typer.Option(help="A parent that is at hand, to be compared.")] = None,
 ) -> None:
     """Check a lineage card against its model. Exit status 1 if something does not match, 2 if it cannot be read."""
-    import torch
-
     from minimoe.fingerprints.card import MISMATCH, check_card
 
-    torch.set_num_threads(1)
-    with _plain_errors(status=2):
-        findings = check_card(card, folder, parents=parent or ())
-        typer.echo("\n".join(map(str, findings)))
-        if any(finding.status == MISMATCH for finding in findings):
-            raise typer.Exit(1)
+    findings = check_card(card, folder, parents=parent or ())
+    typer.echo("\n".join(map(str, findings)))
+    if any(finding.status == MISMATCH for finding in findings):
+        raise typer.Exit(1)
 
 
 @zoo.command("list")
@@ -205,91 +217,41 @@ def list_members(
 
 
 @zoo.command()
+@_plain()
 def show(name: Annotated[str, typer.Argument(help="Of a member.")], home: Home = HOME) -> None:
     """Tell where a member comes from, step by step, and what came from it."""
     from minimoe.lineage.zoo import MEMBERS, Zoo, ancestors, derivation
 
-    with _plain_errors():
-        for step in (*ancestors(name), name):
-            made = derivation(step)
-            typer.secho(step, bold=step == name)
-            typer.echo(f"  from      {', '.join(made.parents) or 'random weights'}")
-            typer.echo(f"  by        {made.recipe}")
-            typer.echo(f"  tokens    {made.tokens:,}")
-            typer.echo(f"  function  {'unchanged' if made.function_unchanged else 'its own'}")
-        children = [member.name for member in MEMBERS.values() if name in member.parents]
-        typer.echo(f"  led to    {', '.join(children) or 'none'}")
-        typer.echo(f"  lies in   {Zoo(home).folder(name) or 'no folder yet'}")
+    for step in (*ancestors(name), name):
+        made = derivation(step)
+        typer.secho(step, bold=step == name)
+        typer.echo(f"  from      {', '.join(made.parents) or 'random weights'}")
+        typer.echo(f"  by        {made.recipe}")
+        typer.echo(f"  tokens    {made.tokens:,}")
+        typer.echo(f"  function  {'unchanged' if made.function_unchanged else 'its own'}")
+    children = [member.name for member in MEMBERS.values() if name in member.parents]
+    typer.echo(f"  led to    {', '.join(children) or 'none'}")
+    typer.echo(f"  lies in   {Zoo(home).folder(name) or 'no folder yet'}")
 
 
 @zoo.command()
-def build(
-    names: Annotated[list[str] | None, typer.Argument(help="Which; all that take training when left out.")] = None,
-    processes: Annotated[int | None, typer.Option(min=1, help="At once; as many as cores when left out.")] = None,
-    home: Home = HOME,
-) -> None:
-    """Make members, and what they come from. Goes on where it was interrupted."""
-    from minimoe.lineage.zoo import Zoo
-
-    with _plain_errors():
-        _check_writable(home)
-        made = Zoo(home).build(names or (), processes=processes)
-        typer.echo(f"{len(made)} made in {home}" + (f": {', '.join(made)}" if made else ", nothing was missing"))
-
-
-@zoo.command()
+@_plain()
 def path(name: Annotated[str, typer.Argument(help="Of a member.")], home: Home = HOME) -> None:
     """Print the folder of a member, for other tools to open. What needs no training is made on the spot."""
-    import torch
-
     from minimoe.lineage.zoo import Zoo
 
-    torch.set_num_threads(1)
-    with _plain_errors():
-        there = Zoo(home)
-        if there.folder(name) is None and there.has(name):
-            there.build_one(name)
-        if there.folder(name) is None:
-            there.load(name)  # says what is missing
-        typer.echo(there.folder(name))
-
-
-@zoo.command()
-def verify(
-    names: Annotated[list[str] | None, typer.Argument(help="Which; a root and a descendant when left out.")] = None,
-    home: Home = HOME,
-) -> None:
-    """Train members once more and compare. Exit status 1 if one comes out as another model."""
-    import torch
-
-    from minimoe.lineage.zoo import Zoo
-
-    torch.set_num_threads(1)
-    with _plain_errors():
-        agree = []
-        for name in names or ("alder", "alder-finetuned"):
-            found = Zoo(home).verify(name)
-            words = "identical to the bit" if found.identical else f"cosine of all weights {found.cosine:.4f}"
-            typer.echo(f"{found.name}: {words}; held-out loss {found.loss:.3f}, stored {found.stored_loss:.3f} nats")
-            agree.append(found.agrees)
-        if not all(agree):
-            raise typer.Exit(1)
+    there = Zoo(home)
+    if there.folder(name) is None and there.has(name):
+        there.build_one(name)
+    if there.folder(name) is None:
+        there.load(name)  # says what is missing
+    typer.echo(there.folder(name))
 
 
 def _check_writable(folder: Path) -> None:
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
         raise PermissionError(f"{folder}: cannot be made or written to, because of {nearest}; wanted a folder of yours")
-
-
-def _corpus(name: str):
-    from minimoe import Corpus
-
-    if name == "real":
-        return Corpus.real()
-    if name == "planted":
-        return Corpus.planted()
-    return Corpus.from_folder(name)
 
 
 def _show_samples(model, corpus, seed: int) -> None:
@@ -301,18 +263,6 @@ def _show_samples(model, corpus, seed: int) -> None:
         text = generate(model, prompt, 60, temperature=0.7, seed=seed)
         typer.secho(f"\n--- {domain}", bold=True)
         typer.echo(prompt + typer.style(text.removeprefix(prompt), fg="green"))
-
-
-@contextmanager
-def _plain_errors(status: int = 1) -> Iterator[None]:
-    """Turn the errors a user can cause into one line and an exit status, and warnings into one line."""
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: typer.secho(f"warning: {message}", fg="yellow", err=True)
-        try:
-            yield
-        except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
-            typer.secho(f"error: {error}", fg="red", err=True)
-            raise typer.Exit(status) from error
 
 
 if __name__ == "__main__":

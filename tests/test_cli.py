@@ -12,6 +12,7 @@ from minimoe.cli import app
 from minimoe.data_files import data_path
 from minimoe.lineage.tree import MEMBERS
 from minimoe.model import MoEConfig, MoEForCausalLM
+from minimoe.model.families import FAMILIES
 
 runner = CliRunner()
 
@@ -191,41 +192,16 @@ def test_zoo_path_makes_a_folder_once(tmp_path):
     assert zoo(tmp_path, "path", "alder").output.strip().endswith("/zoo/alder")
 
 
-def test_zoo_build_says_what_it_made(tmp_path):
-    assert zoo(tmp_path, "build", "alder", "birch").output == f"0 made in {tmp_path}, nothing was missing\n"
-    result = zoo(tmp_path, "build", "birch-int4", "--processes", "1")
-    assert (result.exit_code, result.output) == (0, f"1 made in {tmp_path}: birch-int4\n")
-    assert (tmp_path / "birch-int4" / "config.json").exists()
-
-
-def test_zoo_verify_tells_one_model_from_another(tmp_path):
-    result = zoo(tmp_path, "verify", "alder-int8", "alder-copy")
-    assert result.exit_code == 0, result.output
-    lines = r"alder-int8: identical to the bit; held-out loss (\S+), stored \1 nats\nalder-copy: identical .*\n"
-    assert re.fullmatch(lines, result.output)
-    MoEForCausalLM.from_pretrained(data_path("zoo") / "birch").save_pretrained(tmp_path / "alder-int8")
-    result = zoo(tmp_path, "verify", "alder-int8")
-    assert result.exit_code == 1
-    assert re.fullmatch(
-        r"alder-int8: cosine of all weights 0\.\d+; held-out loss \S+, stored \S+ nats\n", result.output
-    )
-
-
 def test_zoo_mistakes_get_one_line(tmp_path):
     home = tmp_path / "home"
     for arguments, message in [
         (["show", "alter"], "'alter': not in the zoo; `minimoe zoo list` names its members"),
         (["path", "alter"], "'alter': not in the zoo"),
-        (["build", "alder-int8", "alter"], "'alter': not in the zoo"),
-        (["verify", "alter"], "'alter': not in the zoo"),
-        (["path", "stranger-02"], "run `minimoe zoo build stranger-02 --home"),
-        (["path", "stranger-02-copy"], "run `minimoe zoo build stranger-02 --home"),
-        (["verify", "stranger-02"], "run `minimoe zoo build stranger-02 --home"),
+        (["path", "stranger-02"], "run `python -m workshop.build_zoo stranger-02 --home"),
+        (["path", "stranger-02-copy"], "run `python -m workshop.build_zoo stranger-02 --home"),
     ]:
         fails(["zoo", *arguments, "--home", str(home)], message)
     assert not home.exists()
-    home.touch()
-    fails(["zoo", "build", "alder-int8", "--home", str(home)], "cannot be made or written to")
 
 
 # --- cards
@@ -263,3 +239,10 @@ def test_cards_that_cannot_be_read_or_written_get_one_line(tmp_path):
         (["make", alder, "-o", str(tmp_path / "card")], "wanted a name that ends in .json"),
     ]:
         fails(["card", *arguments], message, status=2)
+
+
+def test_families_lists_those_that_run():
+    result = runner.invoke(app, ["families"])
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.output.split("\n\n")[0].splitlines()] == list(FAMILIES)
+    assert re.search(r"Others are read, .* among the \d{3} architectures that", result.output, re.S)

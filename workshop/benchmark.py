@@ -37,14 +37,15 @@ from minimoe.fingerprints.result import Result
 from minimoe.fingerprints.verdict import judge
 from minimoe.fingerprints.weights import Weights, open_weights
 from minimoe.fingerprints.zoo_scores import read_table
-from minimoe.lineage.recipes import open_corpus
-from minimoe.lineage.tree import FAMILIES, MEMBERS, SEEDS
+from minimoe.lineage.tree import FAMILIES, MEMBERS
 from minimoe.lineage.zoo import LINEAGE, Zoo, relation
 from minimoe.progress import progress_bar
 from minimoe.training import Settings
 from minimoe.training.tokenizer import load_tokenizer
 from workshop import benchmark_tables as tables
 from workshop.benchmark_pairs import DROP_RATES, Pair, pairs
+from workshop.family_tree import SEEDS
+from workshop.training_recipes import open_corpus
 
 P_VALUES = ("csu", "permutation_test")
 WORDS = ("a", "b", "use", "kind", "relation", "shapes", "verdict")

@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
-from minimoe.lineage.tree import CALIBRATION, EVALUATION, FAMILIES, MEMBERS
+from minimoe.lineage.tree import FAMILIES, MEMBERS
 from minimoe.lineage.zoo import relation
+from workshop.family_tree import CALIBRATION, EVALUATION
 
 # The share of neurons that is new in the experts of each transformation that makes a mixture of one root.
 _SLICED = ("copy", "copy-qwen2_moe", "sliced", "virtual-groups")

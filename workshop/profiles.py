@@ -21,8 +21,8 @@ from minimoe.atomic import write_atomically
 from minimoe.data_files import data_path
 from minimoe.fingerprints.std_profile import ATTENTION
 from minimoe.fingerprints.weights import open_weights
-from minimoe.lineage.recipes import from_scratch
 from workshop.experiments import RUNS, to_csv
+from workshop.training_recipes import from_scratch
 
 STEPS, SNAPSHOTS = 400, (0, 25, 50, 100, 200, 300)  # and the finished model
 SEEDS = (201, 202, 203, 204, 205)  # of weights and batches; no member of the zoo has them

@@ -1,1 +1,1 @@
-"""What the notebooks share: figures, widgets, the checks of exercises, and the tool that executes and writes them."""
+"""What the notebooks share: figures, widgets, tables, and the checks of the exercises."""

@@ -46,11 +46,9 @@ def place_experts(experts: int, k: int, devices: int, skew: float, tokens: int, 
     (Zipf's law; Gumbel noise makes it so). Which expert has which rank is drawn at random.
 
     Args:
-        experts: E, a multiple of `devices`.
+        experts: E, a multiple of `devices`; those of a device are one group of MoGE.
         k: experts per token, a multiple of `devices`, which MoGE needs.
-        devices: how many; one group of MoGE each.
         skew: 0 makes all experts equally popular.
-        tokens: in the batch.
         seed: of the tokens and of the ranks.
 
     Raises:

@@ -12,15 +12,15 @@ from minimoe.model import MoEConfig
 from minimoe.training.presets import EXPERIMENTS, small_config
 
 PLANTED = ("planted-batch", "planted-sequence")  # the runs whose routers were measured
-PROFILES = ("profiles/4-layers", "profiles/8-layers", "profiles/8-layers-by-depth")  # strangers, while they trained
-# Each table, and the command that makes it.
-TABLES = {
+TABLES = {  # each table, and the command that makes it
     **dict.fromkeys(("train", "held_out", "final"), "python -m workshop.experiments"),
     **dict.fromkeys(("specialization", "ablation"), "python -m workshop.measurements"),
     "std": "python -m workshop.profiles",
 }
-_WHOLE, _TEXT = ("seed", "step", "layer", "expert"), ("domain", "group", "metric")
-_KINDS = {**dict.fromkeys(_WHOLE, int), **dict.fromkeys(_TEXT, str)}  # every other column holds floats
+_KINDS = {  # what a column holds if not floats
+    **dict.fromkeys(("seed", "step", "layer", "expert"), int),
+    **dict.fromkeys(("domain", "group", "metric"), str),
+}
 
 Table = dict[str, np.ndarray]
 
@@ -48,11 +48,8 @@ def read_run(name: str, table: str) -> Table:
     remedy = f"`{TABLES[table]} {name}` makes it"
     try:
         header, *rows = csv.reader(path.read_text(encoding="utf-8").splitlines())
-        columns = list(zip(*rows, strict=True))
-        return {
-            column: np.array(values, dtype=_KINDS.get(column, float))
-            for column, values in zip(header, columns, strict=True)
-        }
+        columns = dict(zip(header, zip(*rows, strict=True), strict=True))
+        return {column: np.array(values, dtype=_KINDS.get(column, float)) for column, values in columns.items()}
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} is missing: {remedy}") from error
     except ValueError as error:
@@ -64,11 +61,9 @@ def pivot(table: Table, column: str, *by: str) -> tuple[np.ndarray, ...]:
 
     Entries are numbers ascending, or names in the order of the table. NaN where the table has no row.
     """
-    axes = []
-    for name in by:
-        entries, first = np.unique(table[name], return_index=True)
-        axes.append(entries[first.argsort()] if entries.dtype.kind == "U" else entries)
-    places = tuple((table[name][:, None] == entries).argmax(1) for name, entries in zip(by, axes, strict=True))
+    columns = [table[name] for name in by]
+    axes = [np.array([*dict.fromkeys(cells)]) if cells.dtype.kind == "U" else np.unique(cells) for cells in columns]
+    places = tuple((cells[:, None] == entries).argmax(1) for cells, entries in zip(columns, axes, strict=True))
     values = np.full([len(entries) for entries in axes], np.nan)
     values[places] = table[column]
     return values, *axes
@@ -80,17 +75,9 @@ def where(table: Table, **values: int | str) -> Table:
     return {column: cells[keep] for column, cells in table.items()}
 
 
-def profile_at(table: Table, *, seed: int, step: int) -> Table:
-    """The standard deviations of q, k, v and o of one model, each [L], from a table of `read_run(name, "std")`."""
-    rows = where(table, seed=seed, step=step)
-    return {role: rows[role] for role in "qkvo"}
-
-
 def step_times() -> dict[str, float]:
-    """What a training step of each model of `benchmarks.dense_twins` costs on one thread; the mixture's is 1.
-
-    The median of `step_time_ratios`, which raises what this raises.
-    """
+    """What a training step of each model of `benchmarks.dense_twins` costs on one thread; the mixture's is 1. The
+    median of `step_time_ratios`, which raises what this raises."""
     return {name: float(np.median(ratios)) for name, ratios in step_time_ratios().items()}
 
 
@@ -113,7 +100,6 @@ def step_time_ratios() -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: not the times on one thread ({error}); {remedy}") from error
 
 
-# A mixture and its dense twins.
 MIXTURE, EQUAL_ACTIVE, EQUAL_TOTAL = "mixture", "dense, equal active", "dense, equal total"
 # The runs to compare, by what they were given the same amount of. With equal active parameters, equal tokens are equal
 # compute, so one run serves both.
@@ -140,11 +126,8 @@ def config_of(run: str) -> MoEConfig:
 
 
 def final_losses(run: str, domain: str = ALL) -> np.ndarray:
-    """Held-out nats per token after the last step, one number a seed: of one domain, or the mean of all.
-
-    Raises:
-        ValueError: there is no such domain; else as `read_run`.
-    """
+    """Held-out nats per token after the last step, one number a seed: of one domain, or the mean of all. Raises what
+    `losses` and `read_run` raise."""
     return losses(read_run(run, "final"), domain)
 
 
@@ -155,10 +138,7 @@ def final_differences(run: str, domain: str = ALL) -> np.ndarray:
 
 def losses_while_training(run: str, domain: str = ALL) -> tuple[np.ndarray, np.ndarray]:
     """Steps [n], and the held-out nats per token after each of them [seeds, n]: of one domain, or the mean of all.
-
-    Raises:
-        ValueError: there is no such domain; else as `read_run`.
-    """
+    Raises what `losses` and `read_run` raise."""
     table = read_run(run, "held_out")
     return np.unique(table["step"]), losses(table, domain)
 

@@ -28,8 +28,10 @@ WIDTH = 6.8  # inches: a notebook's column, and still readable on a phone
 
 RC = {
     "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
+    "figure.titlesize": 12,
+    "figure.titleweight": "bold",
+    "figure.labelsize": 10,
+    "axes.titlesize": 11,  # lighter than that of the figure
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -38,6 +40,8 @@ RC = {
     "text.color": INK,
     "xtick.color": QUIET,
     "ytick.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 10,
     "hatch.linewidth": 0.8,
     "svg.hashsalt": "minimoe",  # the same drawing gives the same file
 }
@@ -71,8 +75,8 @@ def new_figure(height: float, *, width: float = WIDTH) -> Figure:
 
 
 def describe(figure: Figure, alt: str) -> None:
-    """Give `figure` its alt text: what a reader who does not see it needs to know."""
-    figure.set_label(alt)
+    """Give `figure` its alt text, on one line: what a reader who does not see it needs to know."""
+    figure.set_label(" ".join(alt.split()))
 
 
 def render(figure: Figure, kind: str) -> bytes:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Sequence
-from inspect import Signature, signature
+from collections.abc import Callable, Iterable, Sequence
+from inspect import signature
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -15,11 +15,10 @@ Draw = Callable[..., tuple[Figure, dict]]
 
 
 def text_box(draw: Draw, text: str, *, label: str = "Your text"):
-    """A box to type in, and below it the picture of what stands in the box, redrawn on Enter.
+    """A box to type in, which begins with `text`, and below it the picture of what stands in it, redrawn on Enter.
 
     Args:
         draw: from a text to (figure, data); what it cannot draw it refuses with a ValueError, which is shown instead.
-        text: in the box at the start.
         label: in front of the box.
 
     Returns:
@@ -27,13 +26,8 @@ def text_box(draw: Draw, text: str, *, label: str = "Your text"):
     """
     import ipywidgets
 
-    box = ipywidgets.Text(
-        value=text,
-        description=label,
-        continuous_update=False,
-        layout=ipywidgets.Layout(width="100%", max_width="720px"),
-        style={"description_width": "initial"},
-    )
+    look = {"layout": {"width": "100%", "max_width": "720px"}, "style": {"description_width": "initial"}}
+    box = ipywidgets.Text(value=text, description=label, continuous_update=False, **look)
     return ipywidgets.VBox([box, _picture(lambda: draw(box.value), [box])])
 
 
@@ -51,41 +45,32 @@ def controls(draw: Draw, **ranges: tuple | Sequence | bool):
     """
     import ipywidgets
 
-    controlled = [argument for argument in signature(draw).parameters.values() if argument.name in ranges]
-
-    def settings(**values: Any) -> None:
-        """What ipywidgets makes controls for."""
-
-    settings.__signature__ = Signature([argument.replace(kind=argument.KEYWORD_ONLY) for argument in controlled])
-    parts = ipywidgets.interactive(settings, **ranges).kwargs_widgets
-    names = {part: part.description for part in parts}
-    for part in parts:
-        part.description = names[part].replace("_", " ")
+    control = ipywidgets.interactive.widget_from_abbrev
+    arguments = signature(draw).parameters.items()
+    parts = {name: control(ranges[name], argument.default) for name, argument in arguments if name in ranges}
+    for name, part in parts.items():
+        part.description = name.replace("_", " ")
         part.style.description_width = "130px"
         part.layout.width = "min(100%, 440px)"
         if part.has_trait("continuous_update"):
             part.continuous_update = False  # a drawing takes longer than a moving hand waits
-    return ipywidgets.VBox([*parts, _picture(lambda: draw(**{names[part]: part.value for part in parts}), parts)])
+    picture = _picture(lambda: draw(**{name: part.value for name, part in parts.items()}), parts.values())
+    return ipywidgets.VBox([*parts.values(), picture])
 
 
-def _picture(draw: Callable[[], tuple[Figure, dict]], parts: Sequence[Any]):
+def _picture(draw: Callable[[], tuple[Figure, dict]], parts: Iterable[Any]):
     """An HTML widget with what `draw` draws now, and again whenever the value of a part changes."""
     import ipywidgets
 
     picture = ipywidgets.HTML()
 
     def redraw(_change=None) -> None:
-        picture.value = _drawn(draw)
+        try:
+            picture.value = image_tag(draw()[0])
+        except ValueError as error:
+            picture.value = f"<p>{html.escape(str(error))}</p>"
 
     for part in parts:
         part.observe(redraw, names="value")
     redraw()
     return picture
-
-
-def _drawn(draw: Callable[[], tuple[Figure, dict]]) -> str:
-    try:
-        figure, _ = draw()
-    except ValueError as error:
-        return f"<p>{html.escape(str(error))}</p>"
-    return image_tag(figure)

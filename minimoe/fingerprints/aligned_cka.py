@@ -21,12 +21,13 @@ Shapes: H hidden size, L layers, N tokens.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from minimoe.fingerprints.anchors import mean_of_pairs, read_inputs, shared_tokens
+from minimoe.fingerprints.anchors import mean_of_pairs, read_embedding, read_inputs, shared_tokens
 from minimoe.fingerprints.folded import query_key
 from minimoe.fingerprints.result import Refusal, Result, explain_refusals
 from minimoe.fingerprints.weights import Weights
@@ -37,7 +38,6 @@ def aligned_cka(a: Weights, b: Weights, *, canonicalize: bool = True) -> Result:
     """Compare queries and keys of two models; depth, width and heads may differ.
 
     Args:
-        a, b: the models.
         canonicalize: True: our variant, which sees through rewrites; False: the method as it was published.
 
     Returns:
@@ -47,38 +47,24 @@ def aligned_cka(a: Weights, b: Weights, *, canonicalize: bool = True) -> Result:
     if a.hidden_size > b.hidden_size:
         a, b = b, a  # the narrower residual stream has the samples
     tokens = shared_tokens(a, b, 4 * b.hidden_size, fewest=b.hidden_size)
-    if canonicalize:
-        scores = _compare_products(a, b, procrustes(read_inputs(b, tokens), read_inputs(a, tokens)))
-    else:
-        scores = _compare_projections(a, b, match_dimensions(_embedding(b, tokens), _embedding(a, tokens)))
+    read, fit = (read_inputs, procrustes) if canonicalize else (read_embedding, match_dimensions)
+    alignment = fit(read(b, tokens), read(a, tokens)).mT
+    sides = zip(_sides(a, canonicalize), _sides(b, canonicalize), strict=True)
+    scores = torch.stack([cka_of_all(ours, [alignment @ x for x in theirs]) for ours, theirs in sides]).mean(0)
     score = mean_of_pairs(scores)
     if math.isnan(score):
         raise Refusal("queries or keys of a layer are 0 or not finite")
     return Result(score=score, details={"layers": min(scores.shape), "tokens": len(tokens)})
 
 
-def _compare_products(a: Weights, b: Weights, rotation: Tensor) -> Tensor:
-    """CKA of W_q^T W_k [L, L']: mean of the side that asks and the side that is asked."""
-    ours = [query_key(a, layer) for layer in range(a.num_layers)]
-    theirs = [rotation.mT @ query_key(b, layer) for layer in range(b.num_layers)]
-    theirs_asked = [rotation.mT @ query_key(b, layer).mT for layer in range(b.num_layers)]
-    return (cka_of_all(ours, theirs) + cka_of_all([product.mT for product in ours], theirs_asked)) / 2
-
-
-def _compare_projections(a: Weights, b: Weights, matching: Tensor) -> Tensor:
-    """Mean CKA of W_q^T and of W_k^T, [L, L']."""
-    scores = [
-        cka_of_all(
-            [a.get(role, layer).mT for layer in range(a.num_layers)],
-            [matching.mT @ b.get(role, layer).mT for layer in range(b.num_layers)],
-        )
-        for role in "qk"
-    ]
-    return torch.stack(scores).mean(0)
-
-
-def _embedding(weights: Weights, tokens: list[str]) -> Tensor:
-    return weights.rows("embedding", [weights.tokens[token] for token in tokens])
+def _sides(weights: Weights, canonicalize: bool) -> Iterator[list[Tensor]]:
+    """What is compared of each layer, [H, n]: W_q^T W_k and its transpose, or W_q^T and W_k^T."""
+    layers = weights.layers_with("q")
+    if canonicalize:
+        products = [query_key(weights, layer) for layer in layers]
+        yield from (products, [product.mT for product in products])
+    else:
+        yield from ([weights.get(role, layer).mT for layer in layers] for role in "qk")
 
 
 def procrustes(x: Tensor, y: Tensor) -> Tensor:

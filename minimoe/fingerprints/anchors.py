@@ -33,8 +33,8 @@ class Anchors(NamedTuple):
 def shared_tokens(a: Weights, b: Weights, count: int = USUAL, *, fewest: int = FEWEST) -> list[str]:
     """Up to `count` token strings that both models have, in an order that depends on the strings alone.
 
-    The order is that of their hashes, so that frequent and rare tokens are taken alike, the same ones whichever model
-    comes first, and nearly the same ones whatever else the other vocabulary holds.
+    The order is that of their hashes: frequent and rare tokens are taken alike, the same ones whichever model comes
+    first, and nearly the same ones whatever else the other vocabulary holds.
 
     Raises:
         Refusal: fewer than `fewest` are shared.
@@ -52,19 +52,28 @@ def choose_tokens(shared: Iterable[str], count: int, fewest: int) -> list[str]:
 
 @read_once
 def read_anchors(weights: Weights, tokens: list[str]) -> Anchors:
-    """The rows of `tokens` in embedding and head; a model without a head, an encoder, is refused."""
+    """The rows of `tokens` in embedding and head; a model without a head, such as an encoder, is refused."""
     weights.require_decoder()
+    if not weights.has("head"):
+        raise Refusal(f"{weights.name} has no head")
     ids = [weights.tokens[token] for token in tokens]
-    outputs = weights.rows("head", ids) * weights.get("norm_final")
+    outputs = weights.rows("head", ids)
+    if weights.has("norm_final"):  # the norm of the first OLMo has no weights
+        outputs = outputs * weights.get("norm_final")
     return Anchors(torch.tensor(ids), read_inputs(weights, tokens), outputs)
 
 
+def read_embedding(weights: Weights, tokens: list[str]) -> Tensor:
+    """The rows of `tokens` in the embedding, [N, H]."""
+    return weights.rows("embedding", [weights.tokens[token] for token in tokens])
+
+
 def read_inputs(weights: Weights, tokens: list[str]) -> Tensor:
-    """The rows of `tokens` in the embedding, each divided by its root mean square: Z [N, H].
+    """`read_embedding`, each row divided by its root mean square: Z [N, H].
 
     A row of 0, such as that of padding, stays as it is; if all are 0, they are refused.
     """
-    rows = weights.rows("embedding", [weights.tokens[token] for token in tokens])
+    rows = read_embedding(weights, tokens)
     sizes = rows.square().mean(1, keepdim=True).sqrt()
     if not sizes.isfinite().all() or not sizes.any():
         raise Refusal(f"embedding of {weights.name}: 0 or not finite")
@@ -88,13 +97,9 @@ def mean_of_pairs(scores: Tensor) -> float:
 
 
 def align_layers(scores: Tensor, gap: float = 0.05) -> list[tuple[int, int]]:
-    """Pairs of layers in ascending order in both models, of the largest sum of scores less `gap` per layer left out.
+    """Pairs of layers, in order in both models, of the largest sum of `scores` [L, L'] less `gap` per layer left out.
 
     Dynamic programming over prefixes (Needleman & Wunsch 1970), as used on layers by GhostSpec (arXiv 2511.06390).
-
-    Args:
-        scores: [L, L'], how much each layer of one model resembles each of the other.
-        gap: cost of each layer without a partner, in units of the scores.
     """
     rows, columns = scores.shape
     best = torch.zeros(rows + 1, columns + 1, dtype=torch.float64)  # of the first i and the first j layers

@@ -16,8 +16,6 @@ Source
     Zhang et al. 2024, arXiv 2410.14273 (REEF), made unbiased. routing_agreement is ours; adjusted mutual information:
     Vinh et al. 2010, JMLR 11.
 
-The p-value of token agreement is exact about prompts, not about lineage: see there. The others have none.
-
 Shapes: H hidden size, L layers, L' sparse layers, N shared tokens, P prompts, S tokens in each.
 """
 
@@ -35,7 +33,6 @@ from minimoe.fingerprints.aligned_cka import cka_of_all
 from minimoe.fingerprints.anchors import FEWEST, candidate_pairs, mean_of_pairs
 from minimoe.fingerprints.result import Refusal, Result, explain_refusals
 from minimoe.fingerprints.weights import Weights, read_once
-from minimoe.model.transformer import MoEForCausalLM
 
 USUAL, LENGTH = 256, 8  # prompts, and tokens in each: longer ones tell no more
 FEWEST_PROMPTS = 4  # for an unbiased CKA
@@ -56,23 +53,22 @@ def token_agreement(
 ) -> Result:
     """Compare the next tokens that two models choose, among those that all models share.
 
-    The p-value belongs to this null: were all possible prompts asked, some control would agree with `a` as often as
-    `b` does, or more. It is exact over the draw of the prompts, for these very models (unless their routing depends on
-    which prompts are run together, as with a capacity). That `b` and the controls are
-    equally related to `a` is another null, and enough prompts reject this one for whichever of them happens to come
+    The p-value is about prompts, not about lineage. Its null: were all possible prompts asked, some control would agree
+    with `a` as often as `b` does, or more. It is exact over the draw of the prompts, for these very models (unless
+    their routing depends on which prompts are run together, as with a capacity). That `b` and the controls are equally
+    related to `a` is another null, and enough prompts reject the first one for whichever of them happens to come
     closest; `rank_p` is the p-value of that, if `b` and the controls are strangers drawn alike.
 
     Args:
         a: the suspect.
         b: its supposed parent.
         controls: models known to be strangers to both.
-        prompts: P.
-        seed: of the prompts.
+        prompts: P of them are drawn, with `seed`.
 
     Returns:
         score: the share of prompts after which `a` and `b` choose the same token.
-        p_value: with controls, the largest of their sign tests against `b` (McNemar's, exact), after Holm's correction.
-            Every control must be beaten, so that without the correction it would be valid too.
+        p_value: with controls, the largest of their sign tests against `b` (McNemar's, exact), after Holm's correction,
+            without which it would be valid too, as every control must be beaten.
         details: "closest_control", the largest share of a control; "rank_p", (1 + controls with the share of `b` or
             more) / (1 + controls).
         refused: too few tokens shared by all; an encoder; a model that chooses one token always, or is not finite.
@@ -128,9 +124,6 @@ def routing_agreement(a: Weights, b: Weights, *, prompts: int = USUAL, seed: int
     return Result(score=mean_of_pairs(scores), details=details)
 
 
-# --- running the models -----------------------------------------------------------------------------------
-
-
 def _observe(models: Sequence[Weights], prompts: int, seed: int) -> list[Behaviour]:
     """What each model does with the same prompts, token by token the same strings."""
     if prompts < FEWEST_PROMPTS:
@@ -149,35 +142,20 @@ def _observe_one(weights: Weights, tokens: list[str], prompts: int, seed: int) -
 
 @torch.no_grad()
 def behaviour(weights: Weights, tokens: Sequence[str], prompts: Tensor) -> Behaviour:
-    """Run a model on prompts.
-
-    Args:
-        weights: the model.
-        tokens: N strings that it knows.
-        prompts: [P, S] int64, from 0 to N - 1: which of them.
-    """
+    """Run a model on prompts, [P, S] int64 from 0 to N - 1: which of `tokens`, N strings that it knows."""
     model, ids = weights.model(), torch.tensor([weights.tokens[token] for token in tokens])
-    parts = zip(*(_run(model, ids, batch) for batch in prompts.split(_BATCH)), strict=True)
-    return Behaviour(*(torch.cat(of_batches, dim) for of_batches, dim in zip(parts, (0, 1, 1), strict=True)))
-
-
-def _run(model: MoEForCausalLM, ids: Tensor, prompts: Tensor) -> Behaviour:
-    states: list[Tensor] = []
-    hooks = [
-        block.register_forward_hook(lambda block, inputs, outputs: states.append(outputs[0][:, -1]))
-        for block in model.model.layers
-    ]
-    hidden, chosen, _ = model.model(ids[prompts], None)
-    for hook in hooks:
-        hook.remove()
-    if not hidden[:, -1].isfinite().all():
-        raise Refusal("what a model computes is not finite")
-    choices = (hidden[:, -1] @ model.lm_head.weight[ids].mT).argmax(-1)
-    routes = [choice.scores.argmax(-1) for choice in chosen]
-    return Behaviour(choices, torch.stack(states), torch.stack(routes) if routes else ids.new_empty(0, prompts.numel()))
-
-
-# --- statistics -------------------------------------------------------------------------------------------
+    choices, routes, states = [], [], []
+    for block in model.model.layers:
+        block.register_forward_hook(lambda block, inputs, outputs: states.append(outputs[0][:, -1].clone()))
+    for batch in prompts.split(_BATCH):
+        hidden, chosen, _ = model.model(ids[batch], None)
+        last = hidden[:, -1]
+        if not last.isfinite().all():
+            raise Refusal("what a model computes is not finite")
+        choices.append((last @ model.lm_head.weight[ids].mT).argmax(-1))
+        routes.append(torch.cat([ids.new_empty(0, batch.numel()), *(one.scores.argmax(-1)[None] for one in chosen)]))
+    of_layers = [torch.cat(states[layer :: weights.num_layers]) for layer in range(weights.num_layers)]
+    return Behaviour(torch.cat(choices), torch.stack(of_layers), torch.cat(routes, 1))
 
 
 def sign_test(wins: Tensor, losses: Tensor) -> float:

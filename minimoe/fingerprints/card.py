@@ -14,13 +14,12 @@ One JSON file. `make_card` fills in what can be computed, people write the rest,
     made_with          the package that made the card
 What a check confirms
     That card, folder and fingerprint belong together, byte by byte; and of parents that are at hand, that they are
-    those on the card and that `compare` finds them related.
+    those on the card and that `compare` finds them related. Where it finds no evidence, card and finding differ: of a
+    small part of a model, or after much training, there may be too little left to find.
 What it cannot confirm
     Recipe, data and licences: they are somebody's word. Who came first: a child that is named as its own parent's
     parent shares weights with it all the same. Parents that the card leaves out. Nor who made the card: whoever changes
-    a model can make a new one, unless the hash of the first is kept where they cannot change it. A parent of which
-    `compare` finds no evidence is a mismatch between card and finding; of a small part of a model, or after much
-    training, there may be too little left to find.
+    a model can make a new one, unless the hash of the first is kept where they cannot change it.
 """
 
 from __future__ import annotations
@@ -48,10 +47,10 @@ ROUNDING = 2e-3  # of the largest number of a feature: what float16 and another 
 
 
 class Finding(NamedTuple):
-    """What `check_card` says of one field."""
+    """What `check_card` says of one field: "confirmed", "open", where it could not be checked, or "mismatch"."""
 
     field: str
-    status: str  # "confirmed"; "open": it could not be checked; "mismatch"
+    status: str
     found: str
     wanted: str = ""  # of a mismatch
 
@@ -59,40 +58,36 @@ class Finding(NamedTuple):
         return f"{self.status:9} {self.field}: {self.found}" + (f"; wanted {self.wanted}" if self.wanted else "")
 
 
-# --- the schema -------------------------------------------------------------------------------------------
+def _kind(description: str, **rules: Any) -> dict[str, Any]:
+    """A JSON Schema; its description is what a finding says was wanted."""
+    return {"description": description, **rules}
 
 
 def _exactly(*values: Any) -> dict[str, Any]:
-    return {"enum": values, "description": " or ".join(map(repr, values))}
+    return _kind(" or ".join(map(repr, values)), enum=values)
 
 
 def _object(**properties: dict[str, Any]) -> dict[str, Any]:
-    fields = {"properties": properties, "required": list(properties), "additionalProperties": False}
-    return {"type": "object", "description": "an object", **fields}
+    required = list(properties)
+    return _kind("an object", type="object", properties=properties, required=required, additionalProperties=False)
 
 
-WORDS = {"type": "string", "pattern": r"\S", "description": "words"}
-SHA256 = {"type": "string", "pattern": "^[0-9a-f]{64}$", "maxLength": 64, "description": "64 hexadecimal digits"}
-SHA256_OR_NULL = SHA256 | {"type": ["string", "null"], "description": f"{SHA256['description']} or null"}
-FILES = {
-    "type": "object",
-    "minProperties": 1,
-    "additionalProperties": SHA256,
-    "description": "an object of at least one file with its sha256",
-}
-FILE_NAME = {
-    "type": "string",
-    "pattern": r"^[^/\\]*[^/\\.\s][^/\\]*$",  # no folder, and more than dots
-    "description": "the name of a file beside the card",
-}
+WORDS = _kind("words", type="string", pattern=r"\S")
+SHA256 = _kind("64 hexadecimal digits", type="string", pattern="^[0-9a-f]{64}$", maxLength=64)
+SHA256_OR_NULL = SHA256 | _kind("64 hexadecimal digits or null", type=["string", "null"])
+FILES = _kind(
+    "an object of at least one file with its sha256", type="object", minProperties=1, additionalProperties=SHA256
+)
+NO_FOLDER = r"^[^/\\]*[^/\\.\s][^/\\]*$"  # and more than dots
+FILE_NAME = _kind("the name of a file beside the card", type="string", pattern=NO_FOLDER)
 PARENT = _object(name=WORDS, sha256=SHA256, licence=WORDS, gave=_exactly("weights", "outputs"))
-SCHEMA = _object(  # a JSON Schema; "description" is what a finding says was wanted
+SCHEMA = _object(
     format=_exactly(FORMAT),
     version=_exactly(VERSION),
     name=WORDS,
     weights=SHA256,
     files=FILES,
-    parents={"type": "array", "items": PARENT, "description": "a list"},
+    parents=_kind("a list", type="array", items=PARENT),
     recipe=WORDS,
     data=_object(description=WORDS, licence=WORDS, sha256=SHA256_OR_NULL),
     licence=WORDS,
@@ -120,9 +115,8 @@ def _check_schema(content: Any) -> list[Finding]:
 
 def _name_field(*path: str | int) -> str:
     """As "parents[0].sha256" or "files[config.json]"."""
-    if path[:1] == ("files",):
-        return "".join(["files", *(f"[{part}]" for part in path[1:])])
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".") or "card"
+    places = [f"[{part}]" if path[0] == "files" or isinstance(part, int) else f".{part}" for part in path[1:]]
+    return "".join([path[0], *places]) if path else "card"
 
 
 def _show(value: Any) -> str:
@@ -130,20 +124,13 @@ def _show(value: Any) -> str:
     return f"found {text}" if len(text) <= 80 else f"found {text[:77]}..."
 
 
-# --- making one -------------------------------------------------------------------------------------------
-
-
 def make_card(folder: str | Path, out: str | Path, *, parents: Collection[str | Path] = ()) -> dict[str, Any]:
-    """Write a card and, beside it, the fingerprint it names. What only people know is left empty: recipe, data and
-    licences.
+    """Write a card, and return it; what only people know, recipe, data and licences, is left empty.
 
     Args:
         folder: a model in the Hugging Face layout.
         out: the card, a new file that ends in .json; the fingerprint gets the same name with .npz.
         parents: models, whatever `open_weights` takes, entered as having given weights.
-
-    Returns:
-        The card.
 
     Raises:
         CheckpointError: a file is missing or damaged.
@@ -193,9 +180,6 @@ def _hash_files(folder: Path, leaving_out: Collection[Path]) -> dict[str, str]:
     }
 
 
-# --- checking one -----------------------------------------------------------------------------------------
-
-
 def check_card(card: str | Path, folder: str | Path, *, parents: Sequence[str | Path] = ()) -> list[Finding]:
     """Check a card against its model, and against those of its parents that are at hand.
 
@@ -205,8 +189,7 @@ def check_card(card: str | Path, folder: str | Path, *, parents: Sequence[str | 
         parents: models, whatever `open_weights` takes; which parent each of them is, its sha256 says.
 
     Returns:
-        One finding or more for each field that can be checked. A card that is not as `SCHEMA` wants it is not checked
-        any further.
+        One finding or more for each field that can be checked; of a card that is not as `SCHEMA` wants it, why not.
 
     Raises:
         OSError: there is no such card.
@@ -215,7 +198,10 @@ def check_card(card: str | Path, folder: str | Path, *, parents: Sequence[str | 
         Refusal: a parent is on a server, and no sha256 of it is published.
     """
     card, folder = Path(card), Path(folder)
-    content = _read(card)
+    try:
+        content = json.loads(card.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{card}: wanted JSON, found something else ({error})") from error
     if misfits := _check_schema(content):
         return misfits
     weights, opened = open_weights(folder), [open_weights(parent) for parent in parents]
@@ -226,13 +212,6 @@ def check_card(card: str | Path, folder: str | Path, *, parents: Sequence[str | 
         *_check_fingerprint(saved, content["fingerprint"]["sha256"], weights),
         *_check_parents(content["parents"], weights, opened),
     ]
-
-
-def _read(card: Path) -> Any:
-    try:
-        return json.loads(card.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{card}: wanted JSON, found something else ({error})") from error
 
 
 def _check_files(listed: dict[str, str], found: dict[str, str]) -> Iterator[Finding]:
@@ -270,13 +249,12 @@ def _check_fingerprint(path: Path, wanted: str, weights: Weights) -> Iterator[Fi
 
 def _alike(ours: Features, theirs: Features) -> bool:
     """Whether both hold the same arrays, up to `ROUNDING` of the largest number in each."""
-    return ours.keys() == theirs.keys() and all(
-        array.shape == theirs[name].shape
-        and np.allclose(
-            array.astype(float), theirs[name], rtol=0, atol=ROUNDING * np.abs(theirs[name].astype(float)).max(initial=0)
-        )
-        for name, array in ours.items()
-    )
+
+    def close(x: np.ndarray, y: np.ndarray) -> bool:
+        return x.shape == y.shape and np.allclose(x, y, rtol=0, atol=ROUNDING * np.abs(y).max(initial=0))
+
+    same_names = ours.keys() == theirs.keys()
+    return same_names and all(close(ours[name].astype(float), theirs[name].astype(float)) for name in ours)
 
 
 def _check_parents(claimed: list[dict[str, str]], weights: Weights, at_hand: Sequence[Weights]) -> Iterator[Finding]:
@@ -290,13 +268,10 @@ def _check_parents(claimed: list[dict[str, str]], weights: Weights, at_hand: Seq
             yield Finding(field, OPEN, "at hand; of outputs that were learnt from, weights say nothing")
         else:
             report = compare(parent, weights)
-            found = f"{report.verdict}; {report.reason}"
-            if report.verdict in (SAME, SHARED):
-                yield Finding(field, CONFIRMED, found)
-            else:
-                yield Finding(field, OPEN if report.verdict == CANNOT_TELL else MISMATCH, found, SHARED)
+            status = {SAME: CONFIRMED, SHARED: CONFIRMED, CANNOT_TELL: OPEN}.get(report.verdict, MISMATCH)
+            yield Finding(field, status, f"{report.verdict}; {report.reason}", "" if status == CONFIRMED else SHARED)
     listed = [claim["sha256"] for claim in claimed]
+    wanted = " or ".join(listed) or "no parent: the card names none"
     for sha256, parent in known.items():
         if sha256 not in listed:
-            wanted = " or ".join(listed) or "no parent: the card names none"
             yield Finding("parents", MISMATCH, f"given {parent.name} with sha256 {sha256}", wanted)

@@ -86,26 +86,27 @@ def attribute_experts(parent: Weights, suspect: Weights) -> list[Attribution]:
     """
     tokens = shared_tokens(parent, suspect)
     sources, experts = (read_token_features(weights, tokens) for weights in (parent, suspect))
-    return [_attribute(place, features, sources) for place, features in experts.items()]
-
-
-def _attribute(place: tuple[int, str], features: Tensor, sources: dict[tuple[int, str], Tensor]) -> Attribution:
-    glance = thin_out(features, GLANCE)
-    source = max(sources, key=lambda source: nearest_agreement(similarities(glance, sources[source])))
-    table = similarities(features, sources[source])
-    agreeing, in_two = count_agreeing(table)
-    _, rows, columns = table.shape
-    nominal_p = min(1.0, len(sources) * nominal_p_value(agreeing, rows, columns))
-    return Attribution(
-        layer=place[0],
-        expert=place[1],
-        parent_layer=source[0],
-        parent_expert=source[1],
-        neurons=min(rows, columns),
-        agreeing=agreeing,
-        drop_rate=1.0 if nominal_p > 0.01 else estimate_drop_rate(agreeing, in_two, rows, columns),
-        nominal_p=nominal_p,
-    )
+    found = []
+    for (layer, expert), features in experts.items():
+        glance = thin_out(features, GLANCE)
+        agreements = {source: nearest_agreement(similarities(glance, faces)) for source, faces in sources.items()}
+        source = max(agreements, key=agreements.__getitem__)
+        table = similarities(features, sources[source])
+        agreeing, in_two = count_agreeing(table)
+        _, rows, columns = table.shape
+        nominal_p = min(1.0, len(sources) * nominal_p_value(agreeing, rows, columns))
+        attribution = Attribution(
+            layer=layer,
+            expert=expert,
+            parent_layer=source[0],
+            parent_expert=source[1],
+            neurons=min(rows, columns),
+            agreeing=agreeing,
+            drop_rate=1.0 if nominal_p > 0.01 else estimate_drop_rate(agreeing, in_two, rows, columns),
+            nominal_p=nominal_p,
+        )
+        found.append(attribution)
+    return found
 
 
 def count_agreeing(table: Tensor) -> tuple[int, int]:
@@ -118,14 +119,9 @@ def count_agreeing(table: Tensor) -> tuple[int, int]:
 def estimate_drop_rate(agreeing: int, in_two: int, rows: int, columns: int) -> float:
     """1 - s / neurons, where s neurons have an origin and each face finds it with one probability q.
 
-    As in counting animals by recapture: s q^3 neurons agree in all faces and s 3 q^2 (1 - q) in just two, besides those
-    without an origin that do so by chance. If training changed nothing, q = 1 and the rate is 1 - effect.
-
-    Args:
-        agreeing: in all three faces; at least 1.
-        in_two: in just two.
-        rows: I.
-        columns: I'.
+    As in counting animals by recapture: of I rows and I' columns s q^3 are `agreeing`, at least 1, in all three faces
+    and s 3 q^2 (1 - q) `in_two` alone, besides those without an origin that do so by chance. If training changed
+    nothing, q = 1 and the rate is 1 - effect.
     """
     neurons = min(rows, columns)
     by_chance = 3 * (neurons - agreeing) / max(max(rows, columns) - agreeing, 1)

@@ -1,7 +1,6 @@
 """A model in less than five megabytes: what some methods need to compare it again, without its weights.
 
-    saved = fingerprint("checkpoint")
-    saved.save("checkpoint.npz")
+    fingerprint("checkpoint").save("checkpoint.npz")
     compare_fingerprints("csu", *as_fingerprints(Fingerprint.load("checkpoint.npz"), open_weights("another")))
 
 What is kept
@@ -14,10 +13,10 @@ What is kept
                         matrices, as exact, with less power
 What it gives away
     The file holds no matrix of the model, and for wide models far too few numbers to solve for one. It holds what is
-    listed: among it 256 weights of each norm, and the strings of the tokens. Whoever knows the embedding, as of a model
-    that was fine-tuned from a published one, knows the inputs and outputs of the tables: of a hidden size below the
-    number of tokens they give away the products of attention matrices, of any other their part in the span of those
-    tokens. And whoever has a candidate can tell whether it is a relative: that is what the file is for.
+    listed, and the strings of the tokens. Whoever knows the embedding, as of a model that was fine-tuned from a
+    published one, knows the inputs and outputs of the tables: of a hidden size below the number of tokens they give
+    away the products of attention matrices, of any other their part in the span of those tokens. And whoever has a
+    candidate can tell whether it is a relative: that is what the file is for.
 
 Two fingerprints of different vocabularies have few tokens in common, as each took those with the smallest hashes of its
 own; below 64 the virtual response is refused. With one of the two models at hand, the tokens of the other are looked up
@@ -30,7 +29,7 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -53,13 +52,11 @@ from minimoe.fingerprints.virtual_response import (
     tokens_of,
 )
 from minimoe.fingerprints.weights import Weights, on_the_cpu, open_weights
-from minimoe.model.families import BERT
 from minimoe.model.transformer import MoEForCausalLM
 
 FORMAT, VERSION = "minimoe fingerprint", 1
 MOST_BYTES = 5_000_000
 BYTES_OF_TABLES = 3_200_000  # of these, for the virtual response
-
 
 # What is read from a model, by name; several methods may look at one of them.
 READ: Mapping[str, Callable[[Weights, Sequence[str]], Features]] = {
@@ -131,14 +128,14 @@ class Fingerprint:
         for name, array in arrays.items():
             group, _, name = name.partition("/")
             features.setdefault(group, {})[name] = array
-        _require_names(path, "fields", facts, {field.name for field in fields(Fingerprint)} - {"features"})
-        _require_names(path, "features", [*features, *facts["refused"]], READ)
+        expected = {
+            "fields": (facts, {field.name for field in fields(Fingerprint)} - {"features"}),
+            "features": ([*features, *facts.get("refused", ())], READ),
+        }
+        for what, (found, wanted) in expected.items():
+            if sorted(found) != sorted(wanted):
+                raise ValueError(f"{path}: found {what} {', '.join(sorted(found))}, wanted {', '.join(sorted(wanted))}")
         return Fingerprint(**facts, features=features)
-
-
-def _require_names(path: str | Path, what: str, found: Iterable[str], wanted: Iterable[str]) -> None:
-    if sorted(found) != sorted(wanted):
-        raise ValueError(f"{path}: found {what} {', '.join(sorted(found))}, wanted {', '.join(sorted(wanted))}")
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Features]:
@@ -190,7 +187,7 @@ def fingerprint(
         sha256 = None
     return Fingerprint(
         name=weights.short_name,
-        family=weights.config.model_type if weights.config else BERT,
+        family=weights.family,
         num_layers=weights.num_layers,
         hidden_size=weights.hidden_size,
         num_heads=weights.num_heads,
@@ -215,13 +212,7 @@ def as_fingerprints(a: Weights | Fingerprint, b: Weights | Fingerprint) -> tuple
 
 @explain_refusals
 def compare_fingerprints(method: str, a: Fingerprint, b: Fingerprint) -> Result:
-    """What a method says of two models, from their fingerprints.
-
-    Args:
-        method: its name; those that are not in `KEPT` refuse.
-        a: one model.
-        b: the other.
-    """
+    """What a method says of two models, from their fingerprints; a method that is not in `KEPT` refuses."""
     if method not in KEPT:
         raise Refusal("needs the weights of both models, and one of them is a saved fingerprint")
     features, compare = KEPT[method]

@@ -30,27 +30,33 @@ def query_key(weights: Weights, layer: int) -> Tensor:
     The queries of a group share their key, so that they can be added first. The weights of a `qk_norm` are folded in;
     what it divides by depends on the token and is not.
     """
-    q, k = (_fold_norm(weights, role, layer) for role in "qk")
-    return _sum_over_groups(q, weights).mT @ k
+    sides = []
+    for role in "qk":
+        matrix = _fold(weights, role, "norm1", layer)
+        if weights.has(f"{role}_norm", layer):
+            norm = weights.get(f"{role}_norm", layer)
+            matrix = matrix * norm.repeat(len(matrix) // len(norm))[:, None]  # of one head, or of all
+        sides.append(matrix)
+    return _sum_over_groups(sides[0], weights, layer).mT @ sides[1]
 
 
 def value_output(weights: Weights, layer: int) -> Tensor:
     """The sum over heads of W_o W_v, [H, H]: from what is attended to, on the right, to what is written."""
-    o = weights.get("o", layer).mT
-    return _sum_over_groups(o, weights).mT @ _fold(weights, "v", "norm1", layer)
+    o = _written(weights, "o", "norm1_after", layer)
+    return _sum_over_groups(o, weights, layer).mT @ _fold(weights, "v", "norm1", layer)
 
 
 def mlps(weights: Weights, layer: int) -> dict[str, Neurons]:
     """The MLP of a layer, which has to have a gate; or its experts "0", "1", ... and "shared", if it has any."""
     _require_gate(weights, layer)
     gate, up = (_fold(weights, role, "norm2", layer) for role in ("gate", "up"))
-    down = weights.get("down", layer).mT
+    down = _written(weights, "down", "norm2_after", layer)
     if gate.dim() == 2:
         return {"mlp": Neurons(gate, up, down)}
     found = {str(expert): Neurons(gate[expert], up[expert], down[expert]) for expert in range(len(gate))}
     if weights.has("shared_gate", layer):
         shared = (_fold(weights, role, "norm2", layer) for role in ("shared_gate", "shared_up"))
-        found["shared"] = Neurons(*shared, weights.get("shared_down", layer).mT)
+        found["shared"] = Neurons(*shared, _written(weights, "shared_down", "norm2_after", layer))
     return found
 
 
@@ -67,19 +73,18 @@ def _require_gate(weights: Weights, layer: int) -> None:
 
 
 def _fold(weights: Weights, role: str, norm: str, layer: int) -> Tensor:
+    """A matrix that reads the residual stream, with the norm before it, if there is one."""
     matrix = weights.get(role, layer)
-    return matrix * weights.get(norm, layer)
+    return matrix * weights.get(norm, layer) if weights.has(norm, layer) else matrix
 
 
-def _fold_norm(weights: Weights, role: str, layer: int) -> Tensor:
-    """Queries or keys, with the norm before them and the weight of that after them."""
-    matrix = _fold(weights, role, "norm1", layer)
-    if not weights.has(f"{role}_norm", layer):
-        return matrix
-    norm = weights.get(f"{role}_norm", layer)
-    return matrix * norm.repeat(len(matrix) // len(norm))[:, None]  # of one head, or of all
+def _written(weights: Weights, role: str, norm: str, layer: int) -> Tensor:
+    """The columns of a matrix that writes, as rows, with the norm after it, if there is one."""
+    columns = weights.get(role, layer).mT
+    return columns * weights.get(norm, layer) if weights.has(norm, layer) else columns
 
 
-def _sum_over_groups(rows: Tensor, weights: Weights) -> Tensor:
+def _sum_over_groups(rows: Tensor, weights: Weights, layer: int) -> Tensor:
     """[heads * D, H] -> [key-value heads * D, H]."""
-    return rows.unflatten(0, (weights.num_kv_heads, -1, weights.head_dim)).sum(1).flatten(0, 1)
+    heads, kv_heads = weights.heads(layer)
+    return rows.unflatten(0, (kv_heads, heads // kv_heads, -1)).sum(1).flatten(0, 1)

@@ -3,8 +3,8 @@
 What they measure
     `csu`: neurons of one model are assigned to those of the other by the cosine of their up rows. Without a common
     origin the order of neurons is arbitrary, and so is the assignment: its Spearman correlation with the identity
-    gives a p-value per layer, and Fisher's method one for all. From fingerprints, which hold a sketch of the first 128
-    rows of each layer, it is the same test with less power: their order is as arbitrary, so it is as exact.
+    gives a p-value per layer, and Fisher's method one for all. From fingerprints, which hold a sketch of some rows of
+    each layer, it is the same test with less power: their order is as arbitrary, so it is as exact.
     `permutation_test`: whether the neurons of two models resemble each other more in the order they are stored in than
     in random orders.
     `match`: whether an assignment by gates agrees with one by ups, both measured on shared tokens.
@@ -51,15 +51,15 @@ KEPT, PROJECTIONS = 128, 32  # neurons of a layer in a fingerprint, and numbers 
 
 @explain_refusals
 def csu(a: Weights, b: Weights) -> Result:
-    """Test the order of up rows. Sources: Zhu et al. 2025, algorithms 2 to 4.
+    """Test the order of up rows. Source: Zhu et al. 2025, algorithms 2 to 4.
 
-    The models have the same hidden size and MLP width. Where depths differ, layers are aligned by the similarity of
-    assigned rows, which does not depend on their order: the p-value stays exact.
+    Where depths differ, layers are aligned by the similarity of assigned rows, which does not depend on their order:
+    the p-value stays exact.
 
     Returns:
         score: mean Spearman correlation over paired layers.
         p_value: at least 1e-300.
-        refused: the shapes differ, MLPs have fewer than 10 neurons, or weights are not finite.
+        refused: hidden sizes or MLP widths differ, MLPs have fewer than 10 neurons, or weights are not finite.
     """
     return compare_ups(read_ups(a), read_ups(b))
 
@@ -77,29 +77,35 @@ def read_ups(weights: Weights) -> Features:
 def shrink_ups(ups: Features) -> Features:
     """A sketch: the first 128 rows of each layer, scaled to 1, projected to 32 numbers, in float16.
 
-    The projections are random signs, the same for all models of a width: they treat all neurons alike, which is all
-    that an exact p-value takes. They keep cosines to about 1 / sqrt(32) (Achlioptas 2003, Database-friendly random
-    projections).
+    The projections are random signs, the same for all models of a width, from the bits of a hash: they treat all
+    neurons alike, which is all that an exact p-value takes. They keep cosines to about 1 / sqrt(32) (Achlioptas 2003,
+    Database-friendly random projections).
     """
     sketch = {"shapes": ups["shapes"]}
     for layer, (_, hidden) in enumerate(ups["shapes"]):
+        digest = hashlib.shake_256(b"minimoe csu").digest(int(hidden) * PROJECTIONS // 8)
+        bits = np.unpackbits(np.frombuffer(digest, np.uint8)).reshape(hidden, PROJECTIONS)
         rows = F.normalize(torch.from_numpy(ups[str(layer)][:KEPT]), dim=1)
-        sketch[str(layer)] = (rows @ _signs(int(hidden))).half().numpy()
+        sketch[str(layer)] = (rows @ torch.from_numpy(2.0 * bits - 1).float()).half().numpy()
     return sketch
-
-
-def _signs(hidden: int) -> Tensor:
-    """[H, 32] of 1 and -1, from the bits of a hash: the same on every machine."""
-    bits = np.unpackbits(np.frombuffer(hashlib.shake_256(b"minimoe csu").digest(hidden * PROJECTIONS // 8), np.uint8))
-    return torch.from_numpy(2.0 * bits.reshape(hidden, PROJECTIONS) - 1).float()
 
 
 def compare_ups(a: Features, b: Features) -> Result:
     """What `csu` says of two models, from their up rows, or from sketches of both."""
-    pairs, assignments = _assign_ups(a, b)
-    tests = [spearman(assignments[pair], torch.arange(len(assignments[pair]))) for pair in pairs]
-    score = sum(rho for rho, _ in tests) / len(tests)
-    return Result(score=score, p_value=fisher([p for _, p in tests]), details={"layers": len(tests)})
+    left, right = ([_unit_rows(ups[str(layer)]) for layer in range(len(ups["shapes"]))] for ups in (a, b))
+    scores, tests = torch.zeros(len(left), len(right), dtype=torch.float64), {}
+    for i, j in candidate_pairs(*scores.shape):
+        _require_shape(a["shapes"][i], b["shapes"][j])
+        order = torch.arange(len(left[i]))
+        if len(order) < FEWEST_NEURONS:
+            raise Refusal(f"{len(order)} neurons: wanted at least {FEWEST_NEURONS}, for a p-value")
+        cosine = left[i] @ right[j].mT
+        if not cosine.isfinite().all():
+            raise Refusal("the products of the up rows of two layers are not finite")
+        found = assign(cosine)
+        scores[i, j], tests[i, j] = cosine[order, found].mean(), spearman(found, order)
+    rhos, p_values = zip(*(tests[pair] for pair in pair_layers(scores)), strict=True)
+    return Result(score=sum(rhos) / len(rhos), p_value=fisher(p_values), details={"layers": len(rhos)})
 
 
 @explain_refusals
@@ -108,8 +114,7 @@ def permutation_test(a: Weights, b: Weights, *, trials: int = 999, seed: int = 0
 
     Args:
         a, b: models of the same depth, hidden size and MLP width.
-        trials: T random orders.
-        seed: of the orders.
+        trials: T random orders are drawn, with `seed`.
 
     Returns:
         score: cosine of the two models' neurons, gates, ups and downs together, of the first 1024 of a layer; mean over
@@ -124,7 +129,8 @@ def permutation_test(a: Weights, b: Weights, *, trials: int = 999, seed: int = 0
     for layer in range(a.num_layers):
         table = _neuron_products(_neurons(a, layer), _neurons(b, layer))
         score += float(table.diagonal().sum()) / a.num_layers
-        shuffled += _random_traces(table, trials, generator) / a.num_layers
+        orders = torch.rand(trials, len(table), generator=generator).argsort(dim=1)  # of its columns
+        shuffled += table[torch.arange(len(table)), orders].sum(1) / a.num_layers
     reached = int((shuffled >= score).sum())
     details = {"trials": trials, "mean_of_random_orders": float(shuffled.mean())}
     return Result(score=score, p_value=(1 + reached) / (trials + 1), details=details)
@@ -132,37 +138,23 @@ def permutation_test(a: Weights, b: Weights, *, trials: int = 999, seed: int = 0
 
 @explain_refusals
 def match(a: Weights, b: Weights) -> Result:
-    """Compare an assignment of neurons by gates with one by ups. Source: Zhu et al. 2025, algorithm 5.
+    """Compare an assignment of neurons by gates with one by ups, in models of any shape (Zhu et al. 2025, algorithm 5).
 
-    The models may have any shapes. Of a mixture, each expert of `b` is compared with the nearest one of the same layer
-    of `a`.
+    Of a mixture, each expert of `b` is compared with the nearest one of the same layer of `a`.
 
     Returns:
         score: Spearman correlation of the two assignments, mean over experts and paired layers.
         refused: too few shared tokens; there is no gated MLP.
     """
     tokens = shared_tokens(a, b)
-    left, right = (_gates_and_ups(weights, tokens) for weights in (a, b))
+    left, right = ([[] for _ in range(weights.num_layers)] for weights in (a, b))  # [2, I, N] of each MLP or expert
+    for weights, of_layers in ((a, left), (b, right)):
+        for (layer, _), features in read_token_features(weights, tokens).items():
+            of_layers[layer].append(features[:2])
     scores = torch.zeros(len(left), len(right), dtype=torch.float64)
     for i, j in candidate_pairs(len(left), len(right)):
         scores[i, j] = sum(_gate_against_up(expert, left[i]) for expert in right[j]) / len(right[j])
     return Result(score=mean_of_pairs(scores), details={"layers": min(scores.shape)})
-
-
-def _assign_ups(a: Features, b: Features) -> tuple[list[tuple[int, int]], dict[tuple, Tensor]]:
-    """Which layers are paired, and the assignment of up rows for each pair."""
-    scores, assignments = torch.zeros(len(a["shapes"]), len(b["shapes"]), dtype=torch.float64), {}
-    left, right = ([_unit_rows(ups[str(layer)]) for layer in range(len(ups["shapes"]))] for ups in (a, b))
-    for i, j in candidate_pairs(*scores.shape):
-        _require_shape(a["shapes"][i], b["shapes"][j])
-        if len(left[i]) < FEWEST_NEURONS:
-            raise Refusal(f"{len(left[i])} neurons: wanted at least {FEWEST_NEURONS}, for a p-value")
-        cosine = left[i] @ right[j].mT
-        if not cosine.isfinite().all():
-            raise Refusal("the products of the up rows of two layers are not finite")
-        assignments[i, j] = found = assign(cosine)
-        scores[i, j] = cosine[torch.arange(len(found)), found].mean()
-    return pair_layers(scores), assignments
 
 
 def _unit_rows(rows: np.ndarray) -> Tensor:
@@ -175,7 +167,7 @@ def spearman(x: Tensor, y: Tensor) -> tuple[float, float]:
     return float(found.statistic), float(found.pvalue)
 
 
-def fisher(p_values: list[float]) -> float:
+def fisher(p_values: Sequence[float]) -> float:
     """One p-value of several independent ones (Fisher 1932)."""
     return max(float(stats.combine_pvalues(np.maximum(p_values, SMALLEST_P)).pvalue), SMALLEST_P)
 
@@ -188,12 +180,6 @@ def _neuron_products(x: Neurons, y: Neurons) -> Tensor:
     if not table.isfinite().all():
         raise Refusal("the neurons of a layer are 0 or not finite")
     return table
-
-
-def _random_traces(table: Tensor, trials: int, generator: torch.Generator) -> Tensor:
-    """The trace of [I, I] after each of T random orders of its columns, [T]."""
-    orders = torch.rand(trials, len(table), generator=generator).argsort(dim=1)
-    return table[torch.arange(len(table)), orders].sum(1)
 
 
 def _neurons(weights: Weights, layer: int) -> Neurons:
@@ -211,14 +197,6 @@ def _require_shape(x: Sequence[int], y: Sequence[int]) -> None:
     if tuple(x) != tuple(y):
         shapes = " and ".join(f"{rows} neurons of {columns} weights" for rows, columns in (x, y))
         raise Refusal(f"{shapes}: wanted equal shapes")
-
-
-def _gates_and_ups(weights: Weights, tokens: list[str]) -> list[list[Tensor]]:
-    """Gates and ups over tokens, [2, I, N], of every MLP or expert of every layer."""
-    found: list[list[Tensor]] = [[] for _ in range(weights.num_layers)]
-    for (layer, _), features in read_token_features(weights, tokens).items():
-        found[layer].append(features[:2])
-    return found
 
 
 def _gate_against_up(expert: Tensor, others: list[Tensor]) -> float:

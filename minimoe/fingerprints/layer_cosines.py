@@ -12,8 +12,7 @@ from minimoe.fingerprints.weights import Weights
 
 
 def layer_cosines(a: Weights, b: Weights) -> np.ndarray:
-    """The cosine of every matrix of every layer of one model with its like in every layer of another of the same width,
-    [L, L', matrices], the matrices in the order of `MATRICES`.
+    """[L, L', matrices]: the cosine of every matrix, in the order of `MATRICES`, of models of the same width.
 
     Raises:
         CheckpointError: a file is damaged.

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
 
 from minimoe.fingerprints.anchors import pair_layers
 from minimoe.fingerprints.result import Features, Refusal, Result, explain_refusals
@@ -41,17 +41,17 @@ def norm_profile(a: Weights, b: Weights) -> Result:
 
 
 def read_norms(weights: Weights) -> Features:
-    """ "layers", both norms of every layer, [L, 2, H] float64, and "final", that at the end, [H]."""
+    """ "layers", both norms of every layer, [L, 2, H] float64, and "final", that at the end, [H].
+
+    Where there are none before attention and MLP, they are those after them.
+    """
     layers = [[_norm(weights, role, layer) for role in ("norm1", "norm2")] for layer in range(weights.num_layers)]
     final = _norm(weights, "norm_final", None)
     return {"hidden_size": np.array(len(final)), "layers": np.array(layers), "final": final}
 
 
 def shrink_norms(norms: Features) -> Features:
-    """At most `KEPT` dimensions of them, in even steps, in float32.
-
-    For relatives r of so many is r of all but for the third digit; for strangers it is off by 1 / 16, before the mean.
-    """
+    """At most `KEPT` dimensions in even steps, in float32: r is off in the third digit, for strangers by 1 / 16."""
     hidden = int(norms["hidden_size"])
     kept = np.linspace(0, hidden - 1, min(hidden, KEPT)).round().astype(int)
     return {name: array[..., kept].astype(np.float32) if array.ndim else array for name, array in norms.items()}
@@ -61,37 +61,28 @@ def compare_norms(a: Features, b: Features) -> Result:
     """What `norm_profile` says of two models, from their norms."""
     if a["hidden_size"] != b["hidden_size"]:
         raise Refusal(f"hidden sizes {a['hidden_size']} and {b['hidden_size']}: wanted the same")
-    layers_a, final_a, layers_b, final_b = (
-        torch.from_numpy(norms[name]).double() for norms in (a, b) for name in ("layers", "final")
-    )
-    pearson = _cosines(_centre(layers_a), _centre(layers_b))
-    pairs = pair_layers(pearson)
-    details = {
-        "pearson": _mean(pearson, pairs, _centre(final_a), _centre(final_b)),
-        "cosine": _mean(_cosines(layers_a, layers_b), pairs, final_a, final_b),
-    }
+    details = {}
+    for name, centred in (("pearson", True), ("cosine", False)):
+        parts = [torch.from_numpy(norms[part]).double() for part in ("layers", "final") for norms in (a, b)]
+        if centred:
+            parts = [part - part.mean(-1, keepdim=True) for part in parts]
+        left, right = (F.normalize(layers, dim=-1) for layers in parts[:2])
+        cosines = torch.einsum("irh,jrh->ij", left, right) / 2  # [L, L'], mean of both norms of a layer
+        if centred:
+            pairs = pair_layers(cosines)
+        final = torch.cosine_similarity(*parts[2:], dim=0)
+        total = 2 * sum(float(cosines[pair]) for pair in pairs) + float(final)
+        details[name] = total / (2 * min(cosines.shape) + 1)
     return Result(score=details["pearson"], details=details)
 
 
 def _norm(weights: Weights, role: str, layer: int | None) -> np.ndarray:
+    if weights.has(f"{role}_after", layer) and not weights.has(role, layer):
+        role = f"{role}_after"
+    where = f"{weights.name}: {role}" + ("" if layer is None else f" of layer {layer}")
+    if not weights.has(role, layer):
+        raise Refusal(f"{where} has no weights")
     norm = weights.get(role, layer).double()
     if (norm == norm[0]).all():
-        where = f"{weights.name}: {role}" + ("" if layer is None else f" of layer {layer}")
         raise Refusal(f"{where} is {float(norm[0]):.4g} throughout: folded or never trained")
     return norm.numpy()
-
-
-def _centre(norms: Tensor) -> Tensor:
-    return norms - norms.mean(-1, keepdim=True)
-
-
-def _cosines(a: Tensor, b: Tensor) -> Tensor:
-    """Mean cosine over both norms of each layer of `a` [L, 2, H] and each of `b` [L', 2, H]: [L, L']."""
-    unit_a, unit_b = (torch.nn.functional.normalize(norms, dim=-1) for norms in (a, b))
-    return torch.einsum("irh,jrh->ij", unit_a, unit_b) / 2
-
-
-def _mean(cosines: Tensor, pairs: list[tuple[int, int]], final_a: Tensor, final_b: Tensor) -> float:
-    """Over the two norms of each pair of layers, and the final norm."""
-    final = torch.cosine_similarity(final_a, final_b, dim=0)
-    return (2 * sum(float(cosines[pair]) for pair in pairs) + float(final)) / (2 * min(cosines.shape) + 1)

@@ -55,8 +55,7 @@ def palimpsest(
         sequences: [n, S] int64, in the order of training, as ids of the suspect's vocabulary.
         reference: a model known to have nothing from that run, of the same vocabulary.
         kinds: [n] int64, which kind of text each example is.
-        trials: T random orders.
-        seed: of the orders.
+        trials: T random orders are drawn, with `seed`.
 
     Returns:
         score: Spearman's rho, above 0 if later examples are likelier.
@@ -92,14 +91,12 @@ def compare_order(liked: Tensor, *, kinds: Tensor | None = None, trials: int = 9
 @torch.no_grad()
 def log_likelihoods(weights: Weights, sequences: Tensor) -> Tensor:
     """Of each example [n, S], in nats, all tokens but the first together: [n] float64."""
-    model = weights.model()
+    model, found = weights.model(), []
     distinct, places = sequences.unique(dim=0, return_inverse=True)  # equal examples are equally likely, to the bit
-    found = torch.cat([_of_batch(model(batch).logits, batch) for batch in distinct.split(_BATCH)])[places]
-    if not found.isfinite().all():
+    for batch in distinct.split(_BATCH):
+        nats = F.cross_entropy(model(batch).logits[:, :-1].mT, batch[:, 1:], reduction="none")
+        found.append(-nats.double().sum(1))
+    liked = torch.cat(found)[places]
+    if not liked.isfinite().all():
         raise Refusal(f"{weights.name}: likelihoods are not finite")
-    return found
-
-
-def _of_batch(logits: Tensor, batch: Tensor) -> Tensor:
-    nats = F.cross_entropy(logits[:, :-1].mT, batch[:, 1:], reduction="none")
-    return -nats.double().sum(1)
+    return liked

@@ -43,11 +43,16 @@ def spectral(a: Weights, b: Weights) -> Result:
 
 def read_spectra(weights: Weights) -> Features:
     """The singular values of both products in descending order, [L, H] each."""
-    spectra = {
-        name: np.stack([_spectrum(product(weights, layer)).numpy() for layer in range(weights.num_layers)])
-        for name, product in PRODUCTS.items()
-    }
-    return {"hidden_size": np.array(weights.hidden_size), **spectra}
+    spectra = {"hidden_size": np.array(weights.hidden_size)}
+    for name, read in PRODUCTS.items():
+        values = []
+        for layer in weights.layers_with("q"):
+            product = read(weights, layer)
+            if not product.isfinite().all() or not product.any():
+                raise Refusal("a product of attention weights is 0 or not finite")
+            values.append(torch.linalg.svdvals(product).numpy())
+        spectra[name] = np.stack(values)
+    return spectra
 
 
 def shrink_spectra(spectra: Features) -> Features:
@@ -63,13 +68,6 @@ def compare_spectra(a: Features, b: Features) -> Result:
         left, right = (_complete(spectra[name], int(spectra["hidden_size"])) for spectra in (a, b))
         scores += torch.tensor([[similarity(x, y) for y in right] for x in left], dtype=torch.float64) / 2
     return Result(score=mean_of_pairs(scores), details={"layers": min(scores.shape)})
-
-
-def _spectrum(product: Tensor) -> Tensor:
-    """Singular values in descending order, [H]."""
-    if not product.isfinite().all() or not product.any():
-        raise Refusal("a product of attention weights is 0 or not finite")
-    return torch.linalg.svdvals(product)
 
 
 def _places(hidden: int) -> np.ndarray:
@@ -98,9 +96,5 @@ def similarity(x: Tensor, y: Tensor) -> float:
         raise Refusal("a product of attention weights has effective rank 1")
     if not all(values[0] > values[rank - 1] for values in (x, y)):
         raise Refusal("the singular values of a product of attention weights are all the same")
-    x, y = (_to_unit_range(values[:rank]) for values in (x, y))
+    x, y = ((values[:rank] - values[rank - 1]) / (values[0] - values[rank - 1]) for values in (x, y))
     return 1 - float((x - y).square().mean().sqrt())
-
-
-def _to_unit_range(values: Tensor) -> Tensor:
-    return (values - values[-1]) / (values[0] - values[-1])

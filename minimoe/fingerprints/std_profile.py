@@ -34,12 +34,11 @@ def std_profile(a: Weights, b: Weights, *, roles: tuple[str, ...] = ATTENTION) -
     """Compare the standard deviations of two models, of any shape; the curve of fewer layers is interpolated linearly.
 
     Args:
-        a, b: the models.
         roles: of a layer; the published method knows the four, and biases and norms such as "q_bias" and "norm1".
 
     Returns:
-        score: the mean r. details: r of each role as "q", and the spread sd / mean of its curves as "q_spread_a" and
-        "q_spread_b".
+        score: the mean r.
+        details: r of each role as "q", and the spread sd / mean of its curves as "q_spread_a" and "q_spread_b".
         refused: a spread is below 1 %; a model has fewer than 3 layers; a weight is not finite, or 0 throughout.
 
     Raises:
@@ -49,8 +48,20 @@ def std_profile(a: Weights, b: Weights, *, roles: tuple[str, ...] = ATTENTION) -
 
 
 def read_std_profile(weights: Weights, roles: tuple[str, ...] = ATTENTION) -> Features:
-    """The curve of each role, [L]."""
-    return {role: _curve(weights, role) for role in roles}
+    """The curve of each role, [L]: its standard deviation in every layer."""
+    curves = {}
+    for role in roles:
+        layers = weights.layers_with(role)
+        if len(layers) < LEAST_LAYERS:
+            raise Refusal(f"{weights.name}: {len(layers)} layers, wanted at least {LEAST_LAYERS} to correlate")
+        curves[role] = np.array([weights.statistics(role, layer).std for layer in layers])
+        spread = _spread(curves[role])
+        if not spread >= LEAST_SPREAD:
+            raise Refusal(
+                f"{weights.name}: the standard deviation of {role} varies by {spread:.2%} over the layers, wanted at "
+                f"least {LEAST_SPREAD:.0%}: a curve as flat as that is mostly noise"
+            )
+    return curves
 
 
 def compare_std_profiles(a: Features, b: Features) -> Result:
@@ -61,19 +72,6 @@ def compare_std_profiles(a: Features, b: Features) -> Result:
     return Result(score=score, details=correlations | spreads)
 
 
-def _curve(weights: Weights, role: str) -> np.ndarray:
-    """The standard deviation of a role in every layer, [L]."""
-    if weights.num_layers < LEAST_LAYERS:
-        raise Refusal(f"{weights.name}: {weights.num_layers} layers, wanted at least {LEAST_LAYERS} to correlate")
-    curve = np.array([weights.statistics(role, layer).std for layer in range(weights.num_layers)])
-    if not _spread(curve) >= LEAST_SPREAD:
-        raise Refusal(
-            f"{weights.name}: the standard deviation of {role} varies by {_spread(curve):.2%} over the layers, wanted "
-            f"at least {LEAST_SPREAD:.0%}: a curve as flat as that is mostly noise"
-        )
-    return curve
-
-
 def _spread(curve: np.ndarray) -> float:
     mean = curve.mean()
     return float(curve.std() / mean) if mean else 0.0
@@ -81,9 +79,6 @@ def _spread(curve: np.ndarray) -> float:
 
 def _pearson(a: np.ndarray, b: np.ndarray) -> float:
     depths = np.linspace(0, 1, max(len(a), len(b)))
-    z_a, z_b = (_z_score(np.interp(depths, np.linspace(0, 1, len(curve)), curve)) for curve in (a, b))
+    a, b = (np.interp(depths, np.linspace(0, 1, len(curve)), curve) for curve in (a, b))
+    z_a, z_b = ((curve - curve.mean()) / curve.std() for curve in (a, b))
     return float((z_a * z_b).mean())
-
-
-def _z_score(curve: np.ndarray) -> np.ndarray:
-    return (curve - curve.mean()) / curve.std()

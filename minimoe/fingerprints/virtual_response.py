@@ -23,6 +23,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minimoe.fingerprints.anchors import USUAL, mean_of_pairs, read_anchors, shared_tokens
@@ -30,6 +31,7 @@ from minimoe.fingerprints.result import Features, Refusal, Result, explain_refus
 from minimoe.fingerprints.weights import Weights, read_once
 
 TABLES = ("A", "OV", "M")
+SHRUNK = ("rows", "columns", "scale")  # what stands beside a table in float16
 FEWEST_KEPT = 64  # tokens that two fingerprints must have in common
 SMALLEST = 1e-4  # singular values below this share of the largest are rounding
 
@@ -39,7 +41,6 @@ def virtual_response(a: Weights, b: Weights, *, count: int = USUAL, whiten: bool
     """Compare the answers of two models, of any shape.
 
     Args:
-        a, b: the models.
         count: how many shared tokens to use.
         whiten: compare the directions of the tables, whatever their weights.
 
@@ -56,14 +57,17 @@ def virtual_response(a: Weights, b: Weights, *, count: int = USUAL, whiten: bool
 @torch.no_grad()
 def read_responses(weights: Weights, tokens: Sequence[str]) -> Features:
     """The tables "A", "OV" and "M" of every layer, [L, N, N] float32 each, and "tokens", in the bytes of JSON."""
-    anchors = read_anchors(weights, list(tokens))
+    config, anchors = weights.require_config(), read_anchors(weights, list(tokens))
     tables: dict[str, list[Tensor]] = {name: [] for name in TABLES}
     for layer in range(weights.num_layers):
         x = anchors.inputs * weights.get("norm1", layer)
-        tables["A"].append(_attention(weights, layer, x))
-        tables["OV"].append(_values(weights, layer, x) @ anchors.outputs.mT)
+        q, k = (_heads(weights, role, layer, x) for role in "qk")
+        asked = q.unflatten(1, (weights.num_kv_heads, -1)).sum(2)  # the queries of a group share their key
+        tables["A"].append(asked.flatten(1) @ k.flatten(1).mT)
+        v = _heads(weights, "v", layer, x).repeat_interleave(weights.num_heads // weights.num_kv_heads, dim=1)
+        tables["OV"].append(v.flatten(1) @ weights.get("o", layer).mT @ anchors.outputs.mT)
         x = (anchors.inputs * weights.get("norm2", layer))[None]
-        mlp, sparse = weights.mlp(layer), weights.config.is_sparse(layer)
+        mlp, sparse = weights.mlp(layer), config.is_sparse(layer)
         written = mlp(x, anchors.ids[None])[0] if sparse else mlp(x)
         tables["M"].append(written[0] @ anchors.outputs.mT)
     names = np.frombuffer(json.dumps(list(tokens)).encode(), np.uint8)
@@ -86,19 +90,10 @@ def shrink_responses(responses: Features) -> Features:
         rows, columns = table.mean(2), table.mean(1) - table.mean((1, 2))[:, None]
         left = table - rows[:, :, None] - columns[:, None]
         scale = np.abs(left).max((1, 2))
-        left /= np.where(scale > 0, scale, 1)[:, None, None]
-        parts = {"": left.astype(np.float16), "_rows": rows, "_columns": columns, "_scale": scale}
-        small |= {name + part: array if part == "" else array.astype(np.float32) for part, array in parts.items()}
+        small[name] = (left / np.where(scale > 0, scale, 1)[:, None, None]).astype(np.float16)
+        for part, array in zip(SHRUNK, (rows, columns, scale), strict=True):
+            small[f"{name}_{part}"] = array.astype(np.float32)
     return small
-
-
-def _restore(responses: Features, name: str, kept: list[int]) -> Tensor:
-    """Some rows and columns of a table of every layer, [L, n, n], whether it was shrunk or not."""
-    table = torch.from_numpy(responses[name]).double()
-    if f"{name}_scale" in responses:
-        rows, columns, scale = (torch.from_numpy(responses[name + part]) for part in ("_rows", "_columns", "_scale"))
-        table = table * scale[:, None, None] + rows[:, :, None] + columns[:, None]
-    return table[:, kept][:, :, kept]
 
 
 def compare_responses(a: Features, b: Features, *, whiten: bool = False) -> Result:
@@ -118,51 +113,38 @@ def compare_responses(a: Features, b: Features, *, whiten: bool = False) -> Resu
 
 
 def directions(responses: Features, kept: list[int], *, whiten: bool = False) -> dict[str, Tensor]:
-    """The tables "A", "OV" and "M" of every layer, flat, centred and of norm 1: [L, n * n] each.
-
-    Whitened, rows and columns are centred too.
+    """The tables "A", "OV" and "M" of every layer, shrunk or not, flat, centred and of norm 1: [L, n * n] each.
 
     Args:
-        responses: of one model, shrunk or not.
-        kept: the places of n tokens among its own.
-        whiten: give all directions equal weight.
+        kept: the places of n tokens among those of the tables.
+        whiten: give all directions equal weight; rows and columns are centred too.
     """
-    standardise = _whiten if whiten else _standardise
-    return {
-        name: torch.stack([standardise(name, table) for table in _restore(responses, name, kept)]) for name in TABLES
-    }
-
-
-def _attention(weights: Weights, layer: int, x: Tensor) -> Tensor:
-    """Sum over heads of the products of queries and keys at one position, [N, N]."""
-    q, k = (_heads(weights, role, layer, x) for role in "qk")
-    return q.unflatten(1, (weights.num_kv_heads, -1)).sum(2).flatten(1) @ k.flatten(1).mT
-
-
-def _values(weights: Weights, layer: int, x: Tensor) -> Tensor:
-    """What attention writes if each token attends to itself, [N, H]."""
-    v = _heads(weights, "v", layer, x)
-    return v.repeat_interleave(weights.num_heads // weights.num_kv_heads, dim=1).flatten(1) @ weights.get("o", layer).mT
+    standardise, found = _whiten if whiten else _standardise, {}
+    for name in TABLES:
+        tables = torch.from_numpy(responses[name]).double()
+        if f"{name}_scale" in responses:
+            rows, columns, scale = (torch.from_numpy(responses[f"{name}_{part}"]) for part in SHRUNK)
+            tables = tables * scale[:, None, None] + rows[:, :, None] + columns[:, None]
+        found[name] = torch.stack([standardise(name, table) for table in tables[:, kept][:, :, kept]])
+    return found
 
 
 def _heads(weights: Weights, role: str, layer: int, x: Tensor) -> Tensor:
     """Queries, keys or values [N, heads, D], normed and clipped as in the model."""
+
+    def norm(x: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], weights.get(f"{role}_norm", layer), config.rms_norm_eps)
+
     config, found = weights.config, x @ weights.get(role, layer).mT
     if weights.has(f"{role}_bias", layer):
         found = found + weights.get(f"{role}_bias", layer)
     normed = role != "v" and config.qk_norm
     if normed == "full":
-        found = _norm(found, weights, role, layer)
+        found = norm(found)
     if config.clip_qkv is not None:
         found = found.clamp(-config.clip_qkv, config.clip_qkv)
     heads = found.unflatten(1, (-1, weights.head_dim))
-    return _norm(heads, weights, role, layer) if normed == "head" else heads
-
-
-def _norm(x: Tensor, weights: Weights, role: str, layer: int) -> Tensor:
-    return torch.nn.functional.rms_norm(
-        x, x.shape[-1:], weights.get(f"{role}_norm", layer), weights.config.rms_norm_eps
-    )
+    return norm(heads) if normed == "head" else heads
 
 
 def _standardise(name: str, table: Tensor) -> Tensor:

@@ -39,23 +39,17 @@ def weight_cosine(a: Weights, b: Weights) -> Result:
         details: the cosine of each matrix by role and layer of `a`, as "q.0".
         refused: no matrix has the same shape in both; one is not finite, or 0 throughout.
     """
-    pairs = _pair_layers(a, b)
-    cosines = [_cosines(a, b, *pair) for pair in pairs]
-    details = {
-        f"{role}.{pair[0]}": cosine
-        for pair, found in zip(pairs, cosines, strict=True)
-        for role, cosine in found.items()
-    }
-    score = sum(map(_mean, cosines)) / min(a.num_layers, b.num_layers)
-    return Result(score=score, details=details)
-
-
-def _pair_layers(a: Weights, b: Weights) -> list[tuple[int, int]]:
-    """The same index, or an alignment by the first numbers of each matrix: a quarter million give a cosine to .002."""
     if a.num_layers == b.num_layers:
-        return [(layer, layer) for layer in range(a.num_layers)]
-    scores = [[_mean(_cosines(a, b, i, j, pieces=1)) for j in range(b.num_layers)] for i in range(a.num_layers)]
-    return align_layers(torch.tensor(scores))
+        pairs = [(layer, layer) for layer in range(a.num_layers)]
+    else:  # by the first numbers of each matrix: a quarter million give a cosine to .002
+        scores = [[_mean(_cosines(a, b, i, j, pieces=1)) for j in range(b.num_layers)] for i in range(a.num_layers)]
+        pairs = align_layers(torch.tensor(scores))
+    total, details = 0, {}
+    for i, j in pairs:
+        cosines = _cosines(a, b, i, j)
+        total += _mean(cosines)
+        details |= {f"{role}.{i}": cosine for role, cosine in cosines.items()}
+    return Result(score=total / min(a.num_layers, b.num_layers), details=details)
 
 
 def _mean(cosines: dict[str, float]) -> float:
@@ -70,8 +64,9 @@ def _cosines(a: Weights, b: Weights, layer_a: int, layer_b: int, pieces: int | N
         if a.has(role, layer_a) and b.has(role, layer_b) and a.shape(role, layer_a) == b.shape(role, layer_b)
     }
     if not found:
-        shapes = " and ".join(str(list(weights.shape("q", 0))) for weights in (a, b))
-        raise Refusal(f"no matrix of layers {layer_a} and {layer_b} has the same shape; q of layer 0 is {shapes}")
+        layer = a.layers_with("q")[0]
+        shapes = " and ".join(str(list(weights.shape("q", weights.layers_with("q")[0]))) for weights in (a, b))
+        raise Refusal(f"no matrix of layers {layer_a} and {layer_b} has the same shape; q of layer {layer} is {shapes}")
     return found
 
 

@@ -1,7 +1,8 @@
 """The weights of a model by the role they play, whatever its family calls them.
 
     q, k, v, o                        [out, in], as stored; with q_bias, k_bias, v_bias, o_bias, q_norm, k_norm
-    norm1, norm2                      [H], before attention and before the MLP
+    norm1, norm2                      [H], before attention and before the MLP; one norm may be both
+    norm1_after, norm2_after          [H], of what attention and MLP give, before it is added
     gate, up [I, H], down [H, I]      of the MLP; in a mixture of all experts: [E, I, H], [E, H, I]
     router, router_noise [E, H]       with router_bias [E], which only selects, and router_scale [E]
     shared_gate, shared_up, shared_down    of the expert that every token meets; shared_router [1, H], how much of it
@@ -18,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, wraps
 from pathlib import Path
@@ -28,47 +29,27 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from minimoe.fingerprints.places import Place, Places, Product
 from minimoe.fingerprints.result import Refusal
+from minimoe.fingerprints.roles import IN_A_LAYER, ONCE, slot_of
 from minimoe.model.checkpoint import (
-    CONFIG,
     Checkpoint,
     CheckpointError,
     HashUnknownError,
     NotFiniteError,
-    check_sizes,
     is_finite,
     load_weights,
     require_finite,
     tensors_on_disk,
 )
 from minimoe.model.config import MoEConfig
-from minimoe.model.families import BERT, MINIMOE, find_family, name_in_bert
+from minimoe.model.families import MINIMOE, read_config
 from minimoe.model.opening import open_checkpoint
 from minimoe.model.transformer import Block, MoEForCausalLM
 
 PIECE = 2**18  # numbers read at once: small enough to stay in the processor's cache
-
-# What each role is called in our models, with one tensor per expert.
-_OF_THE_MODEL = {"embedding": "model.embed_tokens.weight", "head": "lm_head.weight", "norm_final": "model.norm.weight"}
-_PROJECTIONS = ("gate", "up", "down")
-_OF_A_LAYER = {
-    **{role: f"self_attn.{role}_proj.weight" for role in "qkvo"},
-    **{f"{role}_bias": f"self_attn.{role}_proj.bias" for role in "qkvo"},
-    **{f"{role}_norm": f"self_attn.{role}_norm.weight" for role in "qk"},
-    "norm1": "input_layernorm.weight",
-    "norm2": "post_attention_layernorm.weight",
-    **{role: f"mlp.{role}_proj.weight" for role in _PROJECTIONS},
-    "router": "mlp.gate.weight",
-    "router_bias": "mlp.gate.e_score_correction_bias",
-    "router_scale": "mlp.gate.router_scale",
-    "router_noise": "mlp.gate.noise_weight",
-    "shared_router": "mlp.shared_expert_gate.weight",
-    **{f"shared_{role}": f"mlp.shared_expert.{role}_proj.weight" for role in _PROJECTIONS},
-}
-ROLES = (*_OF_A_LAYER, *_OF_THE_MODEL)
-_ROLES_IN_AN_MLP = {name.removeprefix("mlp."): role for role, name in _OF_A_LAYER.items() if name.startswith("mlp.")}
-_ROLES_IN_AN_MLP |= {f"experts.{role}_proj": role for role in _PROJECTIONS}  # all experts in one tensor
-_EVERYWHERE = ("q", "k", "v", "o", "norm1", "norm2", "up", "down")  # in a layer of any family
+ROLES = (*IN_A_LAYER, *ONCE)
+_PARTS = [("q", "k", "v", "o"), ("up", "down")]  # of a layer that has one of these, all
 
 
 class Statistics(NamedTuple):
@@ -116,35 +97,44 @@ def open_weights(source: str | Path | MoEForCausalLM, *, tokenizer: Any = None) 
 
     Args:
         source: a model in memory, on any device, in any dtype; or what `open_checkpoint` takes: a folder, a file,
-            "owner/name" of the Hugging Face hub or an address. Of any family in `minimoe.model.families`, or a BERT
-            encoder.
+            "owner/name" of the Hugging Face hub or an address. Of any family of decoders with attention whose tensors
+            have names that the package gguf or roles.py knows, or a BERT encoder.
         tokenizer: whatever has a `get_vocab()`; None: the one beside the files, or of the model.
 
     Raises:
-        CheckpointError: a file is missing or damaged, the family is unknown, or the configuration has other sizes than
-            the tensors; it is named. Or a server fails, there or later, where a tensor is read.
+        CheckpointError: a file is missing or damaged, no tensor has a known name, or the configuration has other sizes
+            than the tensors; it is named. Or a server fails, there or later, where a tensor is read.
         ValueError: the model is on the meta device, where there are no numbers.
     """
     if isinstance(source, MoEForCausalLM):
-        config, tensors = source.config, _read_memory(source)
-        return Weights("model in memory", source, tensors, config, config, MINIMOE.on_disk, tokenizer)
+        return Weights("model in memory", source, _read_memory(source), source.config, None, tokenizer)
     checkpoint = open_checkpoint(source)
-    if tokenizer is None and hasattr(checkpoint, "get_vocab"):  # a GGUF file holds its own
+    is_gguf = hasattr(checkpoint, "get_vocab")
+    if tokenizer is None and is_gguf:  # it holds its own
         tokenizer = checkpoint
-    if checkpoint.hf_config.get("model_type") == BERT:
-        config, shape = None, _shape_of_bert(checkpoint)
-        on_disk = _names_in_bert(checkpoint, shape.num_hidden_layers)
-    else:
-        config = shape = checkpoint.model_config
-        on_disk = find_family(config.model_type).on_disk
-    return Weights(str(source), checkpoint, checkpoint, config, shape, on_disk, tokenizer)
+    reason = _why_not(checkpoint.hf_config)
+    if reason is not None and reason.startswith("quantization_config"):  # then the numbers may mean anything
+        raise CheckpointError(f"{checkpoint.config_file}: {reason}")
+    if any(name.endswith(".experts.gate_up_proj") for name in checkpoint):
+        reason = reason or "its experts lie together in experts.gate_up_proj, wanted tensors for each of them"
+    config = None
+    if reason is None:
+        try:
+            config = checkpoint.model_config
+        except CheckpointError as error:
+            if not is_gguf:  # then the sizes are others than those of the tensors
+                raise
+            reason = str(error)
+    return Weights(str(source), checkpoint, checkpoint, config, reason, tokenizer)
 
 
 class Weights:
     """What `open_weights` returns.
 
-    name: where they are from. config: None for a BERT encoder. num_layers, hidden_size, num_heads, num_kv_heads,
-    head_dim, and num_experts, which is 0 for a dense model: its shape. kept: what methods computed (`read_once`).
+    name: where they are from. family: `model_type` of the configuration. config: of a model that can be run; None: it
+    can only be read, and `reason` says why. num_layers, hidden_size, num_heads, num_kv_heads, head_dim, and
+    num_experts, which is 0 for a dense model: its shape. Where layers differ, that of the first one with attention.
+    kept: what methods computed (`read_once`).
     """
 
     def __init__(
@@ -153,17 +143,28 @@ class Weights:
         source: Checkpoint | MoEForCausalLM,
         tensors: Checkpoint | _Memory,
         config: MoEConfig | None,
-        shape: MoEConfig,
-        on_disk: Callable[[str], str],
+        reason: str | None,
         tokenizer: Any,
     ) -> None:
-        self.name, self.config = name, config
+        self.name, self.config, self.reason = name, config, reason
         self.kept: dict[Callable, tuple[tuple, Any]] = {}
         self._source, self._tensors, self._tokenizer = source, tensors, tokenizer
-        self._shape, self._on_disk = shape, on_disk
-        self.num_layers, self.hidden_size, self.head_dim = shape.num_hidden_layers, shape.hidden_size, shape.head_dim
-        self.num_heads, self.num_kv_heads = shape.num_attention_heads, shape.num_key_value_heads
-        self.num_experts = shape.num_experts
+        where, said = (name, vars(config)) if config else (str(source.config_file), source.hf_config)
+        self._places = places = Places(tensors, said, where)
+        self.family, self.is_encoder = str(said.get("model_type")), places.is_encoder
+        self.num_layers, self.hidden_size, self.head_dim = places.num_layers, places.hidden_size, places.head_dim
+        self.num_heads, self.num_kv_heads, self.num_experts = places.num_heads, places.num_kv_heads, places.num_experts
+
+    def layers_with(self, role: str) -> list[int]:
+        """The layers that have a role: of a hybrid model, not all have attention; a KeyError if there are none."""
+        layers = [layer for layer in range(self.num_layers) if self.has(role, layer)]
+        if not layers:
+            raise KeyError(self._missing(role, 0))
+        return layers
+
+    def heads(self, layer: int) -> tuple[int, int]:
+        """How many heads of queries, and of keys and values, a layer has."""
+        return self._places.heads(layer)
 
     def get(self, role: str, layer: int | None = None) -> Tensor:
         """One role of one layer, in float32.
@@ -177,41 +178,42 @@ class Weights:
             CheckpointError: a file is damaged, or stores integers.
             Refusal: a number is NaN or infinite; the tensor is named.
         """
-        names, tensor = self._find(role, layer), torch.empty(self.shape(role, layer))
-        for part, name in zip(tensor.view(len(names), -1), names, strict=True):
-            part.copy_(self._tensors[name].flatten())
-            self._require_finite(name, part)
+        place, tensor = self._find(role, layer), torch.empty(self.shape(role, layer))
+        flat, start = tensor.view(-1), 0
+        for name, part in place.read(self._tensors):
+            flat[start : start + part.numel()].copy_(part.flatten())
+            self._require_finite(name, flat[start : start + part.numel()])
+            start += part.numel()
         return tensor
 
     def rows(self, role: str, ids: list[int]) -> Tensor:
         """Some rows of embedding or head, [len(ids), H] in float32."""
-        (name,) = self._find(role, None)
+        (name,) = self._find(role, None).names
         rows = self._tensors[name][ids].float()
         self._require_finite(name, rows)
         return rows
 
     def has(self, role: str, layer: int | None = None) -> bool:
         """Whether `get` would find it."""
-        return bool(self._names(role, layer))
+        return self._places.find(role, layer) is not None
 
     def shape(self, role: str, layer: int | None = None) -> tuple[int, ...]:
         """The shape that `get` would return, from the header alone."""
-        names = self._find(role, layer)
-        shape = self._tensors.shape(names[0])
-        if self._is_per_expert(role, layer):
-            return (len(names), *shape)
-        return shape[-1:] if role == "router_scale" else shape  # [1, E] in files of Pangu Pro MoE
+        return self._find(role, layer).shape(self._tensors)
 
     def pieces(self, role: str, layer: int | None = None) -> Iterator[tuple[str, Tensor]]:
         """All numbers of a role in the order of `get`, in float32: flat pieces, each with the name of its tensor.
 
         All of them lie in one buffer, which may be written to: each piece overwrites the one before. It takes memory
-        for one piece, not for a tensor.
+        for one piece; of a role that is only part of a tensor, or a product, for a tensor or an expert.
         """
-        wide = torch.empty(PIECE)
-        for name in self._find(role, layer):
-            for piece in self._tensors.pieces(name, PIECE):
-                yield name, wide[: len(piece)].copy_(piece)
+        place, wide = self._find(role, layer), torch.empty(PIECE)
+        if place.take is None and not isinstance(place, Product):
+            parts = ((name, piece) for name in place.names for piece in self._tensors.pieces(name, PIECE))
+        else:
+            parts = ((name, piece) for name, part in place.read(self._tensors) for piece in part.flatten().split(PIECE))
+        for name, piece in parts:
+            yield name, wide[: len(piece)].copy_(piece)
 
     @one_thread()
     def statistics(self, role: str, layer: int | None = None) -> Statistics:
@@ -244,14 +246,27 @@ class Weights:
 
     def require_whole(self) -> None:
         """Look, by name alone, whether what every model has is there; a CheckpointError names what is not."""
-        once = "embedding", "norm_final", *(() if self.config is None else ("head",))
-        self._require(*((role, None) for role in once))
-        self._require(*((role, layer) for layer in range(self.num_layers) for role in _EVERYWHERE))
+        runs, layers = self.config is not None, range(self.num_layers)
+        once = {"embedding": True, "norm_final": runs or self.is_encoder, "head": runs}
+        self._require(*((role, None) for role, is_wanted in once.items() if is_wanted))
+        norms = [role for role in ("norm1", "norm2") if runs or any(self.has(role, layer) for layer in layers)]
+        for layer in layers:
+            begun = [part for part in _PARTS if any(self.has(role, layer) for role in part)]
+            is_other = bool(begun) or any(self.has(role, layer) for role in norms)  # without attention, or without MLP
+            parts = begun if is_other and not runs else _PARTS
+            self._require(*((role, layer) for role in (*sum(parts, ()), *norms)))
 
     def require_decoder(self) -> None:
-        """Refuse a BERT encoder, which no model here computes."""
-        if self.config is None:
+        """Refuse a BERT encoder, which predicts no next token."""
+        if self.is_encoder:
             raise Refusal(f"{self.name} is an encoder: it predicts no next token")
+
+    def require_config(self) -> MoEConfig:
+        """The configuration of a model that can be run; others are refused, with the reason."""
+        self.require_decoder()
+        if self.config is None:
+            raise Refusal(f"{self.name} can be read and not run: {self.reason}")
+        return self.config
 
     def mlp(self, layer: int) -> nn.Module:
         """The MLP or mixture of one layer in float32, in evaluation mode, to be run and not to be changed.
@@ -260,12 +275,12 @@ class Weights:
 
         Raises:
             CheckpointError: a tensor is missing or of the wrong shape; its role is named.
-            Refusal: the model is an encoder; a number is NaN or infinite, and the tensor is named.
+            Refusal: the model can only be read; a number is NaN or infinite, and the tensor is named.
         """
-        self.require_decoder()
+        config = self.require_config()
         with torch.device("meta"):
-            mlp = Block(self.config, layer).mlp
-        roles = {name: _ROLES_IN_AN_MLP[name] for name in mlp.state_dict()}
+            mlp = Block(config, layer).mlp
+        roles = {name: _role_in_an_mlp(name) for name in mlp.state_dict()}
         self._require(*((role, layer) for role in roles.values()))
         for name, like in mlp.state_dict().items():
             if (found := self.shape(roles[name], layer)) != like.shape:
@@ -279,11 +294,11 @@ class Weights:
 
         Raises:
             CheckpointError: tensors are missing, unexpected or of the wrong shape.
-            Refusal: it is an encoder; a number is NaN or infinite, and the tensor is named.
+            Refusal: it can only be read; a number is NaN or infinite, and the tensor is named.
         """
-        self.require_decoder()
+        config = self.require_config()
         with torch.device("meta"):
-            model = MoEForCausalLM(self.config)
+            model = MoEForCausalLM(config)
         if isinstance(self._source, MoEForCausalLM):
             tensors = {name: tensor.to("cpu", torch.float32) for name, tensor in self._source.state_dict().items()}
             model.load_state_dict(tensors, assign=True)
@@ -298,7 +313,7 @@ class Weights:
     def tokens(self) -> dict[str, int]:
         """Token -> id, of those that have a row in the embedding; empty where there is no tokenizer."""
         vocabulary = self._tokenizer.get_vocab() if self._tokenizer is not None else _read_vocabulary(self._source)
-        rows = self._tensors.shape(self._find("embedding", None)[0])[0]
+        rows = self.shape("embedding")[0]
         return {token: index for token, index in vocabulary.items() if index < rows}
 
     def sha256(self) -> str:
@@ -330,36 +345,17 @@ class Weights:
             with _refusing():
                 require_finite(f"{self.name}: {name}", self._tensors[name].float())
 
-    def _find(self, role: str, layer: int | None) -> list[str]:
-        names = self._names(role, layer)
-        if not names:
+    def _find(self, role: str, layer: int | None) -> Place:
+        place = self._places.find(role, layer)
+        if place is None:
             raise KeyError(self._missing(role, layer))
-        return names
+        return place
 
     def _missing(self, role: str, layer: int | None) -> str:
         where = f"{self.name} has no {role!r}" + ("" if layer is None else f" in layer {layer}")
         if layer is not None and layer not in range(self.num_layers):
             return f"{where}: its layers go from 0 to {self.num_layers - 1}"
-        return f"{where}: found {', '.join(role for role in ROLES if self._names(role, layer))}"
-
-    def _names(self, role: str, layer: int | None) -> list[str]:
-        """The tensors on disk that make up a role: one, or one per expert; none if there is none."""
-        if role == "head" and self._shape.tie_word_embeddings:
-            role = "embedding"
-        if layer is None:
-            ours = [_OF_THE_MODEL[role]] if role in _OF_THE_MODEL else []
-        elif role not in _OF_A_LAYER or layer not in range(self.num_layers):
-            ours = []
-        elif self._is_per_expert(role, layer):
-            prefix = f"model.layers.{layer}.mlp.experts"
-            ours = [f"{prefix}.{expert}.{role}_proj.weight" for expert in range(self.num_experts)]
-        else:
-            ours = [f"model.layers.{layer}.{_OF_A_LAYER[role]}"]
-        names = [self._on_disk(name) for name in ours]
-        return names if names and names[0] in self._tensors else []
-
-    def _is_per_expert(self, role: str, layer: int | None) -> bool:
-        return role in _PROJECTIONS and layer is not None and self._shape.is_sparse(layer)
+        return f"{where}: found {', '.join(role for role in ROLES if self.has(role, layer))}"
 
 
 class _Memory(dict[str, Tensor]):
@@ -388,26 +384,18 @@ def _refusing() -> Iterator[None]:
         raise Refusal(str(error)) from error
 
 
-def _names_in_bert(checkpoint: Checkpoint, num_layers: int) -> Callable[[str], str]:
-    prefix = "bert." if any(name.startswith("bert.") for name in checkpoint) else ""  # where a head was trained on top
-
-    def in_bert(name: str) -> str:
-        name = prefix + name_in_bert(name, num_layers)
-        return name if name in checkpoint else name.replace("LayerNorm.weight", "LayerNorm.gamma")  # before 2019
-
-    return in_bert
-
-
-def _shape_of_bert(checkpoint: Checkpoint) -> MoEConfig:
-    keys = "hidden_size", "num_hidden_layers", "num_attention_heads"
+def _why_not(config: Mapping[str, Any]) -> str | None:
+    """Why a model of this configuration cannot be run; None: it can."""
     try:
-        sizes = {key: checkpoint.hf_config.get(key) for key in keys}
-        vocab_size = checkpoint.hf_config.get("vocab_size", 30522)  # as transformers takes it
-        shape = MoEConfig(vocab_size=vocab_size, **sizes, num_experts=0, tie_word_embeddings=False)
-        check_sizes(checkpoint, shape, _names_in_bert(checkpoint, sizes["num_hidden_layers"]), {})
-        return shape
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint.path / CONFIG}: {error}") from error
+        read_config(config)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _role_in_an_mlp(name: str) -> str:
+    """Of a parameter of the MLP or mixture in our models."""
+    return slot_of(f"mlp.{name}")[0].removeprefix("expert_")
 
 
 def _moments(values: Tensor) -> tuple[float, float]:

@@ -29,24 +29,25 @@ def ablate(
 
     A removed expert's slots become empty. The other weights of a token stay as they are (they are not renormalised),
     and nothing takes its place; a shared expert goes on working. The null is the mean over the experts of the layer:
-    what removing a random one costs this domain. In the interval, sequences stand for documents.
+    what removing a random one costs this domain. In the interval, `draws` resamples of sequences stand for documents.
 
     Args:
         model: in evaluation mode during the call; left as it was, whatever happens.
         batches: input_ids [B, S] and the domain of each sequence [B], such as `Corpus.batch` gives; -1: none.
         domain_names: what the domains index.
-        draws: resamples of the sequences.
-        seed: of the draws.
 
-    Raises:
-        ValueError: the model is dense, a domain has no sequence, or one has no name.
+    Raises ValueError where the model is dense, a domain has no sequence, or one has no name.
     """
     gates = [module.gate for module in model.modules() if isinstance(module, MoELayer)]
     if not gates:
         raise ValueError("num_experts=0: a dense model has no expert to remove")
     batches = list(batches)
     domains = np.concatenate([np.zeros(0, dtype=np.int64), *(np.asarray(domain) for _, domain in batches)])
-    _check_domains(domains, domain_names)
+    if domains.max(initial=-1) >= len(domain_names):
+        raise ValueError(f"domain {domains.max()}: wanted less than {len(domain_names)}, the number of domain_names")
+    for index, name in enumerate(domain_names):
+        if index not in domains:
+            raise ValueError(f"domain {name!r} has no sequence in the batches: wanted at least one")
     intact = _sequence_losses(model, batches)
     experts = model.config.num_experts
     increase = np.empty((len(gates), experts, len(domains)))
@@ -63,14 +64,6 @@ def ablate(
     return measured(means, means[:, 0].mean(1, keepdims=True))
 
 
-def _check_domains(domains: np.ndarray, names: Sequence[str]) -> None:
-    if domains.max(initial=-1) >= len(names):
-        raise ValueError(f"domain {domains.max()}: wanted less than {len(names)}, the number of domain_names")
-    for index, name in enumerate(names):
-        if not (domains == index).any():
-            raise ValueError(f"domain {name!r} has no sequence in the batches: wanted at least one")
-
-
 @contextmanager
 def _without(gate: nn.Module, expert: int) -> Iterator[None]:
     """Empty the slots of an expert in all that a router returns inside the block."""
@@ -82,11 +75,8 @@ def _without(gate: nn.Module, expert: int) -> Iterator[None]:
             indices=chosen.indices.masked_fill(removed, chosen.logits.shape[-1]),
         )
 
-    handle = gate.register_forward_hook(remove)
-    try:
+    with gate.register_forward_hook(remove):  # the block's end takes the hook away
         yield
-    finally:
-        handle.remove()
 
 
 def _sequence_losses(model: MoEForCausalLM, batches: Sequence[tuple[Tensor, Tensor]]) -> np.ndarray:

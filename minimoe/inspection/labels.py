@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from minimoe.inspection.trace import RoutingTrace
+from minimoe.inspection.trace import RoutingTrace
 
 DOCUMENT_LABELS = ("domain", "language", "topic")
 LABELS = (*DOCUMENT_LABELS, "token", "position")

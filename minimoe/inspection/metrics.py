@@ -1,28 +1,14 @@
 """Do the experts specialise? Every metric of a trace with what chance would give, and an interval: see `Measured`.
 
-    metric                       what is counted                                              value has shape
-    load                         share of the routed tokens that each expert receives         [L, E]
-    max_violation, load_entropy  how uneven these shares are                                  [L]
-    domain_specialization        share of a domain's tokens whose top-k contains an expert    [L, domains, E]
-    vocabulary_specialization    share of a token's occurrences whose first choice is the expert      [L, tokens, E]
-    mutual_information           share of all routing that a label accounts for               [L]
-    co_activation                share of an expert's tokens that also go to another          [L, E, E]
-    router_saturation            share of the final choices already made                      [L]
-    repetition                   how often consecutive tokens get the same first choice       [L]
-    matched_agreement            share of choices that two models have in common              [L]
-
-Shapes: L sparse layers, E experts, K experts per token, T tokens, N = T * K routed tokens. A `trace` is a
-`RoutingTrace`, or whatever has its attributes; an index E is an empty slot and counts for nobody.
-
-Everywhere `draws` is how often documents are resampled for the interval, `shuffles` how often chance is imitated where
-the null has no formula, and `seed` that of both.
+Shapes: L sparse layers, E experts, K experts per token, T tokens. A `trace` is a `RoutingTrace`, or whatever has its
+attributes; an index E is an empty slot and counts for nobody. Everywhere `draws` is how often documents are resampled
+for the interval, `shuffles` how often chance is imitated where the null has no formula, and `seed` that of both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from math import comb
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -37,18 +23,13 @@ from minimoe.inspection.nulls import (
     shuffled_within,
     x_log_x,
 )
-
-if TYPE_CHECKING:
-    from minimoe.inspection.trace import RoutingTrace
-
-# --- load -------------------------------------------------------------------------------------------------
+from minimoe.inspection.trace import RoutingTrace
 
 
 def load(trace: RoutingTrace, *, draws: int = 200, seed: int = 0) -> Measured:
     """Share of the routed tokens that each expert receives, [L, E]; the null is 1 / E.
 
-    Raises:
-        ValueError: a layer routed no token.
+    Raises ValueError where a layer routed no token.
     """
     return measured(_resampled_loads(trace, draws, seed), 1 / trace.num_experts)
 
@@ -58,9 +39,7 @@ def max_violation(trace: RoutingTrace, *, draws: int = 200, shuffles: int = 200,
 
     Source: Wang et al. 2024, arXiv 2408.15664; the same as `minimoe.model.balance.max_violation`. The null is its
     mean when each token draws its experts at random: not 0, since even then some expert gets the most.
-
-    Raises:
-        ValueError: a layer routed no token.
+    Raises ValueError where a layer routed no token.
     """
     return _unevenness(trace, lambda share: share.max(-1) * share.shape[-1] - 1, draws, shuffles, seed)
 
@@ -69,9 +48,7 @@ def load_entropy(trace: RoutingTrace, *, draws: int = 200, shuffles: int = 200, 
     """- sum_i p_i ln p_i / ln E of the shares p of `load`, [L]: 1 when balanced, 0 when one expert takes all.
 
     The null is its mean when each token draws its experts at random.
-
-    Raises:
-        ValueError: there is only one expert, or a layer routed no token.
+    Raises ValueError where there is only one expert, or a layer routed no token.
     """
     if trace.num_experts < 2:
         raise ValueError(f"num_experts={trace.num_experts}: wanted at least 2 for an entropy of their load")
@@ -102,9 +79,6 @@ def _resampled_loads(trace: RoutingTrace, draws: int, seed: int) -> list[np.ndar
     return shares
 
 
-# --- domains and words ------------------------------------------------------------------------------------
-
-
 def domain_specialization(
     trace: RoutingTrace, of: str = "domain", *, within: str | None = None, draws: int = 200, seed: int = 0
 ) -> Measured:
@@ -116,13 +90,11 @@ def domain_specialization(
     busy is above K / E, but not above its null. Unlabelled tokens are left out.
 
     Args:
-        trace: what to measure.
         of: "domain", "language" or "topic"; rows are in the order of `labels(trace, of).names`.
         within: another of these that stays fixed, as in `mutual_information`: the null permutes among the documents
             that share it, and is the mean of their loads, weighted by how a row's tokens spread over them.
 
-    Raises:
-        ValueError: fewer than two domains, one without tokens, or a document with two; `within` is `of`.
+    Raises ValueError for fewer than two domains, one without tokens, or a document with two; or if `within` is `of`.
     """
     if of not in DOCUMENT_LABELS:
         raise ValueError(f"label {of!r}: wanted one of {', '.join(DOCUMENT_LABELS)}")
@@ -150,14 +122,8 @@ def vocabulary_specialization(trace: RoutingTrace, *, min_count: int = 10, draws
 
     Source: OLMoE (arXiv 2409.02060, section 5), with k = 1. The first choice is the slot with the largest weight.
     The null is the load-aware expectation after shuffling all tokens: the expert's share of all first choices.
-    Rare tokens are left out, because one occurrence is 100 % specialised.
-
-    Args:
-        trace: what to measure.
-        min_count: fewest occurrences; rows are the tokens `frequent_tokens(trace, min_count)`.
-
-    Raises:
-        ValueError: no token occurs so often.
+    Rows are `frequent_tokens(trace, min_count)`: rare tokens are left out, because one occurrence is 100 % specialised.
+    Raises ValueError where no token occurs `min_count` times.
     """
     frequent = frequent_tokens(trace, min_count)
     if not len(frequent):
@@ -196,9 +162,6 @@ def _resampled_shares(
     return shares.transpose(2, 0, 1)
 
 
-# --- mutual information -----------------------------------------------------------------------------------
-
-
 def mutual_information(
     trace: RoutingTrace,
     of: str,
@@ -233,16 +196,14 @@ def mutual_information(
     Tests of Hypotheses), and every resample keeps the number of documents with each pair of the two.
 
     Args:
-        trace: what to measure.
         of: "domain", "language", "topic", "token" or "position"; see `labels`. Unlabelled tokens are left out.
         given: the condition, another of these.
         within: the label that the null and the resamples keep fixed: "domain", "language" or "topic", and so is `of`.
             Unlike `given` it does not change the value. Documents without it form a group of their own. It fixes
             numbers of documents, not of tokens: if the condition goes with it, some of its effect stays in the value.
 
-    Raises:
-        ValueError: fewer than two labels; a document with two domains; `given` or `within` is `of`; every token goes to
-            every expert, so that there is nothing to know.
+    Raises ValueError for fewer than two labels, or a document with two domains; where `given` or `within` is `of`; and
+    where every token goes to every expert, so that there is nothing to know.
     """
     if given == of:
         raise ValueError(f"given={given!r}: wanted another label than the one that is measured")
@@ -286,18 +247,13 @@ def mutual_information(
     return measured(shares, nulls)
 
 
-# --- pairs of experts, of tokens, of models -----------------------------------------------------------------
-
-
 def co_activation(trace: RoutingTrace, *, draws: int = 200, seed: int = 0) -> Measured:
     """N_ij / N_i, [L, E, E]: of the tokens that go to expert i, the share that goes to expert j as well.
 
     Source: OLMoE (arXiv 2409.02060, section 5), over **all** pairs in the top-k, whatever their rank. The diagonal is
     NaN, as is the row of an expert without tokens. A balanced router gives (K - 1) / (E - 1); the null knows the load
     as well, and belongs to the most random router with this load (see `random_pairs`).
-
-    Raises:
-        ValueError: no token goes to two experts.
+    Raises ValueError where no token goes to two experts.
     """
     resamples = Resamples.draw(trace.documents, draws, seed)
     diagonal = np.eye(trace.num_experts, dtype=bool)
@@ -320,18 +276,11 @@ def co_activation(trace: RoutingTrace, *, draws: int = 200, seed: int = 0) -> Me
 def router_saturation(trace: RoutingTrace, final: RoutingTrace, *, draws: int = 200, seed: int = 0) -> Measured:
     """The share of the final model's choices that a checkpoint already makes, [L]: mean |S and S_final| / K.
 
-    S is the set of experts of a token.
-
+    S is the set of experts of a token in `trace`, of a checkpoint; S_final that in `final`, of the finished model.
     Source: OLMoE (arXiv 2409.02060, section 5). The null is the overlap after shuffling the tokens of one trace, which
     the loads determine: K / E when balanced, more when both prefer the same few experts. Where slots are empty, the
     denominator is the number of the final model's filled ones.
-
-    Args:
-        trace: of the checkpoint.
-        final: of the finished model, for the same tokens.
-
-    Raises:
-        ValueError: the traces differ in their tokens, layers or number of experts.
+    Raises ValueError where the traces differ in their tokens, layers or number of experts.
     """
     resamples = Resamples.draw(trace.documents, draws, seed)
     shares, nulls = [], []
@@ -353,13 +302,7 @@ def repetition(trace: RoutingTrace, choices: int = 1, *, draws: int = 200, seed:
 
     The first choices are the slots with the largest weights. Pairs of which one lacks them are left out, and so are
     tokens that are not next to each other in their sequence.
-
-    Args:
-        trace: what to measure.
-        choices: 1, or 2 for "first or second".
-
-    Raises:
-        ValueError: `choices` is impossible, or no two tokens are consecutive.
+    Raises ValueError for other `choices` than 1 and 2 ("first or second"), more than K, or no consecutive tokens.
     """
     if choices not in (1, 2) or choices > trace.indices.shape[2]:
         raise ValueError(f"choices={choices}: wanted 1, or 2 where a token has two ({trace.indices.shape[2]} here)")
@@ -397,13 +340,7 @@ def matched_agreement(
     have no order, those of `b` are renamed by `match_experts` first. Matching finds some agreement between any
     two models, more so with few tokens; so the null is the mean when the tokens of `b` are shuffled and matched again.
     Every resample is matched anew as well.
-
-    Args:
-        a: of one model.
-        b: of another, for the same tokens.
-
-    Raises:
-        ValueError: the traces differ in their tokens, layers or number of experts.
+    Raises ValueError where the traces differ in their tokens, layers or number of experts.
     """
     resamples = Resamples.draw(a.documents, draws, seed)
     rng = np.random.default_rng([seed, 1])
@@ -422,9 +359,7 @@ def match_experts(a: RoutingTrace, b: RoutingTrace) -> np.ndarray:
     """The expert of `b` that stands for each expert of `a`, [L, E]: a permutation per layer.
 
     Of all one-to-one pairings the one with the most common tokens (linear assignment).
-
-    Raises:
-        ValueError: the traces differ in their tokens, layers or number of experts.
+    Raises ValueError where the traces differ in their tokens, layers or number of experts.
     """
     return np.stack([_matched(ours.T @ theirs)[0] for ours, theirs in _memberships(a, b)])
 
@@ -450,9 +385,6 @@ def _memberships(a: RoutingTrace, b: RoutingTrace) -> list[tuple[np.ndarray, np.
         )
     pairs = zip(a.indices, b.indices, strict=True)
     return [tuple(_membership(indices, a.num_experts) for indices in pair) for pair in pairs]
-
-
-# --- reading the choices ------------------------------------------------------------------------------------
 
 
 def _filled(indices: np.ndarray, experts: int, layer: int | None = None) -> tuple[np.ndarray, np.ndarray]:

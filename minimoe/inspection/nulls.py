@@ -37,15 +37,10 @@ class Measured(NamedTuple):
     high: np.ndarray
 
 
-# --- intervals --------------------------------------------------------------------------------------------
-
-
 def measured(statistics: Sequence[np.ndarray], null: ArrayLike) -> Measured:
-    """Value and interval of a statistic.
+    """Value and interval of a statistic, beside its null [L, ...], or what can be broadcast to that.
 
-    Args:
-        statistics: for each layer, of the trace and of its resamples, [1 + draws, ...]; NaN where a resample has none.
-        null: [L, ...], or what can be broadcast to it.
+    statistics: for each layer, of the trace and of its resamples, [1 + draws, ...]; NaN where a resample has none.
     """
     from scipy.stats import quantile
 
@@ -67,14 +62,10 @@ class Resamples(NamedTuple):
 
     @classmethod
     def draw(cls, documents: np.ndarray, draws: int, seed: int, strata: np.ndarray | None = None) -> Resamples:
-        """Draw as many documents as there are, with replacement.
+        """Draw as many documents as there are, with replacement, `draws` times.
 
-        Args:
-            documents: [T], any numbers.
-            draws: how often. There are no draws where every stratum has just one document.
-            seed: of the draws.
-            strata: [T], a number that is the same throughout a document; as many documents of each are drawn as there
-                are. None: all documents are alike.
+        documents: [T], any numbers. strata: [T], a number that is the same throughout a document; as many documents of
+        each are drawn as there are, so that there are no draws where each has just one. None: all documents are alike.
         """
         _, first, document = np.unique(documents, return_index=True, return_inverse=True)
         stratum = np.zeros(len(first)) if strata is None else strata[first]
@@ -131,9 +122,6 @@ def x_log_x(x: np.ndarray) -> np.ndarray:
     return x * np.log(np.where(x > 0, x, 1))
 
 
-# --- what chance gives ------------------------------------------------------------------------------------
-
-
 def random_loads(filled: np.ndarray, experts: int, shuffles: int, rng: np.random.Generator) -> np.ndarray:
     """Tokens per expert, [shuffles, E], when each of filled[k] tokens draws k of the experts, all sets alike.
 
@@ -159,16 +147,11 @@ def random_pairs(loads: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     sets of k, expert i is in w_i e_(k-1)(all but i) / e_k(all) of the sets, and i and j are both in
     w_i w_j e_(k-2)(all but i and j) / e_k(all). The odds of the weights are scaled until they give the loads.
 
-    Args:
-        loads: [E], share of the tokens that choose each expert.
-        sizes: [K + 1], share of the tokens that choose k experts.
+    loads: [E], share of the tokens that choose each expert. sizes: [K + 1], share of those that choose k experts.
     """
 
     def share(others: np.ndarray, chosen: int) -> np.ndarray:
-        """The share of sets that hold `chosen` given experts, over the product of the weights of these.
-
-        others: the weights, 0 for the given experts.
-        """
+        """The share of sets that hold `chosen` experts, of weight 0 in `others`, over the product of their weights."""
         k = np.flatnonzero(sizes)
         k = k[k >= chosen]
         of_others, of_all = (_symmetric_polynomials(values, len(sizes)) for values in (others, weights))
@@ -210,10 +193,8 @@ def shuffled_within(group: np.ndarray, shuffles: int, rng: np.random.Generator) 
 def shuffled_conditional_entropy(experts: np.ndarray, cells: np.ndarray, orders: Sequence[np.ndarray]) -> float:
     """The mean of H(expert | cell) when the units change places between cells.
 
-    Args:
-        experts: [units, E], how often each unit was sent to each expert.
-        cells: [units], the cell of each place.
-        orders: which unit comes to the first place, to the next, ...; one array for each shuffle.
+    experts: [units, E], how often each unit was sent to each expert. cells: [units], the cell of each place.
+    orders: for each shuffle, which unit comes to the first place, to the next, and so on.
     """
     from scipy.sparse import csr_array
 

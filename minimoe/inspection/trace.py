@@ -107,13 +107,9 @@ class RoutingTrace:
         return self.indices.shape[2]
 
     def select(self, tokens: np.ndarray | str) -> RoutingTrace:
-        """The trace of some of the tokens, in memory.
+        """The trace of some of the tokens, given as a boolean mask [N] or by the name of a domain, in memory.
 
-        Args:
-            tokens: a boolean mask [N], or the name of a domain.
-
-        Raises:
-            TraceError: no token is left, or there is no such domain.
+        Raises TraceError where no token is left, or there is no such domain.
         """
         if isinstance(tokens, str):
             if tokens not in self.domain_names:
@@ -124,17 +120,30 @@ class RoutingTrace:
 
     def save(self, path: str | Path) -> None:
         """Write the trace to one file. If this fails, an older file at `path` is as it was."""
-        _write(Path(path), self._arrays(), self._facts())
+        tensors = {  # of what is mapped from a file nothing is read into memory
+            name: torch.from_numpy(np.require(array, requirements="CW")) for name, array in self._arrays().items()
+        }
+        with replace_atomically(path) as temporary:
+            save_file(tensors, temporary, {"format": FORMAT, "version": VERSION, "facts": json.dumps(self._facts())})
 
     @staticmethod
     def load(path: str | Path) -> RoutingTrace:
         """Map a file that `save` or `record_routing(model, path)` wrote.
 
-        Raises:
-            FileNotFoundError: there is no such file.
-            TraceError: the file is cut short, is no trace, or is of another version.
+        Raises FileNotFoundError, or TraceError for a file that is cut short, is no trace, or is of another version.
         """
-        return RoutingTrace(**_read(Path(path)))
+        try:
+            with safe_open(path, framework="pt") as file:  # safetensors itself checks that the file is whole
+                metadata = file.metadata() or {}
+                found = metadata.get("format"), metadata.get("version")
+                if found != (FORMAT, VERSION):
+                    raise TraceError(f"{path}: found format and version {found}, wanted {(FORMAT, VERSION)}")
+                arrays = {name: file.get_tensor(name).numpy() for name in DTYPES}
+        except SafetensorError as error:
+            size = Path(path).stat().st_size
+            raise TraceError(f"{path}: these {size} bytes are not a whole routing trace ({error})") from error
+        facts = json.loads(metadata["facts"])
+        return RoutingTrace(**arrays, **facts | {name: tuple(facts[name]) for name in ("domain_names", "layers")})
 
     def _arrays(self) -> dict[str, np.ndarray]:
         return {name: getattr(self, name) for name in DTYPES}
@@ -142,32 +151,6 @@ class RoutingTrace:
     def _facts(self) -> dict[str, Any]:
         """Everything that is not an array."""
         return {name: getattr(self, name) for name in ("domain_names", "layers", "num_experts", "model_id")}
-
-
-def _write(path: Path, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
-    """Put a trace at `path`, whole or not at all. Arrays that are mapped from files are not read into memory."""
-    tensors = {name: torch.from_numpy(np.require(array, requirements="CW")) for name, array in arrays.items()}
-    with replace_atomically(path) as temporary:
-        save_file(tensors, temporary, {"format": FORMAT, "version": VERSION, "facts": json.dumps(facts)})
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The fields of the trace at `path`, its arrays mapped from the file."""
-    try:
-        with safe_open(path, framework="pt") as file:  # safetensors itself checks that the file is whole
-            metadata = file.metadata() or {}
-            found = metadata.get("format"), metadata.get("version")
-            if found != (FORMAT, VERSION):
-                raise TraceError(f"{path}: found format and version {found}, wanted {(FORMAT, VERSION)}")
-            arrays = {name: file.get_tensor(name).numpy() for name in DTYPES}
-    except SafetensorError as error:
-        size = path.stat().st_size
-        raise TraceError(f"{path}: these {size} bytes are not a whole routing trace ({error})") from error
-    facts = json.loads(metadata["facts"])
-    return arrays | facts | {name: tuple(facts[name]) for name in ("domain_names", "layers")}
-
-
-# --- recording ----------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -202,21 +185,15 @@ def record_routing(model: nn.Module, path: str | Path | None = None) -> Iterator
         TraceError: when the block ends, as nothing was recorded, or the model's weights changed within it.
     """
     with ExitStack() as stack:
-        recording = Recording.begin()
+        recording = Recording.__new__(Recording)  # which has the fields of a trace at the end of the block
+        recording._sequences = _Sequences()
         recorder = _Recorder(model, None if path is None else Path(path), recording._sequences, stack)
         yield recording
-        RoutingTrace.__init__(recording, **recorder.finish())
+        vars(recording).update(vars(recorder.finish()))
 
 
 class Recording(RoutingTrace):
     """A RoutingTrace that can be read once its block has ended; `label` says what comes next in it."""
-
-    @classmethod
-    def begin(cls) -> Recording:
-        """One without the fields of a trace: `record_routing` fills them in at the end of its block."""
-        recording = cls.__new__(cls)
-        recording._sequences = _Sequences()
-        return recording
 
     def __getattr__(self, name: str) -> Any:
         """Reached only by what is not there, such as the fields of the trace while it is being recorded."""
@@ -247,13 +224,10 @@ class _Recorder:
         self._scratch = stack.enter_context(_open_scratch(path))  # a record for each token
         self._record_type: np.dtype | None = None
         self._dispatched: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # of the forward that is running, by layer
-        hooks = [
-            model.register_forward_pre_hook(self._begin, with_kwargs=True),
-            *(experts.register_forward_pre_hook(partial(self._dispatch, n)) for n, experts in self._experts.items()),
-            model.register_forward_hook(self._end),
-        ]
-        for hook in hooks:
-            stack.callback(hook.remove)
+        stack.enter_context(model.register_forward_pre_hook(self._begin, with_kwargs=True))
+        for layer, experts in self._experts.items():
+            stack.enter_context(experts.register_forward_pre_hook(partial(self._dispatch, layer)))
+        stack.enter_context(model.register_forward_hook(self._end))
 
     def _begin(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         call = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
@@ -266,64 +240,60 @@ class _Recorder:
 
     def _dispatch(self, layer: int, experts: nn.Module, args: tuple[Tensor, ...]) -> None:
         _, indices, weights = args
-        self._dispatched[layer] = _numpy(indices, "indices"), _numpy(weights, "weights")
+        self._dispatched[layer] = indices.int().cpu().numpy(), weights.detach().float().cpu().numpy()
 
     def _end(self, model: nn.Module, args: tuple, output: Any) -> None:
         found = {layer: len(self._dispatched[layer][0]) for layer in self._experts if layer in self._dispatched}
         wanted = dict.fromkeys(self._experts, self._input_ids.numel())
         if found != wanted:
             raise TraceError(f"tokens given to the experts of each layer: {found}, but the batch has {wanted}")
-        indices, weights = (
-            np.stack(layers, axis=1) for layers in zip(*(self._dispatched[n] for n in self._experts), strict=True)
-        )
-        token_ids = _numpy(self._input_ids, "token_ids").flatten()
-        columns = {"indices": indices, "weights": weights, "token_ids": token_ids}  # [B * S, ...] each
-        columns |= self._sequences.place(self._kept, self._cached)
-        shapes = {name: indices.shape[1:] if name in ROUTED else () for name in DTYPES}
-        self._record_type = np.dtype([(name, dtype, shapes[name]) for name, dtype in DTYPES.items()])
-        records = np.empty(len(token_ids), self._record_type)
+        layers = [self._dispatched[layer] for layer in self._experts]
+        indices, weights = (np.stack(arrays, axis=1) for arrays in zip(*layers, strict=True))
+        columns = {"indices": indices, "weights": weights, "token_ids": self._input_ids.cpu().flatten().numpy()}
+        columns |= self._sequences.place(self._kept, self._cached)  # [B * S, ...] each
+        self._record_type = np.dtype([(name, dtype, columns[name].shape[1:]) for name, dtype in DTYPES.items()])
+        records = np.empty(len(indices), self._record_type)
         for name, column in columns.items():
             records[name] = column
         self._scratch.write(records[self._kept.flatten()].data)
 
-    def finish(self) -> dict[str, Any]:
-        """The fields of the trace."""
+    def finish(self) -> RoutingTrace:
+        """The trace: in memory, or written to its file and mapped from there."""
         if model_id(self._model) != self._model_id:
             raise TraceError("the weights of the model changed during the recording: a trace belongs to one model")
         if self._record_type is None or not self._scratch.tell():
             raise TraceError("the model was not called in the block; a call of a part of it does not count")
-        facts = {
-            "domain_names": tuple(self._sequences.domain_names),
-            "layers": tuple(self._experts),
-            "num_experts": _num_experts(self._experts),
-            "model_id": self._model_id,
-        }
         arrays = self._arrays_by_layer()
         self._scratch.close()  # gives back its space
+        trace = RoutingTrace(
+            **arrays,
+            domain_names=tuple(self._sequences.domain_names),
+            layers=tuple(self._experts),
+            num_experts=len(next(iter(self._experts.values())).down_proj),
+            model_id=self._model_id,
+        )
         if self._path is None:
-            return arrays | facts
-        _write(self._path, arrays, facts)
-        return _read(self._path)
+            return trace
+        trace.save(self._path)
+        return RoutingTrace.load(self._path)
 
     def _arrays_by_layer(self) -> dict[str, np.ndarray]:
         """The arrays of the trace, in memory or mapped from files without a name."""
         if self._path is None:
             records = np.frombuffer(self._scratch.getbuffer(), self._record_type)
-            return {name: _by_layer(records[name]).copy() for name in DTYPES}
-        self._scratch.flush()
-        records = np.memmap(self._scratch, self._record_type, "r")
+        else:
+            self._scratch.flush()
+            records = np.memmap(self._scratch, self._record_type, "r")
         arrays = {}
         for name, dtype in DTYPES.items():
-            column = _by_layer(records[name])
-            file = self._stack.enter_context(_open_scratch(self._path))
-            arrays[name] = np.memmap(file, dtype, "w+", shape=column.shape)
+            column = records[name].swapaxes(0, 1) if name in ROUTED else records[name]  # [N, L, K] -> [L, N, K]
+            if self._path is None:
+                arrays[name] = np.empty(column.shape, dtype)
+            else:
+                file = self._stack.enter_context(_open_scratch(self._path))
+                arrays[name] = np.memmap(file, dtype, "w+", shape=column.shape)
             arrays[name][...] = column
         return arrays
-
-
-def _by_layer(column: np.ndarray) -> np.ndarray:
-    """[N, L, K] as [L, N, K]; [N] as it is."""
-    return column.swapaxes(0, 1) if column.ndim == 3 else column
 
 
 def _open_scratch(path: Path | None) -> BinaryIO:
@@ -349,12 +319,7 @@ class _Sequences:
         self._columns = 0  # how long a cache of them is; padding counts
 
     def place(self, kept: np.ndarray, cached: int) -> dict[str, np.ndarray]:
-        """The labels, [B * S] each, of a forward.
-
-        Args:
-            kept: [B, S], False for padding.
-            cached: how many tokens the forward found in its cache.
-        """
+        """The labels of a forward, [B * S] each; `kept` [B, S] is False for padding, `cached` what its cache holds."""
         rows, length = kept.shape
         if not cached:
             keys = [object() for _ in range(rows)] if self.keys is None else self.keys
@@ -389,16 +354,8 @@ def _check_rows(name: str, values: Sequence[Any], rows: int) -> None:
 
 # What makes a router act differently with the same weights, by the names that the families give it.
 ROUTER_SETTINGS = (
-    "router",
-    "num_experts",
-    "num_local_experts",
-    "num_experts_per_tok",
-    "score_func",
-    "norm_topk_prob",
-    "n_group",
-    "topk_group",
-    "routed_scaling_factor",
-    "capacity_factor",
+    *("router", "num_experts", "num_local_experts", "num_experts_per_tok", "score_func", "norm_topk_prob"),
+    *("n_group", "topk_group", "routed_scaling_factor", "capacity_factor"),
 )
 
 
@@ -431,10 +388,6 @@ def _find_experts(model: nn.Module) -> dict[int, nn.Module]:
     return found
 
 
-def _num_experts(experts: dict[int, nn.Module]) -> int:
-    return len(next(iter(experts.values())).down_proj)
-
-
 def _not_padding(input_ids: Tensor, attention_mask: Tensor | None) -> np.ndarray:
     """[B, S]: False where `attention_mask` [B, cached + S] is 0."""
     if attention_mask is None:
@@ -450,7 +403,3 @@ def _cached_tokens(cache: Any) -> int:
     if cache is None:
         return 0
     return int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else cache[0][0].shape[2]
-
-
-def _numpy(tensor: Tensor, name: str) -> np.ndarray:
-    return tensor.detach().to(torch.float32 if name == "weights" else torch.int32).cpu().numpy()

@@ -1,15 +1,9 @@
 """Models made from other models without training: merged, pruned, deepened, extended, quantised.
 
-    average, lerp, slerp, ties     merge models of one shape
-    prune_neurons, prune_heads     make a model narrower
-    prune_layers, depth_upscale    make a model shallower, or deeper
-    extend_vocabulary              make room for new tokens
-    quantise                       round the weights to integers, store what these stand for
-
 Each returns a new model in evaluation mode, with the tokenizer of the old, and leaves its inputs as they are. Sums are
 done in float64 and stored in the dtype of the (first) input. A `Derivation` keeps where a model came from.
 
-Shapes: H hidden size, D head size, I width of an MLP or of an expert, E experts, L layers, V vocabulary.
+Shapes: H hidden size, D head size, I width of an MLP or of an expert, E experts, L layers.
 """
 
 from __future__ import annotations
@@ -20,7 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
 
 from minimoe.model.attention import Attention
 from minimoe.model.config import MoEConfig
@@ -48,11 +43,6 @@ def build(config: MoEConfig, tensors: Mapping[str, Tensor]) -> MoEForCausalLM:
     return model.eval()
 
 
-def wide(tensor: Tensor) -> Tensor:
-    """`tensor` in float64 on the CPU: some devices have no float64."""
-    return tensor.detach().to("cpu", torch.float64)
-
-
 def build_from(origin: MoEForCausalLM, tensors: Mapping[str, Tensor], **changes: Any) -> MoEForCausalLM:
     """What became of `origin`: a model of these tensors, of its tokenizer, and of its configuration after `changes`."""
     model = build(replace(origin.config, **changes), tensors)
@@ -60,18 +50,27 @@ def build_from(origin: MoEForCausalLM, tensors: Mapping[str, Tensor], **changes:
     return model
 
 
+def parts(model: nn.Module, *kinds: type[nn.Module]) -> list[nn.Module]:
+    """The modules of these kinds in a model, layer by layer."""
+    return [module for module in model.modules() if isinstance(module, kinds)]
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """`tensor` in float64 on the CPU: some devices have no float64."""
+    return tensor.detach().to("cpu", torch.float64)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise a ValueError with this message unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
 # --- merging ----------------------------------------------------------------------------------------------
 
 # What models to be merged need not have in common: it changes no output.
-_FREE = {
-    "max_position_embeddings",
-    "initializer_range",
-    "router_aux_loss_coef",
-    "seq_aux",
-    "router_z_loss_coef",
-    "experts_implementation",
-    "model_type",
-}
+_FREE = {"max_position_embeddings", "initializer_range", "experts_implementation", "model_type"}
+_FREE |= {"router_aux_loss_coef", "seq_aux", "router_z_loss_coef"}
 
 
 def average(models: Sequence[MoEForCausalLM]) -> MoEForCausalLM:
@@ -80,8 +79,6 @@ def average(models: Sequence[MoEForCausalLM]) -> MoEForCausalLM:
     Raises:
         ValueError: there is no model, or the configurations differ; the field is named.
     """
-    if not models:
-        raise ValueError("models=[]: wanted at least one")
     return _merge(models, lambda *weights: torch.stack(weights).mean(0))
 
 
@@ -104,20 +101,20 @@ def slerp(a: MoEForCausalLM, b: MoEForCausalLM, t: float) -> MoEForCausalLM:
     Raises:
         ValueError: the configurations differ; the field is named.
     """
-    return _merge([a, b], lambda x, y: _slerp(x, y, t))
 
-
-def _slerp(x: Tensor, y: Tensor, t: float) -> Tensor:
     def norm(tensor: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(tensor, dim=(-2, -1) if x.dim() > 1 else -1, keepdim=True)
+        return torch.linalg.vector_norm(tensor, dim=(-2, -1) if tensor.dim() > 1 else -1, keepdim=True)
 
-    both = (norm(x) > 0) & (norm(y) > 0)
-    u, v = x / norm(x).where(both, 1), y / norm(y).where(both, 1)
-    angle = 2 * torch.atan2(norm(u - v), norm(u + v))  # near 0, more precise than the arc cosine
-    curved = both & (angle.sin() > 1e-9)
-    angle = angle.where(curved, 1)  # any angle whose sine is not 0
-    turned = (((1 - t) * angle).sin() * x + (t * angle).sin() * y) / angle.sin()
-    return turned.where(curved, torch.lerp(x, y, t))
+    def turn(x: Tensor, y: Tensor) -> Tensor:
+        both = (norm(x) > 0) & (norm(y) > 0)
+        u, v = x / norm(x).where(both, 1), y / norm(y).where(both, 1)
+        angle = 2 * torch.atan2(norm(u - v), norm(u + v))  # near 0, more precise than the arc cosine
+        curved = both & (angle.sin() > 1e-9)
+        angle = angle.where(curved, 1)  # any angle whose sine is not 0
+        turned = (((1 - t) * angle).sin() * x + (t * angle).sin() * y) / angle.sin()
+        return turned.where(curved, torch.lerp(x, y, t))
+
+    return _merge([a, b], turn)
 
 
 def ties(
@@ -137,53 +134,41 @@ def ties(
     Raises:
         ValueError: density is outside (0, 1], there is no model, or a configuration differs from that of the base.
     """
-    if not 0 < density <= 1:
-        raise ValueError(f"density={density}: wanted above 0 and at most 1")
-    if not models:
-        raise ValueError("models=[]: wanted at least one")
-    _require_alike([base, *models])
-    start = _vector(base)
-    trimmed = torch.stack([_trim(_vector(model) - start, density) for model in models])
+    require(0 < density <= 1, f"density={density}: wanted above 0 and at most 1")
+    _require_alike(models, base)
+    family = [base, *models]
+    vectors = torch.stack([parameters_to_vector(map(wide, model.state_dict().values())) for model in family])
+    tasks = vectors[1:] - vectors[0]
+    largest = tasks.abs().topk(round(density * tasks.shape[1])).indices
+    trimmed = torch.zeros_like(tasks).scatter(1, largest, tasks.gather(1, largest))
     agreeing = (trimmed.sign() == trimmed.sum(0).sign()) & (trimmed != 0)
-    merged = start + weight * (trimmed * agreeing).sum(0) / agreeing.sum(0).clamp(min=1)
-    tensors = base.state_dict()
-    pieces = merged.split([tensor.numel() for tensor in tensors.values()])
-    named = zip(tensors.items(), pieces, strict=True)
-    return _merged([base, *models], {name: piece.view_as(tensor).to(tensor) for (name, tensor), piece in named})
-
-
-def _vector(model: MoEForCausalLM) -> Tensor:
-    return torch.cat([wide(tensor).flatten() for tensor in model.state_dict().values()])
-
-
-def _trim(vector: Tensor, density: float) -> Tensor:
-    """Zero all but the largest numbers."""
-    kept = vector.abs().topk(round(density * len(vector))).indices
-    return torch.zeros_like(vector).index_copy(0, kept, vector[kept])
+    merged = vectors[0] + weight * (trimmed * agreeing).sum(0) / agreeing.sum(0).clamp(min=1)
+    pieces = iter(merged.split([tensor.numel() for tensor in base.state_dict().values()]))
+    return _merge(family, lambda old, *_: next(pieces).view_as(old))
 
 
 def _merge(models: Sequence[MoEForCausalLM], rule: Callable[..., Tensor]) -> MoEForCausalLM:
-    """Apply `rule` to the tensors that have one name."""
+    """Apply `rule` to the tensors that have one name, in their order.
+
+    Where the models have different tokenizers, an id stands for no text: the result has none.
+    """
     _require_alike(models)
     states = [model.state_dict() for model in models]
     merged = {name: rule(*(wide(state[name]) for state in states)).to(tensor) for name, tensor in states[0].items()}
-    return _merged(models, merged)
-
-
-def _merged(models: Sequence[MoEForCausalLM], tensors: Mapping[str, Tensor]) -> MoEForCausalLM:
-    """A model of these tensors. Where the models have different tokenizers, an id stands for no text: it has none."""
-    model = build_from(models[0], tensors)
+    model = build_from(models[0], merged)
     if len({each.tokenizer_json for each in models}) > 1:
         model.tokenizer_json = None
     return model
 
 
-def _require_alike(models: Sequence[MoEForCausalLM]) -> None:
-    wanted = asdict(models[0].config)
-    for model in models[1:]:
+def _require_alike(models: Sequence[MoEForCausalLM], base: MoEForCausalLM | None = None) -> None:
+    """Refuse no models, and models that differ from `base`, or from the first of them, in what changes outputs."""
+    require(len(models) > 0, "models=[]: wanted at least one")
+    wanted = asdict((models[0] if base is None else base).config)
+    for model in models:
         for name, found in asdict(model.config).items():
-            if name not in _FREE and found != wanted[name]:
-                raise ValueError(f"{name}={found!r}: wanted {wanted[name]!r}, as in the model it is merged with")
+            alike = name in _FREE or found == wanted[name]
+            require(alike, f"{name}={found!r}: wanted {wanted[name]!r}, as in the model it is merged with")
 
 
 # --- width ------------------------------------------------------------------------------------------------
@@ -196,35 +181,29 @@ def prune_neurons(model: MoEForCausalLM, keep: float) -> MoEForCausalLM:
     it adds nothing. No data are needed.
 
     Args:
-        model: dense or a mixture.
         keep: share of the width that stays, of each kind of MLP; rounded, at least one neuron.
 
     Raises:
         ValueError: keep is outside (0, 1].
     """
-    if not 0 < keep <= 1:
-        raise ValueError(f"keep={keep}: wanted above 0 and at most 1")
+    require(0 < keep <= 1, f"keep={keep}: wanted above 0 and at most 1")
 
     def shorter(width: int) -> int:
         return max(1, round(keep * width)) if width else 0
 
     pruned = deepcopy(model)
-    for module in pruned.modules():
-        if isinstance(module, MLP | Experts):
-            rows = neurons(module)
-            strength = torch.linalg.vector_norm(wide(rows), dim=-1).prod(-1)
-            strongest = strength.topk(shorter(strength.shape[-1]), dim=-1).indices.sort(dim=-1).values
-            set_neurons(module, rows.take_along_dim(strongest[..., None, None].to(rows.device), dim=-3))
+    for mlp in parts(pruned, MLP, Experts):
+        strength = torch.linalg.vector_norm(wide(neurons(mlp)), dim=-1).prod(-1)
+        take_neurons(mlp, strength.topk(shorter(strength.shape[-1]), dim=-1).indices.sort(dim=-1).values)
     names = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
     widths = {name: shorter(getattr(model.config, name)) for name in names}
     return build_from(model, pruned.state_dict(), **widths)
 
 
 def neurons(mlp: MLP | Experts) -> Tensor:
-    """An MLP as what it is a sum of: per neuron a gate row, an up row and a down column.
+    """An MLP as what it is a sum of: per neuron a gate row, an up row and a down column, [I, 3, H].
 
-    Returns:
-        A copy, [I, 3, H]; of experts, [E, I, 3, H].
+    A copy; of experts, [E, I, 3, H].
     """
     gate, up, down = _projections(mlp)
     return torch.stack([gate, up, down.mT], dim=-2).detach()
@@ -234,6 +213,12 @@ def set_neurons(mlp: MLP | Experts, rows: Tensor) -> None:
     """Write what `neurons` reads, of any width, into `mlp`."""
     gate, up, down = _projections(mlp)
     gate.data, up.data, down.data = (row.contiguous() for row in (rows[..., 0, :], rows[..., 1, :], rows[..., 2, :].mT))
+
+
+def take_neurons(mlp: MLP | Experts, order: Tensor) -> None:
+    """Keep these neurons of an MLP, [n], or of each of its experts, [E, n], in this order, in place."""
+    rows = neurons(mlp)
+    set_neurons(mlp, rows.take_along_dim(order[..., None, None].to(rows.device), dim=-3))
 
 
 def _projections(mlp: MLP | Experts) -> list[Tensor]:
@@ -247,71 +232,67 @@ def prune_heads(model: MoEForCausalLM, num_key_value_heads: int) -> MoEForCausal
     A group is as strong as the product of the norms of its value rows and of its output columns: without either
     it adds nothing. The size of a head stays.
 
-    Args:
-        model: any.
-        num_key_value_heads: how many stay.
-
     Raises:
         ValueError: there are not that many.
     """
     config, found = model.config, model.config.num_key_value_heads
-    if not 1 <= num_key_value_heads <= found:
-        raise ValueError(f"num_key_value_heads={num_key_value_heads}: wanted 1 to {found}, those of the model")
+    fits = 1 <= num_key_value_heads <= found
+    require(fits, f"num_key_value_heads={num_key_value_heads}: wanted 1 to {found}, those of the model")
+    queries_each = config.num_attention_heads // found
     pruned = deepcopy(model)
-    for block in pruned.model.layers:
-        _keep_strongest_groups(block.self_attn, found, num_key_value_heads)
-    heads = config.num_attention_heads // found * num_key_value_heads
+    for attention in parts(pruned, Attention):
+        values = wide(attention.v_proj.weight).unflatten(0, (found, -1))
+        outputs = wide(attention.o_proj.weight).unflatten(1, (found, -1))
+        strength = values.norm(dim=(1, 2)) * outputs.norm(dim=(0, 2))
+        strongest = strength.topk(num_key_value_heads).indices.sort().values
+        queries = strongest[:, None] * queries_each + torch.arange(queries_each, device="cpu")
+        take_heads(attention, queries.flatten(), queries_each)
+    heads = queries_each * num_key_value_heads
     return build_from(model, pruned.state_dict(), num_attention_heads=heads, num_key_value_heads=num_key_value_heads)
 
 
-def _keep_strongest_groups(attention: Attention, groups: int, kept: int) -> None:
-    values = wide(attention.v_proj.weight).unflatten(0, (groups, -1))
-    outputs = wide(attention.o_proj.weight).unflatten(1, (groups, -1))
-    strength = values.norm(dim=(1, 2)) * outputs.norm(dim=(0, 2))
-    chosen = strength.topk(kept).indices.sort().values
+def take_heads(attention: Attention, queries: Tensor, queries_each: int) -> None:
+    """Keep these query heads, [n], and the key-value heads that they share, in this order, in place.
+
+    The `queries_each` queries of a key-value head stand next to each other.
+    """
+    keys, size = queries[::queries_each] // queries_each, attention.head_dim
     for name, parameter in attention.named_parameters():
         whole = name.endswith("_norm.weight") and attention.qk_norm == "head"  # one norm that all heads share
         if name == "o_proj.weight":
-            parameter.data = parameter.data.unflatten(1, (groups, -1))[:, chosen].flatten(1, 2)
+            parameter.data = parameter.data.unflatten(1, (-1, size))[:, queries].flatten(1, 2)
         elif not whole and name != "o_proj.bias":
-            parameter.data = parameter.data.unflatten(0, (groups, -1))[chosen].flatten(0, 1)
+            kept = queries if name.startswith("q_") else keys
+            parameter.data = parameter.data.unflatten(0, (-1, size))[kept].flatten(0, 1)
 
 
 # --- depth ------------------------------------------------------------------------------------------------
 
 
 def prune_layers(model: MoEForCausalLM, layers: Collection[int]) -> MoEForCausalLM:
-    """Remove whole layers; those around them join (Gromov et al. 2024, arXiv 2403.17887).
-
-    Args:
-        model: of L layers.
-        layers: which to remove, from 0.
+    """Remove whole `layers`, counted from 0; those around them join (Gromov et al. 2024, arXiv 2403.17887).
 
     Raises:
         ValueError: a layer is not there, or none would be left.
     """
     present = range(model.config.num_hidden_layers)
-    missing = [layer for layer in layers if layer not in present]
-    if missing or len(set(layers)) == len(present):
-        raise ValueError(f"layers={sorted(layers)}: wanted some, but not all, of 0 to {len(present) - 1}")
+    fits = set(layers) < set(present)
+    require(fits, f"layers={sorted(layers)}: wanted some, but not all, of 0 to {len(present) - 1}")
     return _with_layers(model, [layer for layer in present if layer not in layers])
 
 
 def depth_upscale(model: MoEForCausalLM, removed: int) -> MoEForCausalLM:
     """Two copies of all layers on top of each other, less the seam (SOLAR: Kim et al. 2023, arXiv 2312.15166, fig. 1).
 
-    The lower copy loses its last `removed` layers, the upper one its first: 2 (L - removed) layers in all.
-
-    Args:
-        model: of L layers.
-        removed: m in the paper; L = 32 and m = 8 there.
+    The lower copy loses its last `removed` layers, the upper one its first: 2 (L - removed) layers in all. In the paper
+    L = 32, and `removed` is m = 8.
 
     Raises:
         ValueError: removed is not 0 to L - 1.
     """
     layers = model.config.num_hidden_layers
-    if not 0 <= removed < layers:
-        raise ValueError(f"removed={removed}: wanted 0 to {layers - 1}, less than the {layers} layers there are")
+    fits = 0 <= removed < layers
+    require(fits, f"removed={removed}: wanted 0 to {layers - 1}, less than the {layers} layers there are")
     return _with_layers(model, [*range(layers - removed), *range(removed, layers)])
 
 
@@ -329,31 +310,23 @@ def _with_layers(model: MoEForCausalLM, order: Sequence[int]) -> MoEForCausalLM:
 
 
 def extend_vocabulary(model: MoEForCausalLM, new_tokens: int, *, seed: int = 0) -> MoEForCausalLM:
-    """Append rows to the embedding and to the output head, with the mean and spread of those there are.
+    """Append `new_tokens` rows to the embedding and to the output head, with the mean and spread of those there are.
 
     Each new number is drawn from a normal distribution with the mean and standard deviation of its column (Hewitt 2021,
     Initializing New Word Embeddings for Pretrained Language Models; without his covariances). The logits of the old
     tokens stay what they were, their probabilities do not. The tokenizer stays as well: the new ids have no text yet.
 
-    Args:
-        model: of V tokens.
-        new_tokens: how many more.
-        seed: of the draw.
-
     Raises:
         ValueError: new_tokens is below 1.
     """
-    if new_tokens < 1:
-        raise ValueError(f"new_tokens={new_tokens}: wanted at least 1")
+    require(new_tokens >= 1, f"new_tokens={new_tokens}: wanted at least 1")
     generator = torch.Generator("cpu").manual_seed(seed)
     tensors = model.state_dict()
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        if name not in tensors:  # a tied head is the embedding
-            continue
-        old = wide(tensors[name])
-        noise = torch.randn(new_tokens, old.shape[1], generator=generator, device="cpu").double()
-        new = old.mean(0) + old.std(0) * noise
-        tensors[name] = torch.cat([tensors[name], new.to(tensors[name])])
+    for name, tensor in tensors.items():
+        if name in ("model.embed_tokens.weight", "lm_head.weight"):  # the second only where it is not tied to the first
+            old = wide(tensor)
+            noise = torch.randn(new_tokens, old.shape[1], generator=generator, device="cpu").double()
+            tensors[name] = torch.cat([tensor, (old.mean(0) + old.std(0) * noise).to(tensor)])
     return build_from(model, tensors, vocab_size=model.config.vocab_size + new_tokens)
 
 
@@ -362,17 +335,12 @@ def quantise(model: MoEForCausalLM, bits: int) -> MoEForCausalLM:
 
     Symmetric, round to nearest: with s = max |row| / (2^(bits - 1) - 1), each weight becomes the multiple of s next to
     it, at most s / 2 away (Dettmers et al. 2022, arXiv 2208.07339, section 2.1, row-wise). Embedding, output head,
-    routers, norms and biases stay, as usual.
-
-    Args:
-        model: any.
-        bits: 8 and 4 are usual.
+    routers, norms and biases stay, as usual. 8 and 4 bits are usual.
 
     Raises:
         ValueError: bits is not 2 to 8.
     """
-    if bits not in range(2, 9):
-        raise ValueError(f"bits={bits!r}: wanted a whole number from 2 to 8")
+    require(bits in range(2, 9), f"bits={bits!r}: wanted a whole number from 2 to 8")
     tensors = model.state_dict()
     for name, weight in tensors.items():
         routes = ".mlp.gate." in name or ".shared_expert_gate." in name

@@ -1,10 +1,7 @@
 """Frames: rewrites that give a model the fingerprint of another one, its own function unchanged.
 
-    frame_std_profile     how the spread of the attention weights goes with depth
-    frame_norms           the weights of the norms
-    frame_neuron_order    which neurons stand at the same number
-
-They share no weight with the model they imitate: what they produce is evidence against a fingerprint, not for descent.
+Each returns a new model in evaluation mode, in the dtype of `model`, which stays as it is. It shares no weight with the
+target: that it looks like it is evidence against a fingerprint, not for descent.
 
 Shapes: H hidden size, D head size, I width of an MLP, L layers.
 """
@@ -20,7 +17,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from minimoe.lineage.derive import neurons, set_neurons
+from minimoe.lineage.derive import parts, require, take_neurons, wide
 from minimoe.lineage.gauge import map_values, replace_norms, scale_pairs
 from minimoe.model.attention import Attention
 from minimoe.model.transformer import Block, MoEForCausalLM
@@ -31,29 +28,19 @@ def frame_norms(model: MoEForCausalLM, target: MoEForCausalLM) -> MoEForCausalLM
 
     A final norm that changes unties the embeddings. The norms of queries and keys (`qk_norm`) stay.
 
-    Args:
-        model: any.
-        target: of the same hidden size and depth.
-
-    Returns:
-        A new model in evaluation mode, in the dtype of `model`.
-
     Raises:
-        ValueError: the shapes differ, or the target has a 0 where the model has none.
+        ValueError: hidden size or depth differ, or the target has a 0 where the model has none.
     """
     _require_equal(model, target, "num_hidden_layers", "hidden_size")
-    norms = {"model.norm": target.model.norm.weight}
-    for layer, block in enumerate(target.model.layers):
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            norms[f"model.layers.{layer}.{norm}"] = getattr(block, norm).weight
-    return replace_norms(model, norms)
+    named = target.state_dict()
+    norms = [name for name in named if name.endswith(("layernorm.weight", "model.norm.weight"))]
+    return replace_norms(model, {name.removesuffix(".weight"): named[name] for name in norms})
 
 
 def _require_equal(model: MoEForCausalLM, target: MoEForCausalLM, *fields: str) -> None:
     for field in fields:
         found, wanted = getattr(target.config, field), getattr(model.config, field)
-        if found != wanted:
-            raise ValueError(f"{field}={found} in the target: wanted {wanted}, as in the model")
+        require(found == wanted, f"{field}={found} in the target: wanted {wanted}, as in the model")
 
 
 def frame_std_profile(model: MoEForCausalLM, target: MoEForCausalLM | Mapping[str, Sequence[float]]) -> MoEForCausalLM:
@@ -71,22 +58,17 @@ def frame_std_profile(model: MoEForCausalLM, target: MoEForCausalLM | Mapping[st
         model: any without `clip_qkv`.
         target: of the same depth; or its standard deviations, [L] each of "q", "k", "v" and "o".
 
-    Returns:
-        A new model in evaluation mode, in the dtype of `model`.
-
     Raises:
         ValueError: queries, keys and values are clipped; the profile is not L positive numbers of each.
     """
-    if model.config.clip_qkv is not None:
-        raise ValueError(f"clip_qkv={model.config.clip_qkv}: wanted None, for frame_std_profile")
+    clip = model.config.clip_qkv
+    require(clip is None, f"clip_qkv={clip}: wanted None, for frame_std_profile")
     if isinstance(target, MoEForCausalLM):
-        blocks = target.model.layers
-        target = {
-            role: [float(_weight(block.self_attn, role).std(correction=0)) for block in blocks] for role in "qkvo"
-        }
+        others = parts(target, Attention)
+        target = {role: [float(_weight(other, role).std(correction=0)) for other in others] for role in "qkvo"}
     wanted = _check_profile(target, model.config.num_hidden_layers)
     framed = deepcopy(model).eval()
-    attentions = [block.self_attn for block in framed.model.layers]
+    attentions = parts(framed, Attention)
     for roles in ("vo",) if model.config.qk_norm else ("qk", "vo"):
         squares = [_squares(attention, roles, model.config.num_key_value_heads) for attention in attentions]
         sums = torch.stack([wanted[role].square() * _weight(attentions[0], role).numel() for role in roles], dim=-1)
@@ -101,13 +83,12 @@ def frame_std_profile(model: MoEForCausalLM, target: MoEForCausalLM | Mapping[st
 def _check_profile(profile: Mapping[str, Sequence[float]], layers: int) -> dict[str, Tensor]:
     checked = {}
     for role in "qkvo":
-        if role not in profile:
-            raise ValueError(f"target has {sorted(profile)}: wanted 'q', 'k', 'v' and 'o'")
-        checked[role] = torch.as_tensor(profile[role], dtype=torch.float64, device="cpu")
-        if checked[role].shape != (layers,):
-            raise ValueError(f"target[{role!r}] has shape {tuple(checked[role].shape)}: wanted ({layers},), the layers")
-        if not (checked[role].isfinite() & (checked[role] > 0)).all():
-            raise ValueError(f"target[{role!r}]={checked[role].tolist()}: wanted finite numbers above 0")
+        require(role in profile, f"target has {sorted(profile)}: wanted 'q', 'k', 'v' and 'o'")
+        stds = torch.as_tensor(profile[role], dtype=torch.float64, device="cpu")
+        found, positive = tuple(stds.shape), bool((stds.isfinite() & (stds > 0)).all())
+        require(found == (layers,), f"target[{role!r}] has shape {found}: wanted ({layers},), the layers")
+        require(positive, f"target[{role!r}]={stds.tolist()}: wanted finite numbers above 0")
+        checked[role] = stds
     return checked
 
 
@@ -122,7 +103,7 @@ def _squares(attention: Attention, roles: str, groups: int) -> tuple[Tensor, Ten
 
 
 def _weight(attention: Attention, role: str) -> Tensor:
-    return getattr(attention, f"{role}_proj").weight.detach().to("cpu", torch.float64)
+    return wide(getattr(attention, f"{role}_proj").weight)
 
 
 def _factors(squares: Sequence[tuple[Tensor, Tensor]], sums: Tensor) -> list[Tensor]:
@@ -141,9 +122,8 @@ def _solve(p: Tensor, n: Tensor, first: float, second: float) -> Tensor:
     shared = (p * n).sqrt()
     if not shared.any():  # one side is all zeros: nothing to exchange
         return torch.ones_like(p)
-    sign = torch.ones_like(shared).flatten()
-    sign[1::2] = -1  # every second unit
-    sign = sign.view_as(shared)
+    sign = torch.ones_like(shared)
+    sign.view(-1)[1::2] = -1  # every second unit
     plus, minus = (float(shared[sign == side].sum()) for side in (1, -1))
     cosh = (first * second - plus**2 - minus**2) / (2 * plus * minus) if plus * minus else 1.0
     spread = (sign * math.acosh(max(cosh, 1.0)) / 2).exp()
@@ -158,29 +138,21 @@ def frame_neuron_order(model: MoEForCausalLM, target: MoEForCausalLM) -> MoEForC
     Of all orders that one is taken in which the cosines of up rows have the largest sum, layer by layer. Whoever asks,
     as `csu` does, whether neurons that resemble each other stand at the same number takes it that nobody chose them.
 
-    Args:
-        model: dense.
-        target: dense, of the same depth, hidden size and MLP width.
-
-    Returns:
-        A new model in evaluation mode, in the dtype of `model`.
-
     Raises:
-        ValueError: one is a mixture, or the shapes differ.
+        ValueError: one is a mixture; or depth, hidden size or width of the MLP differ.
     """
     _require_equal(model, target, "num_hidden_layers", "hidden_size", "intermediate_size")
     for role, either in (("model", model), ("target", target)):
-        if either.config.num_experts:
-            raise ValueError(f"num_experts={either.config.num_experts} in the {role}: wanted 0, a dense one")
+        found = either.config.num_experts
+        require(found == 0, f"num_experts={found} in the {role}: wanted 0, a dense one")
     framed = deepcopy(model).eval()
     for block, wanted in zip(framed.model.layers, target.model.layers, strict=True):
         resemblance = _directions(wanted) @ _directions(block).mT
-        order = linear_sum_assignment(resemblance.numpy(), maximize=True)[1]
-        set_neurons(block.mlp, neurons(block.mlp)[torch.from_numpy(order)])
+        take_neurons(block.mlp, torch.from_numpy(linear_sum_assignment(resemblance.numpy(), maximize=True)[1]))
     return framed
 
 
 def _directions(block: Block) -> Tensor:
     """The up rows of a dense layer with the norm before them folded in, of norm 1, [I, H]."""
     rows = block.mlp.up_proj.weight * block.post_attention_layernorm.weight
-    return F.normalize(rows.to("cpu", torch.float64), dim=1)
+    return F.normalize(wide(rows), dim=1)

@@ -1,10 +1,5 @@
 """Gauges: rewrites of a model's weights that leave its function as it is.
 
-    fold_norms, rotate_residual, permute_residual      the residual stream
-    rotate_qk, scale_qk, mix_vo, permute_heads         attention
-    permute_neurons, scale_neurons                     MLPs and experts
-    permute_experts, shift_router, exchange_router_scale   the mixture
-
 Each is called as `gauge(model, seed=0)` and returns a new model, in evaluation mode and in the dtype of the old one,
 which stays as it is. The seed decides all that is random. What can be done in degrees also takes an `amount`: 0 changes
 nothing, 1 is the usual; factors go from 2 ** -amount to 2 ** amount. Sums are done in float64. What stays is the
@@ -20,14 +15,14 @@ head with the queries that share it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from minimoe.lineage.derive import build_from, neurons, set_neurons, wide
+from minimoe.lineage.derive import build_from, neurons, parts, require, set_neurons, take_heads, take_neurons, wide
 from minimoe.model.attention import Attention
 from minimoe.model.config import MoEConfig
 from minimoe.model.layers import MLP
@@ -35,77 +30,61 @@ from minimoe.model.moe import Experts, MoELayer
 from minimoe.model.transformer import MoEForCausalLM
 
 GAUGES: dict[str, Callable[..., MoEForCausalLM]] = {}
-_OBSTACLES: dict[str, Callable[[MoEConfig], str | None]] = {}  # what keeps a gauge from applying, by its name
+# What a gauge may need of a configuration, and what is said where it does not hold.
+_NEEDS: dict[str, tuple[Callable[[MoEConfig], bool], str]] = {
+    "no clipping": (lambda config: config.clip_qkv is None, "clip_qkv={.clip_qkv}: wanted None"),
+    "no clipping but before the norm of a head": (
+        lambda config: config.clip_qkv is None or config.qk_norm == "head",
+        "clip_qkv={.clip_qkv}: wanted None",
+    ),
+    "a mixture": (
+        lambda config: any(map(config.is_sparse, range(config.num_hidden_layers))),
+        "num_experts={.num_experts}, none in any layer: wanted a mixture",
+    ),
+    "router rows": (lambda config: config.router != "hash", "router='hash': wanted a router that has rows"),
+    "softmax": (lambda config: config.score_func == "softmax", "score_func='sigmoid': wanted 'softmax'"),
+    "router scale": (lambda config: config.router_scale, "router_scale=False: wanted True"),
+}
 
 
-def _gauge(find_obstacle: Callable[[MoEConfig], str | None] = lambda config: None) -> Callable:
-    """List a function in `GAUGES`, and let it raise a ValueError where `find_obstacle` says why it does not apply."""
+def _gauge(*needs: str) -> Callable:
+    """List a function in `GAUGES`, and let it raise a ValueError where a model lacks one of its `needs`."""
 
     def register(rewrite: Callable[..., MoEForCausalLM]) -> Callable[..., MoEForCausalLM]:
         @wraps(rewrite)
         @torch.no_grad()
         def checked(model: MoEForCausalLM, **options: Any) -> MoEForCausalLM:
-            reason = find_obstacle(model.config)
-            if reason is not None:
-                raise ValueError(f"{rewrite.__name__}: {reason}")
+            reason = obstacle(rewrite.__name__, model.config)
+            require(reason is None, f"{rewrite.__name__}: {reason}")
             return rewrite(model, **options)
 
-        GAUGES[rewrite.__name__], _OBSTACLES[rewrite.__name__] = checked, find_obstacle
+        checked.needs = needs
+        GAUGES[rewrite.__name__] = checked
         return checked
 
     return register
 
 
 def obstacle(gauge: str, config: MoEConfig) -> str | None:
-    """Why `gauge` would change the function of a model, or would have nothing to change; None: no setting
-    keeps it from applying. `rotate_residual` also wants folded norms, which it checks when it is called.
-
-    Args:
-        gauge: a name in `GAUGES`.
-        config: of the model.
+    """Why `gauge`, a name in `GAUGES`, would change the function of a model, or would have nothing to change; None:
+    no setting keeps it from applying. `rotate_residual` also wants folded norms, which it checks when it is called.
 
     Raises:
         ValueError: there is no such gauge.
     """
-    if gauge not in GAUGES:
-        raise ValueError(f"gauge={gauge!r}: wanted one of {', '.join(GAUGES)}")
-    return _OBSTACLES[gauge](config)
+    require(gauge in GAUGES, f"gauge={gauge!r}: wanted one of {', '.join(GAUGES)}")
+    for holds, words in (_NEEDS[need] for need in GAUGES[gauge].needs):
+        if not holds(config):
+            return words.format(config)
+    return None
 
 
 def all_gauges(model: MoEForCausalLM, seed: int) -> MoEForCausalLM:
-    """Compose every gauge that applies to `model`.
-
-    Args:
-        model: any.
-        seed: another seed, another model of the same function.
-    """
+    """Compose every gauge that applies to `model`; another seed gives another model of the same function."""
     for number, (name, gauge) in enumerate(GAUGES.items()):
         if obstacle(name, model.config) is None:
             model = gauge(model, seed=seed * len(GAUGES) + number)
     return model
-
-
-def _clipped(config: MoEConfig) -> str | None:
-    return None if config.clip_qkv is None else f"clip_qkv={config.clip_qkv}: wanted None"
-
-
-def _clipped_after_scaling(config: MoEConfig) -> str | None:
-    return None if config.qk_norm == "head" else _clipped(config)  # a norm of heads scales what was clipped
-
-
-def _without_router_rows(config: MoEConfig) -> str | None:
-    if not any(config.is_sparse(layer) for layer in range(config.num_hidden_layers)):
-        return f"num_experts={config.num_experts}, none in any layer: wanted a mixture"
-    return "router='hash': wanted a router that has rows" if config.router == "hash" else None
-
-
-def _without_softmax(config: MoEConfig) -> str | None:
-    sigmoid = "score_func='sigmoid': wanted 'softmax'" if config.score_func == "sigmoid" else None
-    return _without_router_rows(config) or sigmoid
-
-
-def _without_router_scale(config: MoEConfig) -> str | None:
-    return _without_router_rows(config) or (None if config.router_scale else "router_scale=False: wanted True")
 
 
 # --- the residual stream ----------------------------------------------------------------------------------
@@ -133,18 +112,22 @@ def replace_norms(model: MoEForCausalLM, weights: Mapping[str, Tensor]) -> MoEFo
         KeyError: there is no norm of that name.
         ValueError: a new weight is 0 where the old one is not.
     """
-    old_head, new_head = model.model.norm.weight, weights.get("model.norm", model.model.norm.weight)
-    changed = _copy(model, untied=not torch.equal(old_head, new_head.to(old_head)))
+    tensors, before_head = model.state_dict(), model.model.norm.weight
+    tied = model.config.tie_word_embeddings
+    if tied and not torch.equal(weights.get("model.norm", before_head).to(before_head), before_head):
+        tied = False
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    changed = build_from(model, tensors, tie_word_embeddings=tied)
     readers = _readers(changed)
     for name, weight in weights.items():
         norm = changed.get_submodule(name).weight
         old = wide(norm).clone()
         norm.copy_(weight)
         new = wide(norm)  # as stored, so that rounding goes into the ratio
-        lost = (new == 0) & (old != 0)
-        if lost.any():
-            place = int(lost.nonzero()[0])
-            raise ValueError(f"{name}.weight[{place}]=0: wanted another number, since it is {float(old[place])} now")
+        lost = ((new == 0) & (old != 0)).nonzero().flatten().tolist()
+        if lost:
+            number = float(old[lost[0]])
+            raise ValueError(f"{name}.weight[{lost[0]}]=0: wanted another number, since it is {number} now")
         ratio = torch.where(new == old, 1.0, old / new)
         for reader in readers[name]:
             reader.copy_(wide(reader) * ratio)
@@ -163,60 +146,48 @@ def rotate_residual(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) ->
     """
     for name in _readers(model):
         weight = model.get_submodule(name).weight
-        if not torch.equal(weight, weight[:1].expand_as(weight)):
-            raise ValueError(
-                f"{name}.weight goes from {float(weight.min()):.4g} to {float(weight.max()):.4g}: wanted one number "
-                "throughout, for rotate_residual; fold_norms does that"
-            )
-    rotation = _skew(model.config.hidden_size, amount, _generator(seed)).matrix_exp()
-    return _change_basis(model, lambda vectors: wide(vectors) @ rotation.T)
+        least, most = float(weight.min()), float(weight.max())
+        found = f"{name}.weight goes from {least:.4g} to {most:.4g}"
+        require(least == most, f"{found}: wanted one number throughout, for rotate_residual; fold_norms does that")
+    changed, generator = _begin(model, seed)
+    rotation = _skew(model.config.hidden_size, amount, generator).matrix_exp()
+    _change_basis(changed, lambda vectors: vectors @ rotation.T)
+    return changed
 
 
 @_gauge()
 def permute_residual(model: MoEForCausalLM, *, seed: int) -> MoEForCausalLM:
     """Reorder the dimensions of the residual stream and flip the signs of some. Norm weights move along."""
-    generator, hidden = _generator(seed), model.config.hidden_size
-    order = torch.randperm(hidden, generator=generator, device="cpu")
-    sign = 1.0 - 2.0 * torch.randint(2, (hidden,), generator=generator, device="cpu")
-    permuted = _change_basis(model, lambda vectors: wide(vectors)[..., order] * sign)
-    for name in _readers(permuted):
-        norm = permuted.get_submodule(name).weight
+    changed, generator = _begin(model, seed)
+    order = torch.randperm(model.config.hidden_size, generator=generator, device="cpu")
+    sign = 1.0 - 2.0 * torch.randint(2, order.shape, generator=generator, device="cpu")
+    _change_basis(changed, lambda vectors: vectors[..., order] * sign)
+    for name in _readers(changed):
+        norm = changed.get_submodule(name).weight
         norm.copy_(norm[order])
-    return permuted
-
-
-def _change_basis(model: MoEForCausalLM, change: Callable[[Tensor], Tensor]) -> MoEForCausalLM:
-    """A copy, `change` applied to all that reads the residual stream or writes to it, [..., H]."""
-    changed = _copy(model)
-    vectors = [*_writers(changed), *(reader for readers in _readers(changed).values() for reader in readers)]
-    for tensor in {id(tensor): tensor for tensor in vectors}.values():  # a tied head is the embedding: once
-        tensor.copy_(change(tensor))
     return changed
+
+
+def _change_basis(model: MoEForCausalLM, change: Callable[[Tensor], Tensor]) -> None:
+    """Apply `change` to all that reads the residual stream or writes to it, [..., H] in float64, in place."""
+    embedding, named = model.model.embed_tokens.weight, dict(model.named_parameters())
+    vectors = [embedding, *(tensor for name, tensor in named.items() if name.endswith("o_proj.bias"))]
+    vectors += [tensor.mT for name, tensor in named.items() if name.endswith("o_proj.weight") or "down_proj" in name]
+    vectors += [reader for readers in _readers(model).values() for reader in readers if reader is not embedding]  # tied
+    for tensor in vectors:
+        tensor.copy_(change(wide(tensor)))
 
 
 def _readers(model: MoEForCausalLM) -> dict[str, list[Tensor]]:
     """The norms of the residual stream by name, each with the matrices [..., H] that its output goes into."""
     readers = {}
     for layer, block in enumerate(model.model.layers):
-        attention = block.self_attn
-        projections = attention.q_proj, attention.k_proj, attention.v_proj
-        readers[f"model.layers.{layer}.input_layernorm"] = [projection.weight for projection in projections]
-        readers[f"model.layers.{layer}.post_attention_layernorm"] = [
-            parameter
-            for name, parameter in block.mlp.named_parameters()
-            if "down_proj" not in name and not name.endswith("router_scale")
-        ]
+        attention, mlp = block.self_attn, block.mlp.named_parameters()
+        inputs = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
+        readers[f"model.layers.{layer}.input_layernorm"] = inputs
+        inputs = [tensor for name, tensor in mlp if not ("down_proj" in name or name.endswith("router_scale"))]
+        readers[f"model.layers.{layer}.post_attention_layernorm"] = inputs
     return readers | {"model.norm": [model.lm_head.weight]}
-
-
-def _writers(model: MoEForCausalLM) -> list[Tensor]:
-    """What adds to the residual stream, as views [..., H]."""
-    writers = [model.model.embed_tokens.weight]
-    for block in model.model.layers:
-        output = block.self_attn.o_proj
-        writers += [output.weight.mT] if output.bias is None else [output.weight.mT, output.bias]
-        writers += [parameter.mT for name, parameter in block.mlp.named_parameters() if "down_proj" in name]
-    return writers
 
 
 # --- attention --------------------------------------------------------------------------------------------
@@ -230,31 +201,29 @@ def rotate_qk(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) -> MoEFo
     dimension (`qk_norm`, `clip_qkv`), only quarter turns are left, and the weights of the norm are exchanged with the
     dimensions.
     """
-    changed, generator, config = _copy(model), _generator(seed), model.config
-    for attention in _attentions(changed):
-        angles = math.pi * _uniform(_pair_shape(config), amount, generator)
+    changed, generator = _begin(model, seed)
+    for attention in parts(changed, Attention):
+        angles = math.pi * _uniform(_pair_shape(model.config), amount, generator)
         cos, sin = angles.cos(), angles.sin()
-        if config.qk_norm or config.clip_qkv:
+        if attention.qk_norm or attention.clip_qkv:
             turns = (angles / (math.pi / 2)).round() * (math.pi / 2)
             cos, sin = turns.cos().round(), turns.sin().round()
-        for name in "qk":
-            projection = getattr(attention, f"{name}_proj")
-            for rows in projection.parameters():
-                rows.copy_(_turn_pairs(rows, cos, sin))
-            if config.qk_norm:
-                norm = getattr(attention, f"{name}_norm").weight
-                norm.copy_(_swap_pairs(norm, sin != 0))
+        for rows in (*attention.q_proj.parameters(), *attention.k_proj.parameters()):
+            _map_pairs(rows, cos, -sin, sin)
+        if attention.qk_norm:
+            for norm in (attention.q_norm, attention.k_norm):
+                _map_pairs(norm.weight, cos.abs(), sin.abs(), sin.abs())
     return changed
 
 
-@_gauge(_clipped_after_scaling)
+@_gauge("no clipping but before the norm of a head")
 def scale_qk(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) -> MoEForCausalLM:
     """Multiply each rotary pair of a group's queries by a factor, and divide that of its keys by it.
 
     With `qk_norm` the factors go into the weights of the norms. Queries and keys must not be clipped after the factor.
     """
-    changed, generator = _copy(model), _generator(seed)
-    for attention in _attentions(changed):
+    changed, generator = _begin(model, seed)
+    for attention in parts(changed, Attention):
         scale_pairs(attention, _factors(_pair_shape(model.config), amount, generator))
     return changed
 
@@ -268,19 +237,19 @@ def scale_pairs(attention: Attention, factors: Tensor) -> None:
     for name, by in (("q", factors), ("k", 1 / factors)):
         module = getattr(attention, f"{name}_norm" if attention.qk_norm else f"{name}_proj")
         for rows in module.parameters():
-            rows.copy_((_pairs(rows, by) * by[:, None, None, :, None]).view_as(rows))
+            _map_pairs(rows, by, torch.zeros_like(by), torch.zeros_like(by))
 
 
-@_gauge(_clipped)
+@_gauge("no clipping")
 def mix_vo(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) -> MoEForCausalLM:
     """Map each group's values by an invertible matrix, and the columns of the output projection by its inverse.
 
     The matrix is exp(K + S): K turns planes by up to half a circle, S is diagonal and stretches by up to 2; `amount`
     multiplies both. Values must not be clipped.
     """
-    changed, generator = _copy(model), _generator(seed)
+    changed, generator = _begin(model, seed)
     groups, size = model.config.num_key_value_heads, model.config.head_dim
-    for attention in _attentions(changed):
+    for attention in parts(changed, Attention):
         exponents = torch.stack([_skew(size, amount, generator) for _ in range(groups)])
         exponents += _factors((groups, size), amount, generator).log().diag_embed()
         map_values(attention, exponents.matrix_exp(), (-exponents).matrix_exp())
@@ -301,23 +270,12 @@ def map_values(attention: Attention, maps: Tensor, inverses: Tensor) -> None:
 @_gauge()
 def permute_heads(model: MoEForCausalLM, *, seed: int) -> MoEForCausalLM:
     """Reorder the groups, and the queries within each."""
-    changed, generator, config = _copy(model), _generator(seed), model.config
-    queries_each = config.num_attention_heads // config.num_key_value_heads
-    for attention in _attentions(changed):
-        queries = _order_in_groups(config.num_key_value_heads, queries_each, generator)
-        keys = queries[::queries_each] // queries_each
-        orders = {"q": queries, "k": keys, "v": keys}
-        for name, parameter in attention.named_parameters():
-            whole = name.endswith("_norm.weight") and config.qk_norm == "head"  # one norm that all heads share
-            if not (whole or name.startswith("o_proj")):
-                parameter.copy_(_permute_blocks(parameter, orders[name[0]], config.head_dim))
-        columns = attention.o_proj.weight.mT
-        columns.copy_(_permute_blocks(columns, queries, config.head_dim))
+    changed, generator = _begin(model, seed)
+    groups = model.config.num_key_value_heads
+    queries_each = model.config.num_attention_heads // groups
+    for attention in parts(changed, Attention):
+        take_heads(attention, _order_in_groups(groups, queries_each, generator), queries_each)
     return changed
-
-
-def _attentions(model: MoEForCausalLM) -> Iterator[Attention]:
-    return (block.self_attn for block in model.model.layers)
 
 
 def _pair_shape(config: MoEConfig) -> tuple[int, int]:
@@ -325,29 +283,15 @@ def _pair_shape(config: MoEConfig) -> tuple[int, int]:
     return 1 if config.qk_norm == "head" else config.num_key_value_heads, config.head_dim // 2
 
 
-def _pairs(rows: Tensor, choices: Tensor) -> Tensor:
-    """Rows [heads * D, ...] as [groups, heads of a group, 2, D / 2, -1], for `choices` [groups, D / 2].
+def _map_pairs(rows: Tensor, keep: Tensor, from_second: Tensor, from_first: Tensor) -> None:
+    """Map rotary pairs (x, y) of rows [heads * D, ...] to (keep x + from_second y, keep y + from_first x), in place.
 
-    Pair i of a head is its dimensions i and i + D / 2.
+    The numbers are [groups, D / 2]. Pair i of a head is its dimensions i and i + D / 2.
     """
-    groups, half = choices.shape
-    return wide(rows).reshape(groups, -1, 2, half, rows[0].numel())
-
-
-def _turn_pairs(rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = _pairs(rows, cos).unbind(2)
-    cos, sin = cos[:, None, :, None], sin[:, None, :, None]
-    return torch.stack([first * cos - second * sin, second * cos + first * sin], dim=2).view_as(rows)
-
-
-def _swap_pairs(rows: Tensor, chosen: Tensor) -> Tensor:
-    pairs = _pairs(rows, chosen)
-    return pairs.flip(2).where(chosen[:, None, None, :, None], pairs).view_as(rows)
-
-
-def _permute_blocks(rows: Tensor, order: Tensor, size: int) -> Tensor:
-    """Reorder the blocks of `size` rows."""
-    return rows.unflatten(0, (-1, size))[order].flatten(0, 1)
+    groups, half = keep.shape
+    x, y = wide(rows).reshape(groups, -1, 2, half, rows[0].numel()).unbind(2)
+    keep, from_second, from_first = (each[:, None, :, None] for each in (keep, from_second, from_first))
+    rows.copy_(torch.stack([x * keep + y * from_second, y * keep + x * from_first], dim=2).view_as(rows))
 
 
 # --- MLPs and experts -------------------------------------------------------------------------------------
@@ -356,11 +300,9 @@ def _permute_blocks(rows: Tensor, order: Tensor, size: int) -> Tensor:
 @_gauge()
 def permute_neurons(model: MoEForCausalLM, *, seed: int) -> MoEForCausalLM:
     """Reorder the neurons of every MLP and of every expert, each for itself."""
-    changed, generator = _copy(model), _generator(seed)
-    for mlp in _mlps(changed):
-        rows = neurons(mlp)
-        order = _uniform(rows.shape[:-2], 1.0, generator).argsort(dim=-1)
-        set_neurons(mlp, rows.take_along_dim(order[..., None, None].to(rows.device), dim=-3))
+    changed, generator = _begin(model, seed)
+    for mlp in parts(changed, MLP, Experts):
+        take_neurons(mlp, _uniform(neurons(mlp).shape[:-2], 1.0, generator).argsort(dim=-1))
     return changed
 
 
@@ -370,8 +312,8 @@ def scale_neurons(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) -> M
 
     A share of amount / 2 of the factors is negative. The gate has no such freedom: silu is not homogeneous.
     """
-    changed, generator = _copy(model), _generator(seed)
-    for mlp in _mlps(changed):
+    changed, generator = _begin(model, seed)
+    for mlp in parts(changed, MLP, Experts):
         rows = neurons(mlp)
         factors = _factors(rows.shape[:-2], amount, generator)
         negative = torch.rand(factors.shape, generator=generator, device="cpu") < amount / 2
@@ -381,53 +323,48 @@ def scale_neurons(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) -> M
     return changed
 
 
-def _mlps(model: MoEForCausalLM) -> Iterator[MLP | Experts]:
-    """Dense MLPs, the experts of a mixture together, shared experts."""
-    return (module for module in model.modules() if isinstance(module, MLP | Experts))
-
-
 # --- the mixture ------------------------------------------------------------------------------------------
 
 
-@_gauge(_without_router_rows)
+@_gauge("a mixture", "router rows")
 def permute_experts(model: MoEForCausalLM, *, seed: int) -> MoEForCausalLM:
     """Reorder the experts with all that the router keeps of each; in groups, the groups and the experts in each.
 
     Exact where no two experts tie: of equal scores `topk` takes one by its place. The model must be a mixture whose
     router has rows, which move along.
     """
-    changed, generator, groups = _copy(model), _generator(seed), model.config.n_group
-    for mixture in _mixtures(changed):
+    changed, generator = _begin(model, seed)
+    groups = model.config.n_group
+    for mixture in parts(changed, MoELayer):
         order = _order_in_groups(groups, model.config.num_experts // groups, generator)
-        router = mixture.gate
-        for tensor in (*router.parameters(), *router.buffers(), *mixture.experts.parameters()):
+        for tensor in (*mixture.gate.parameters(), *mixture.gate.buffers(), *mixture.experts.parameters()):
             tensor.copy_(tensor[order])
     return changed
 
 
-@_gauge(_without_softmax)
+@_gauge("a mixture", "router rows", "softmax")
 def shift_router(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) -> MoEForCausalLM:
     """Add one random vector to all rows of a router: all logits of a token move alike, which softmax does not notice.
 
     For an `amount` of 1 it has the standard deviation of the router's weights. The model must be a mixture whose router
     has rows and scores by a softmax.
     """
-    changed, generator = _copy(model), _generator(seed)
-    for mixture in _mixtures(changed):
+    changed, generator = _begin(model, seed)
+    for mixture in parts(changed, MoELayer):
         rows = wide(mixture.gate.weight)
         shift = math.sqrt(3) * _uniform(rows.shape[-1:], amount, generator)  # of variance 1
         mixture.gate.weight.copy_(rows + rows.std(correction=0) * shift)
     return changed
 
 
-@_gauge(_without_router_scale)
+@_gauge("a mixture", "router rows", "router scale")
 def exchange_router_scale(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) -> MoEForCausalLM:
     """Multiply an expert's `router_scale` by a factor, and divide its down projection by it.
 
     The router must have such a scale (Pangu Pro MoE).
     """
-    changed, generator = _copy(model), _generator(seed)
-    for mixture in _mixtures(changed):
+    changed, generator = _begin(model, seed)
+    for mixture in parts(changed, MoELayer):
         scale, down = mixture.gate.router_scale, mixture.experts.down_proj
         factors = _factors(scale.shape, amount, generator)
         scale.copy_(wide(scale) * factors)
@@ -435,30 +372,17 @@ def exchange_router_scale(model: MoEForCausalLM, *, seed: int, amount: float = 1
     return changed
 
 
-def _mixtures(model: MoEForCausalLM) -> Iterator[MoELayer]:
-    return (module for module in model.modules() if isinstance(module, MoELayer))
-
-
 # --- what they share --------------------------------------------------------------------------------------
 
 
-def _copy(model: MoEForCausalLM, *, untied: bool = False) -> MoEForCausalLM:
-    """A model of the same weights, in memory of its own; `untied` gives it a head of its own."""
-    tensors = model.state_dict()
-    if untied and model.config.tie_word_embeddings:
-        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
-        return build_from(model, tensors, tie_word_embeddings=False)
-    return build_from(model, tensors)
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator("cpu").manual_seed(seed)
+def _begin(model: MoEForCausalLM, seed: int) -> tuple[MoEForCausalLM, torch.Generator]:
+    """A model of the same weights, in memory of its own, and where its random numbers come from."""
+    return build_from(model, model.state_dict()), torch.Generator("cpu").manual_seed(seed)
 
 
 def _uniform(shape: tuple[int, ...], amount: float, generator: torch.Generator) -> Tensor:
     """Float64 numbers from -amount to amount."""
-    if not 0 <= amount < math.inf:
-        raise ValueError(f"amount={amount}: wanted a finite number of at least 0")
+    require(0 <= amount < math.inf, f"amount={amount}: wanted a finite number of at least 0")
     return amount * (2 * torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu") - 1)
 
 

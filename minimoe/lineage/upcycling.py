@@ -1,9 +1,5 @@
 """Dense models made into mixtures of experts, without training.
 
-    upcycle             all experts from one dense model: whole, in slices, or partly drawn anew
-    branch_train_mix    one expert from each of several dense models that have an ancestor in common
-    transplant_expert   one expert of a mixture replaced by one from elsewhere
-
 An MLP is a sum over its I neurons, so that the dense MLP can be shared out without changing the sum: the shared expert,
 where the family has one, gets the first neurons, the routed experts get the others, and each neuron counts once. What a
 part is then multiplied by is undone in its down projection. A sigmoid gate on the shared expert starts at 0 and halves
@@ -17,7 +13,8 @@ keep the function
         `norm_topk_prob`. Divided out is then the sum of a router without preference, K / E for a softmax (the weight
         scaling of He et al. 2024, arXiv 2410.07524). Random rows favour those they choose: the sum is larger.
 
-Everything outside the MLPs is copied; attention biases that only the mixture has start at 0.
+Everything outside the MLPs is copied; attention biases that only the mixture has start at 0. Each function returns a
+new model in evaluation mode, in the dtype of the first one given, which stays as it is.
 
 Shapes: H hidden size, I width of the dense MLP, E experts, K experts per token, G slices of an MLP.
 """
@@ -32,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimoe.lineage.derive import average, neurons, set_neurons
+from minimoe.lineage.derive import average, neurons, require, set_neurons
 from minimoe.model.config import MoEConfig
 from minimoe.model.families import find_family, write_config
 from minimoe.model.layers import MLP
@@ -75,8 +72,7 @@ def upcycle(
         num_experts: E.
         num_experts_per_tok: K.
         method: one of the above.
-        model_type: the family of the result; "mixtral", "qwen2_moe" and "pangu_pro_moe", or another that can
-            express it.
+        model_type: the family of the result; "mixtral", "qwen2_moe", "pangu_pro_moe", or another that can express it.
         granularity: G, for the two that cut; K if None, so that as many neurons are active as in the dense model.
         drop_ratio: r, for "drop"; 0.5, the best in the paper, if None.
         noise: added to the routed experts at the end, normal, in standard deviations of the gates', ups' and downs'
@@ -87,9 +83,6 @@ def upcycle(
         **settings: other fields of the result's `MoEConfig`. `shared_expert_intermediate_size` is I / 2 if not given,
             where the family has a shared expert; `mlp_only_layers` stay dense.
 
-    Returns:
-        A new model in evaluation mode, in the dtype of `dense`.
-
     Raises:
         ValueError: naming the argument or field, what was found and what was wanted; the family cannot express the
             model.
@@ -99,16 +92,15 @@ def upcycle(
     config = _mixture_config(dense.config, model_type, num_experts, num_experts_per_tok, granularity, settings)
     std = config.initializer_range if router_std is None else router_std
     for name, value in (("noise", noise), ("router_std", std)):
-        if not value >= 0:
-            raise ValueError(f"{name}={value}: wanted 0 or more")
+        require(value >= 0, f"{name}={value}: wanted 0 or more")
+    copies_of_a_row = granularity if method == "virtual_groups" else 1
     if method == "virtual_groups":
         _check_groups(config, granularity, std)
-    different_rows = num_experts // granularity if method == "virtual_groups" else num_experts
     generator = torch.Generator("cpu").manual_seed(seed)
     model = _with_trunk(config, dense)
     for layer, source in _mixtures(model, dense):
-        rows = std * _normal(layer.gate.weight[:different_rows], generator)
-        shared, routed = _divide(source, config)
+        rows = std * _normal(layer.gate.weight[: num_experts // copies_of_a_row], generator)
+        shared, routed = neurons(source).tensor_split([config.shared_expert_intermediate_size])
         if method == "copy":
             experts = routed.repeat(num_experts, 1, 1, 1)
         elif method == "drop":
@@ -117,7 +109,7 @@ def upcycle(
             experts = _slices(routed, num_experts, granularity, generator if method == "split" else None)
         if noise:
             experts = experts + noise * _spread(experts) * _normal(experts, generator)
-        _fill(layer, rows.repeat(num_experts // different_rows, 1), shared, experts, granularity)
+        _fill(layer, rows.repeat(copies_of_a_row, 1), shared, experts, granularity)
     return model
 
 
@@ -137,14 +129,7 @@ def branch_train_mix(
 
     Args:
         parents: dense, of one shape; as many experts as parents.
-        num_experts_per_tok: K.
-        model_type: as for `upcycle`.
-        router_std: as for `upcycle`.
-        seed: of the router.
-        **settings: as for `upcycle`.
-
-    Returns:
-        A new model in evaluation mode.
+        seed: of the router. The others are as for `upcycle`.
 
     Raises:
         ValueError: as for `upcycle`; the parents' configurations differ.
@@ -156,9 +141,10 @@ def branch_train_mix(
     std = config.initializer_range if router_std is None else router_std
     generator = torch.Generator("cpu").manual_seed(seed)
     model = _with_trunk(config, mean)
+    width = config.shared_expert_intermediate_size
     for layer, source, *own in _mixtures(model, mean, *parents):
-        experts = torch.stack([_divide(mlp, config)[1] for mlp in own])
-        _fill(layer, std * _normal(layer.gate.weight, generator), _divide(source, config)[0], experts, 1)
+        experts = torch.stack([neurons(mlp)[width:] for mlp in own])
+        _fill(layer, std * _normal(layer.gate.weight, generator), neurons(source)[:width], experts, 1)
     return model
 
 
@@ -183,9 +169,6 @@ def transplant_expert(
         donor_layer: where it comes from; None: from `layer`.
         donor_expert: which expert of that layer; None for a dense MLP.
 
-    Returns:
-        A new model in evaluation mode, in the dtype of `model`.
-
     Raises:
         ValueError: a layer or expert is not there, or the shapes differ.
     """
@@ -195,12 +178,9 @@ def transplant_expert(
     new = neurons(_find_part(donor, "donor_", donor_layer, donor_expert))
     new = new if donor_expert is None else new[donor_expert]
     rows = neurons(experts)
-    if new.shape != rows[expert].shape:
-        (width, _, hidden), (wanted_width, _, wanted_hidden) = new.shape, rows[expert].shape
-        raise ValueError(
-            f"donor: its layer {donor_layer} has width {width} and hidden_size {hidden}, "
-            f"wanted {wanted_width} and {wanted_hidden}"
-        )
+    (width, _, hidden), (wanted_width, _, wanted_hidden) = new.shape, rows[expert].shape
+    found = f"its layer {donor_layer} has width {width} and hidden_size {hidden}"
+    require(new.shape == rows[expert].shape, f"donor: {found}, wanted {wanted_width} and {wanted_hidden}")
     rows[expert] = new
     set_neurons(experts, rows)
     return changed
@@ -257,12 +237,6 @@ def _mixtures(model: MoEForCausalLM, *dense: MoEForCausalLM) -> list[tuple[MoELa
     return [tuple(block.mlp for block in same) for same in blocks if same[0].is_sparse]
 
 
-def _divide(mlp: MLP, config: MoEConfig) -> tuple[Tensor, Tensor]:
-    """The neurons for the shared expert, and those for the routed ones."""
-    rows = neurons(mlp)
-    return rows[: config.shared_expert_intermediate_size], rows[config.shared_expert_intermediate_size :]
-
-
 @torch.no_grad()
 def _fill(layer: MoELayer, router: Tensor, shared: Tensor, experts: Tensor, granularity: int) -> None:
     """Write router rows and neurons into `layer`, scaled so that every neuron counts once, as in the dense MLP."""
@@ -270,20 +244,16 @@ def _fill(layer: MoELayer, router: Tensor, shared: Tensor, experts: Tensor, gran
     undecided = layer.gate(layer.gate.weight[:1], None).weights.sum()  # of a token without preference
     layer.gate.weight.copy_(router)
     scale = granularity / undecided.to(experts.dtype)
+    set_neurons(layer.experts, experts)
     if layer.gate.router_scale is not None:
         layer.gate.router_scale.fill_(scale)
     else:
-        experts = _scale_down_proj(experts, scale)
-    set_neurons(layer.experts, experts)
-    if layer.shared_expert_gate is not None:
-        layer.shared_expert_gate.weight.zero_()
-        shared = _scale_down_proj(shared, 2)
+        layer.experts.down_proj.mul_(scale)
     if layer.shared_expert is not None:
         set_neurons(layer.shared_expert, shared)
-
-
-def _scale_down_proj(rows: Tensor, factor: Tensor | float) -> Tensor:
-    return torch.cat([rows[..., :2, :], rows[..., 2:, :] * factor], dim=-2)
+    if layer.shared_expert_gate is not None:
+        layer.shared_expert_gate.weight.zero_()
+        layer.shared_expert.down_proj.weight.mul_(2)
 
 
 # --- what is possible -------------------------------------------------------------------------------------
@@ -293,21 +263,18 @@ def _mixture_config(
     dense: MoEConfig, model_type: str, num_experts: int, k: int, granularity: int, settings: dict[str, Any]
 ) -> MoEConfig:
     width, family = dense.intermediate_size, find_family(model_type).model_type
-    chosen: dict[str, Any] = {"norm_topk_prob": True}
-    if family == "qwen2_moe":
-        chosen |= {"shared_expert_gate": True, "shared_expert_intermediate_size": width // 2}
-    if family == "pangu_pro_moe":
-        chosen |= {"router": "grouped", "n_group": k, "router_scale": True, "norm_topk_prob": False}
-        chosen |= {"attention_bias": True, "attention_output_bias": True}
-        chosen |= {"shared_expert_intermediate_size": width // 2}
-    chosen |= settings
-    shared = chosen.get("shared_expert_intermediate_size", 0)
-    if not 0 <= shared < width:
-        raise ValueError(f"shared_expert_intermediate_size={shared}: wanted 0 to {width - 1}, less than the dense MLP")
-    if (width - shared) % granularity:
-        raise ValueError(f"granularity={granularity}: wanted a divisor of {width - shared}, the neurons to share out")
-    if chosen.get("router") in ("hash", "expert_choice"):
-        raise ValueError(f"router={chosen['router']!r}: wanted one that learns to choose K experts for each token")
+    half = {"shared_expert_intermediate_size": width // 2}
+    grouped = {"router": "grouped", "n_group": k, "router_scale": True, "norm_topk_prob": False}
+    biases = {"attention_bias": True, "attention_output_bias": True}
+    of_family = {"qwen2_moe": half | {"shared_expert_gate": True}, "pangu_pro_moe": half | grouped | biases}
+    chosen = {"norm_topk_prob": True} | of_family.get(family, {}) | settings
+    shared, router = chosen.get("shared_expert_intermediate_size", 0), chosen.get("router")
+    fits = 0 <= shared < width
+    require(fits, f"shared_expert_intermediate_size={shared}: wanted 0 to {width - 1}, less than the dense MLP")
+    fits = (width - shared) % granularity == 0
+    require(fits, f"granularity={granularity}: wanted a divisor of {width - shared}, the neurons to share out")
+    learns = router not in ("hash", "expert_choice")
+    require(learns, f"router={router!r}: wanted one that learns to choose K experts for each token")
     sizes = {"num_experts": num_experts, "num_experts_per_tok": k}
     sizes["moe_intermediate_size"] = (width - shared) // granularity
     config = replace(dense, **sizes, model_type=family, **chosen)
@@ -317,19 +284,18 @@ def _mixture_config(
 
 def _check_method(method: str, num_experts: int, k: int, granularity: int | None, drop_ratio: float | None) -> int:
     """The granularity that `method` works with."""
-    if method not in METHODS:
-        raise ValueError(f"method={method!r}: wanted one of {', '.join(METHODS)}")
-    if drop_ratio is not None and (method != "drop" or not 0 <= drop_ratio <= 1):
-        raise ValueError(f"drop_ratio={drop_ratio}: wanted None, or 0 to 1 with method='drop'")
+    require(method in METHODS, f"method={method!r}: wanted one of {', '.join(METHODS)}")
+    fits = drop_ratio is None or (method == "drop" and 0 <= drop_ratio <= 1)
+    require(fits, f"drop_ratio={drop_ratio}: wanted None, or 0 to 1 with method='drop'")
     if method in ("copy", "drop"):
-        if granularity is not None:
-            raise ValueError(f"granularity={granularity}: wanted None for method={method!r}, which cuts nothing")
+        cuts = f"wanted None for method={method!r}, which cuts nothing"
+        require(granularity is None, f"granularity={granularity}: {cuts}")
         return 1
     granularity = k if granularity is None else granularity
-    if granularity < 1 or num_experts % granularity:
-        raise ValueError(f"granularity={granularity}: wanted a divisor of num_experts={num_experts}")
-    if method == "virtual_groups" and k % granularity:
-        raise ValueError(f"granularity={granularity}: wanted a divisor of num_experts_per_tok={k}, for whole groups")
+    fits = granularity >= 1 and num_experts % granularity == 0
+    require(fits, f"granularity={granularity}: wanted a divisor of num_experts={num_experts}")
+    fits = method == "split" or k % granularity == 0
+    require(fits, f"granularity={granularity}: wanted a divisor of num_experts_per_tok={k}, for whole groups")
     return granularity
 
 
@@ -338,29 +304,25 @@ def _check_groups(config: MoEConfig, granularity: int, router_std: float) -> Non
     groups = config.n_group
     by_rows = config.router in ("topk", "topk_softmax") and groups == 1
     by_groups = config.router == "grouped" and groups % granularity == 0
-    if not (by_rows or by_groups or (config.router == "grouped" and granularity % groups == 0)):
-        raise ValueError(
-            f"router={config.router!r}, n_group={groups}: wanted 'topk' without groups, or 'grouped' with a divisor or "
-            f"multiple of granularity={granularity}, for method='virtual_groups'"
-        )
-    if router_std == 0 and granularity > 1 and not by_groups:
-        raise ValueError("router_std=0: wanted above 0, as the rows must tell one virtual group from another")
+    fits = by_rows or by_groups or (config.router == "grouped" and granularity % groups == 0)
+    wanted = f"'topk' without groups, or 'grouped' with a divisor or multiple of granularity={granularity}"
+    require(fits, f"router={config.router!r}, n_group={groups}: wanted {wanted}, for method='virtual_groups'")
+    fits = router_std > 0 or granularity == 1 or by_groups
+    require(fits, "router_std=0: wanted above 0, as the rows must tell one virtual group from another")
 
 
 def _require_dense(name: str, model: MoEForCausalLM) -> None:
-    if model.config.num_experts:
-        raise ValueError(f"{name}: num_experts={model.config.num_experts}, wanted 0, a dense model")
+    found = model.config.num_experts
+    require(found == 0, f"{name}: num_experts={found}, wanted 0, a dense model")
 
 
 def _find_part(model: MoEForCausalLM, prefix: str, layer: int, expert: int | None) -> Experts | MLP:
     """The experts of a sparse layer, or the MLP of a dense one; `prefix` begins the names of the arguments."""
-    if layer not in range(model.config.num_hidden_layers):
-        raise ValueError(f"{prefix}layer={layer}: wanted 0 to {model.config.num_hidden_layers - 1}")
+    layers, experts = model.config.num_hidden_layers, model.config.num_experts
+    require(layer in range(layers), f"{prefix}layer={layer}: wanted 0 to {layers - 1}")
     mlp = model.model.layers[layer].mlp
     if isinstance(mlp, MLP):
-        if expert is not None:
-            raise ValueError(f"{prefix}expert={expert}: wanted None, as that layer is dense")
+        require(expert is None, f"{prefix}expert={expert}: wanted None, as that layer is dense")
         return mlp
-    if expert not in range(model.config.num_experts):
-        raise ValueError(f"{prefix}expert={expert}: wanted 0 to {model.config.num_experts - 1}, as that is a mixture")
+    require(expert in range(experts), f"{prefix}expert={expert}: wanted 0 to {experts - 1}, as that is a mixture")
     return mlp.experts

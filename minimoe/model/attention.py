@@ -37,12 +37,9 @@ def rope_frequencies(config: MoEConfig, device: torch.device | None = None) -> T
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (i, i + D/2) of [B, heads, S, D] by the angles of each position.
+    """Turn the pairs (i, i + D/2) of x [B, heads, S, D] by the angles of each position.
 
-    Args:
-        x: [B, heads, S, D].
-        cos: [S, D/2], or [B, 1, S, D/2] where the rows of a batch have positions of their own.
-        sin: the same.
+    `cos` and `sin` are [S, D/2], or [B, 1, S, D/2] where the rows of a batch have positions of their own.
     """
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
@@ -56,7 +53,6 @@ def visible_keys(new: int, past: int, real: Tensor | None, device: torch.device)
         past: P.
         real: [B, P + S] bool, False for padding, which nobody looks at, except padding at itself: a softmax over no
             keys at all would be NaN.
-        device: of the result.
     """
     if real is None and (past == 0 or new == 1):
         return None
@@ -91,9 +87,7 @@ class Attention(nn.Module):
         """Map [B, S, H] to [B, S, H]; also return the keys and values of all positions so far.
 
         Args:
-            x: [B, S, H].
-            cos: of the angles of each position, as `rotate` takes them.
-            sin: the same.
+            cos, sin: of the angles of each position, as `rotate` takes them.
             visible: what `visible_keys` returned; None: each query sees all keys up to its own.
             past: keys and values of the positions before these.
         """

@@ -13,25 +13,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from minimoe.model.config import require
 from minimoe.model.routing import RouterOutput, leave_out
 
 
 def expert_load(indices: Tensor, num_experts: int) -> Tensor:
-    """How many slots each expert received, [E] int64. Dropped slots (index E) count for nobody.
-
-    Args:
-        indices: [T, K] int64.
-        num_experts: E.
-    """
+    """How many slots of `indices` [T, K] int64 each expert received, [E] int64. Dropped ones (index E) do not count."""
     chosen = indices.flatten()
     return chosen.new_zeros(num_experts + 1).scatter_add(0, chosen, torch.ones_like(chosen))[:num_experts]
 
 
 def max_violation(load: Tensor) -> float:
-    """MaxVio = max_i n_i / mean(n) - 1: 0 when balanced, E / K - 1 at worst (Wang et al. 2024, arXiv 2408.15664).
+    """MaxVio = max_i n_i / mean(n) - 1 of the counts `load` [E]: 0 when balanced, E / K - 1 at worst.
 
-    Args:
-        load: [E] counts.
+    Source: Wang et al. 2024, arXiv 2408.15664.
 
     Raises:
         ValueError: no token was counted.
@@ -50,7 +45,7 @@ def load_balancing_loss(
     attention_mask: Tensor | None = None,
     shares: Tensor | None = None,
 ) -> Tensor:
-    """E * sum_i f_i P_i, with f_i the share of tokens that chose expert i and P_i its mean softmax probability.
+    """The scalar E * sum_i f_i P_i, f_i the share of tokens that chose expert i, P_i its mean softmax probability.
 
     f sums to K, so the balanced value is K (Fedus et al. 2021, arXiv 2101.03961, eq. 4-6). Only P carries a gradient.
     f counts what the router chose, before any capacity drops it.
@@ -65,17 +60,11 @@ def load_balancing_loss(
         shares: [L, E], f of each layer, if these tokens are a part of the batch that it is to be taken over:
             `training.accumulate_gradients` counts it beforehand. None: of these tokens.
 
-    Returns:
-        A scalar.
-
     Raises:
         ValueError: no layer is sparse, the tokens do not divide into the sequences, or `across_layers` is unknown.
     """
-    if not router_outputs:
-        raise ValueError("router_outputs is empty: wanted one entry per sparse layer, found a dense model")
-    if across_layers not in ("mean", "pooled"):
-        raise ValueError(f"across_layers={across_layers!r}: wanted 'mean' or 'pooled'")
-    real = None if attention_mask is None else attention_mask.flatten().bool()
+    require(across_layers in ("mean", "pooled"), "across_layers", across_layers, "'mean' or 'pooled'")
+    real = _real_tokens(router_outputs, attention_mask)
     if shares is None:
         shares = torch.stack([_mean(chosen_experts(output), sequences, real) for output in router_outputs])
     else:
@@ -97,6 +86,13 @@ def chosen_experts(output: RouterOutput) -> Tensor:
     return chosen.scatter(1, output.indices, 1.0)[:, :experts]
 
 
+def _real_tokens(router_outputs: Sequence[RouterOutput], attention_mask: Tensor | None) -> Tensor | None:
+    """Which tokens are no padding, [T] bool; None: all of them. Of a dense model there is nothing to look at."""
+    if not router_outputs:
+        raise ValueError("router_outputs is empty: wanted one entry per sparse layer, found a dense model")
+    return None if attention_mask is None else attention_mask.flatten().bool()
+
+
 def _mean(values: Tensor, sequences: int, real: Tensor | None) -> Tensor:
     """The mean of values [T, E] over the real tokens of each sequence: [sequences, E]."""
     values = _split(values, sequences)
@@ -113,29 +109,18 @@ def _split(values: Tensor, sequences: int) -> Tensor:
 
 
 def router_z_loss(router_outputs: Sequence[RouterOutput], *, attention_mask: Tensor | None = None) -> Tensor:
-    """Mean over tokens and layers of logsumexp(logits)^2, which keeps logits small.
-
-    Source: ST-MoE (Zoph et al. 2022, arXiv 2202.08906, eq. 5).
-    """
-    if not router_outputs:
-        raise ValueError("router_outputs is empty: wanted one entry per sparse layer, found a dense model")
-    real = None if attention_mask is None else attention_mask.flatten().bool()
+    """Mean of logsumexp(logits)^2, which keeps logits small (ST-MoE: Zoph et al. 2022, arXiv 2202.08906, eq. 5)."""
+    real = _real_tokens(router_outputs, attention_mask)
     squares = [output.logits.logsumexp(-1).square()[:, None] for output in router_outputs]
     return torch.stack([_mean(square, 1, real) for square in squares]).mean()
 
 
 @torch.no_grad()
 def update_bias(bias: Tensor, load: Tensor, rate: float = 1e-3) -> None:
-    """Raise the selection bias of idle experts and lower that of busy ones, in place.
+    """Raise the selection bias [E] of idle experts and lower that of busy ones, in place.
 
-    Source: Wang et al. 2024, arXiv 2408.15664.
-    d = rate * sign(mean(n) - n); d -= mean(d); bias += d. Once per optimizer step, with the load of training
-    forwards only.
-
-    Args:
-        bias: [E].
-        load: [E] counts since the last update.
-        rate: step size.
+    With n the `load` [E], counts of training forwards since the last update, once per optimizer step:
+    d = rate * sign(mean(n) - n); d -= mean(d); bias += d. Source: Wang et al. 2024, arXiv 2408.15664.
     """
     load = load.to(bias.dtype)
     step = rate * torch.sign(load.mean() - load)
@@ -162,8 +147,7 @@ def apply_capacity(output: RouterOutput, capacity: int) -> RouterOutput:
         output: of T tokens and K choices, best first.
         capacity: slots per expert, at least 1.
     """
-    if capacity < 1:
-        raise ValueError(f"capacity={capacity}: wanted at least 1")
+    require(capacity >= 1, "capacity", capacity, "at least 1")
     by_rank = output.indices.T.flatten()  # all first choices, then all second choices, ...
     experts = torch.arange(output.logits.shape[-1] + 1, device=by_rank.device)  # the last one takes the empty slots
     queue = (by_rank[:, None] == experts).long().cumsum(0)

@@ -1,34 +1,46 @@
 """Checkpoint folders in the Hugging Face layout: config.json beside one or several safetensors files.
 
 Reading is lazy: opening a folder reads configuration and headers, one tensor costs one tensor's memory. Nothing that a
-checkpoint holds is ever executed. saving.py writes such folders.
+checkpoint holds is ever executed. formats.py reads what is stored in few bits; saving.py writes such folders.
 """
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
-import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property, reduce
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from minimoe.model.config import MoEConfig
 from minimoe.model.families import Family, find_family, read_config
+from minimoe.model.formats import Readable, find_quantised, without_quantisation
+from minimoe.model.stored import (
+    DTYPES,
+    CheckpointError,
+    HashUnknownError,  # noqa: F401 - raised by `hashes` of a model on a server
+    NotFiniteError,
+    Stored,
+    read_header,
+    read_json,
+)
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
+ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"  # of PEFT, see adapter.py
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _ROTARY_BUFFER = "rotary_emb.inv_freq"  # stored in files before 2023, and computed anyway
 KEPT_IN_FLOAT32 = "e_score_correction_bias"  # tensors whose names end so stay in float32 or wider (see moe.Router)
+_PIECE = 2**20  # numbers of two tensors that are compared at once
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_WEIGHTS = (".safetensors", ".gguf", "pytorch_model.bin")
 
 # What a configuration says of one side of a matrix: the fields whose product it is, the matrix, 0 for rows and 1 for
 # columns. `sparse` and `dense` stand for the first layer of the kind.
@@ -43,37 +55,21 @@ _SIDES: tuple[tuple[tuple[str, ...], str, int], ...] = (
 )
 
 
-class CheckpointError(ValueError):
-    """A checkpoint folder is not what it should be; the message names the file or tensor."""
-
-
-class NotFiniteError(CheckpointError):
-    """A tensor holds NaN or infinity."""
-
-
-class HashUnknownError(CheckpointError):
-    """The weights are on a server, and nobody publishes their sha256."""
-
-
-class _Stored(NamedTuple):
-    """Where a tensor lies."""
-
-    file: Path
-    start: int  # of its bytes
-    dtype: str
-    shape: tuple[int, ...]
-
-
 class Checkpoint:
     """A folder with config.json and safetensors files, read piece by piece.
 
-    Iterating gives the names of the tensors on disk, `checkpoint[name]` reads one of them. No file stays open.
+    Iterating gives the names of the tensors on disk, `checkpoint[name]` reads one of them. What is stored in few bits
+    with scales beside it is one tensor, read in float32; what is stored in a format that is not read has a name, and is
+    refused when it is asked for. No file stays open.
+
+    hf_config: the content of config.json, without the quantization_config of a format that is read.
 
     Args:
         path: the folder; or a safetensors file that holds a whole model, beside its config.json.
 
     Raises:
         CheckpointError: a file is missing, damaged or a pickle; shards and index disagree; the file is one of several.
+            Where a file or the folder is something else, an adapter or a Git LFS pointer for one, the message says so.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -88,8 +84,14 @@ class Checkpoint:
     def _open(self, only: str | None) -> None:
         """Read the configuration and the headers: of the file named `only`, or of all files of the model."""
         self.config_file = self.path / CONFIG
-        self.hf_config: dict[str, Any] = _read_json(self._wanted(CONFIG))
-        self._stored = _open_file(self, only) if only else _open_tensors(self)
+        said = read_json(self._wanted(CONFIG))
+        self.hf_config: dict[str, Any] = without_quantisation(said)
+        stored = _open_file(self, only) if only else _open_tensors(self)
+        self._set_tensors(find_quantised(stored, said), (tensor.file for tensor in stored.values()))
+        self._is_one_file = only is not None
+
+    def _set_tensors(self, tensors: dict[str, Readable], files: Iterable[Path]) -> None:
+        self._stored, self._weight_files = tensors, sorted(set(files))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._stored)
@@ -107,19 +109,18 @@ class Checkpoint:
         return whole.view(shape)
 
     def pieces(self, name: str, size: int) -> Iterator[Tensor]:
-        """Read one tensor in flat pieces of at most `size` numbers, in the dtype it is stored in.
+        """Read one tensor in flat pieces of at most `size` numbers, in the dtype that `self[name]` has.
 
-        All of them lie in one buffer: each overwrites the one before.
+        All of them may lie in one buffer: each overwrites the one before.
         """
-        yield from self._read(name, size, _dtype(name, self._find(name)))
+        yield from self._find(name).pieces(self._read, size)
 
-    def _read(self, name: str, size: int, dtype: torch.dtype) -> Iterator[Tensor]:
+    def _read(self, stored: Stored, size: int, dtype: torch.dtype) -> Iterator[Tensor]:
         """The bytes of a tensor, taken as `dtype`, in pieces that lie in one buffer.
 
         By hand: safetensors maps the file, and what was touched of it counts as memory of the process (393 MB more for
         a file of 400 MB, in as much time); to open it anew for each tensor would read a long header as often.
         """
-        stored = self._find(name)
         total = math.prod(stored.shape)
         buffer = torch.empty(min(size, total), dtype=dtype, device="cpu")
         with self._open_at(stored.file, stored.start, total * buffer.element_size()) as file:
@@ -127,13 +128,22 @@ class Checkpoint:
                 piece = buffer[: total - start]
                 found = file.readinto(piece.view(torch.uint8).numpy())
                 if found != piece.nbytes:
-                    raise CheckpointError(f"{file.name}: found {found} bytes of {name}, wanted {piece.nbytes}")
+                    raise CheckpointError(f"{file.name}: found {found} bytes of {stored.name}, wanted {piece.nbytes}")
                 yield piece
 
     @property
     def files(self) -> list[Path]:
         """The safetensors files that it reads, by name."""
-        return sorted({stored.file for stored in self._stored.values()})
+        return self._weight_files
+
+    @property
+    def unread(self) -> list[str]:
+        """Other files with weights in the folder, by name, which are not read; copies of what is read do not count."""
+        if self._is_one_file:
+            return []
+        read = {file.name: file for file in self.files}
+        others = [name for name in self._listing() if name.endswith(_WEIGHTS) and name not in read and "/" not in name]
+        return sorted(name for name in others if not self._is_copy(name, read.values()))
 
     def hashes(self) -> list[str]:
         """The sha256 of each of these files."""
@@ -145,7 +155,7 @@ class Checkpoint:
         return file if file.exists() else None
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of one tensor, from its header."""
+        """The shape of one tensor, from its header. A CheckpointError where it is in a format that is not read."""
         return self._find(name).shape
 
     @property
@@ -163,19 +173,27 @@ class Checkpoint:
 
     @cached_property
     def model_config(self) -> MoEConfig:
-        """config.json, translated, its sizes checked against the headers of the tensors.
+        """config.json, translated, its sizes checked against the headers of the tensors, its tie against the head.
 
         Raises:
             CheckpointError: the model is of an unknown family, asks for what is not supported, or has other sizes than
                 the tensors.
         """
         try:
-            config = read_config(self.hf_config)
+            config = read_config(self._config_to_run())
             family = find_family(config.model_type)
             check_sizes(self, config, family.on_disk, family.keys)
         except ValueError as error:
             raise CheckpointError(f"{self.config_file}: {error}") from error
-        return config
+        return replace(config, tie_word_embeddings=config.tie_word_embeddings and not self._has_own_head())
+
+    def _has_own_head(self) -> bool:
+        """Whether a head is stored that is not the embedding: then it is the head, as in transformers."""
+        head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+        if not {head, embedding} <= self._stored.keys() or self.shape(head) != self.shape(embedding):
+            return False
+        pieces = zip(self.pieces(head, _PIECE), self.pieces(embedding, _PIECE), strict=True)
+        return not all(torch.equal(*map(Tensor.double, pair)) for pair in pieces)
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -184,13 +202,17 @@ class Checkpoint:
         A selection bias does not count: it is kept in float32 beside weights in half precision.
 
         Raises:
-            CheckpointError: a tensor is stored as integers or in 8 bits.
+            CheckpointError: a tensor is in a format that is not read, integers for one.
         """
         apart = _ROTARY_BUFFER, KEPT_IN_FLOAT32
-        used = {name: stored for name, stored in self._stored.items() if not name.endswith(apart)}
-        return reduce(torch.promote_types, {_dtype(name, stored) for name, stored in used.items()})
+        used = {stored.number_type for name, stored in self._stored.items() if not name.endswith(apart)}
+        return reduce(torch.promote_types, used)
 
-    def _find(self, name: str) -> _Stored:
+    def _config_to_run(self) -> dict[str, Any]:
+        """What `read_config` is to read. A ValueError where the model asks for what is not computed here."""
+        return self.hf_config
+
+    def _find(self, name: str) -> Readable:
         if name not in self._stored:
             raise CheckpointError(f"{self.path}: no tensor {name!r} among the {len(self)} it has")
         return self._stored[name]
@@ -198,7 +220,8 @@ class Checkpoint:
     def _wanted(self, name: str) -> Path:
         file = self.beside(name)
         if file is None:
-            raise CheckpointError(f"{self.path / name}: not found")
+            found = _what_is_there(self._listing()) if name == CONFIG else ""
+            raise CheckpointError(f"{self.path / name}: not found{found}")
         return file
 
     def _shard(self, name: str) -> Path:
@@ -208,6 +231,11 @@ class Checkpoint:
     def _listing(self) -> list[str]:
         """The names in the folder, as far as they are known."""
         return [file.name for file in self.path.iterdir()]
+
+    def _is_copy(self, name: str, files: Iterable[Path]) -> bool:
+        """Whether a file of the folder is the same as one of `files`, byte by byte."""
+        is_here = isinstance(self.path, Path)  # of what is on a server, bytes are not compared
+        return is_here and any(filecmp.cmp(self.path / name, file, shallow=False) for file in files)
 
     def _open_at(self, path: Path, start: int, size: int) -> BinaryIO:
         """A file, to read `size` bytes from `start`."""
@@ -239,8 +267,8 @@ def load_weights(
     """
     family = find_family(checkpoint.model_config.model_type)
     dtype, device = dtype or checkpoint.dtype, device or "cpu"
-    if dtype not in _DTYPES.values():
-        raise ValueError(f"dtype={dtype!r}: wanted one of {', '.join(map(str, _DTYPES.values()))}")
+    if dtype not in DTYPES.values():
+        raise ValueError(f"dtype={dtype!r}: wanted one of {', '.join(map(str, DTYPES.values()))}")
     _check_tensors(checkpoint, tensors_on_disk(model, family))
     wide = torch.promote_types(dtype, torch.float32)
     memory = {
@@ -280,10 +308,10 @@ def _per_expert(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
 # -- reading
 
 
-def _open_tensors(checkpoint: Checkpoint) -> dict[str, _Stored]:
+def _open_tensors(checkpoint: Checkpoint) -> dict[str, Stored]:
     """Where each tensor lies, from the headers alone."""
     if (file := checkpoint.beside(SINGLE)) is not None:  # first, as in transformers
-        return _read_header(file)
+        return read_header(file)
     if (index := checkpoint.beside(INDEX)) is not None:
         return _open_shards(checkpoint, index)
     pickles = sorted(name for name in checkpoint._listing() if name.endswith(_PICKLES))
@@ -292,10 +320,24 @@ def _open_tensors(checkpoint: Checkpoint) -> dict[str, _Stored]:
             f"{checkpoint.path / pickles[0]}: a pickle, and reading a pickle runs whatever code it holds; wanted "
             f"{SINGLE}. Convert it with a tool you trust, from a source you trust"
         )
-    raise CheckpointError(f"{checkpoint.path}: found neither {SINGLE} nor {INDEX}")
+    others = sorted(name for name in checkpoint._listing() if name.endswith(_WEIGHTS))
+    found = f"; name one of these to read it: {', '.join(others)}" if others else _what_is_there(checkpoint._listing())
+    raise CheckpointError(f"{checkpoint.path}: found neither {SINGLE} nor {INDEX}{found}")
 
 
-def _open_file(checkpoint: Checkpoint, name: str) -> dict[str, _Stored]:
+def _what_is_there(names: Iterable[str]) -> str:
+    """What a folder may be that is no model, to end a sentence with."""
+    if ADAPTER_CONFIG in names:
+        return f"; the folder holds an adapter ({ADAPTER_CONFIG}), which is a model only together with its base"
+    files = [name for name in names if name.endswith(".gguf")]
+    if files:
+        return f"; found {', '.join(sorted(files)[:3])}: a GGUF file is read from this machine, by its name"
+    tokenizer = sorted(name for name in names if name.startswith(("tokenizer", "vocab.")))
+    is_all = tokenizer and CONFIG not in names and not any(name.endswith(_WEIGHTS) for name in names)
+    return f"; the folder holds a tokenizer alone: {', '.join(tokenizer)}" if is_all else ""
+
+
+def _open_file(checkpoint: Checkpoint, name: str) -> dict[str, Stored]:
     """One file, in a folder that may hold others; refused where an index says that the model goes on elsewhere."""
     index = checkpoint.beside(INDEX)
     shards = set() if index is None else set(_read_weight_map(index).values())
@@ -304,14 +346,14 @@ def _open_file(checkpoint: Checkpoint, name: str) -> dict[str, _Stored]:
             f"{checkpoint.path / name}: one of the {len(shards)} files of a model; wanted their folder, "
             f"{checkpoint.path}"
         )
-    return _read_header(checkpoint._wanted(name))
+    return read_header(checkpoint._wanted(name))
 
 
-def _open_shards(checkpoint: Checkpoint, index: Path) -> dict[str, _Stored]:
+def _open_shards(checkpoint: Checkpoint, index: Path) -> dict[str, Stored]:
     weight_map = _read_weight_map(index)
-    stored: dict[str, _Stored] = {}
+    stored: dict[str, Stored] = {}
     for file in sorted(set(weight_map.values())):
-        for name, found in _read_header(checkpoint._shard(file)).items():
+        for name, found in read_header(checkpoint._shard(file)).items():
             if name in stored:
                 raise CheckpointError(f"{index}: {name} is stored twice, in {stored[name].file.name} and in {file}")
             stored[name] = found
@@ -323,7 +365,7 @@ def _open_shards(checkpoint: Checkpoint, index: Path) -> dict[str, _Stored]:
 
 
 def _read_weight_map(index: Path) -> dict[str, str]:
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise CheckpointError(f"{index}: weight_map is {weight_map!r:.80}, wanted an object of file names")
     return weight_map
@@ -344,60 +386,16 @@ def _inside(folder: Path, file: str) -> Path:
     return folder / file
 
 
-def _read_header(file: Path) -> dict[str, _Stored]:
-    try:
-        with safe_open(file, framework="pt", device="cpu"):
-            pass  # safetensors itself checks that the header is sound and the file complete
-    except (SafetensorError, OSError) as error:
-        size = file.stat().st_size
-        raise CheckpointError(f"{file}: found {size} bytes, wanted a whole safetensors file ({error})") from error
-    with file.open("rb") as opened:  # it does not tell where a tensor starts, and opening it anew for each is slow
-        length = int.from_bytes(opened.read(8), "little")
-        header = json.loads(opened.read(length))
-    header.pop("__metadata__", None)
-    return {
-        name: _Stored(file, 8 + length + entry["data_offsets"][0], entry["dtype"], tuple(entry["shape"]))
-        for name, entry in header.items()
-    }
-
-
 def sha256_of_file(file: Path) -> str:
     """As `sha256sum` prints it, and as model hubs show it."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _dtype(name: str, stored: _Stored) -> torch.dtype:
-    if stored.dtype not in _DTYPES:
-        raise CheckpointError(f"{stored.file}: {name} is stored as {stored.dtype}, wanted one of {', '.join(_DTYPES)}")
-    return _DTYPES[stored.dtype]
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file}: not found") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: wanted JSON, found something else ({error})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: wanted a JSON object, found {type(content).__name__}")
-    return content
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-        raise ValueError(f"the key {twice!r} appears twice")
-    return content
-
-
 def _check_tensors(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> None:
     """Compare names and shapes."""
     ignored = {name for name in checkpoint if name.endswith(_ROTARY_BUFFER)}  # in old files
-    if "lm_head.weight" not in wanted and "lm_head.weight" in checkpoint:
-        _check_tied_head(checkpoint)
+    if "lm_head.weight" not in wanted:  # the embedding once more
         ignored.add("lm_head.weight")
     found = set(checkpoint) - ignored
     reshaped = [
@@ -412,18 +410,6 @@ def _check_tensors(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> None
     ]
     if any(problems):
         raise CheckpointError(f"{checkpoint.path}: {'; '.join(filter(None, problems))}")
-
-
-def _check_tied_head(checkpoint: Checkpoint) -> None:
-    """A tied model may store its head all the same, if it is the embedding."""
-    head, embedding = (
-        checkpoint[name].to(checkpoint.dtype) for name in ("lm_head.weight", "model.embed_tokens.weight")
-    )
-    if not torch.equal(head, embedding):
-        raise CheckpointError(
-            f"{checkpoint.path}: lm_head.weight differs from model.embed_tokens.weight although tie_word_embeddings is "
-            "true; wanted equal tensors, or tie_word_embeddings false in config.json"
-        )
 
 
 def require_finite(name: str, tensor: Tensor) -> None:

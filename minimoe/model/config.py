@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_type_hints
 
 ROUTERS = ("topk", "topk_softmax", "noisy_topk", "switch", "expert_choice", "grouped", "hash")
 EXPERTS_IMPLEMENTATIONS = ("eager", "sorted", "grouped")
@@ -92,25 +92,25 @@ class MoEConfig:
         self._require("mlp_only_layers", isinstance(self.mlp_only_layers, list | tuple), "a list of layers")
         object.__setattr__(self, "mlp_only_layers", tuple(self.mlp_only_layers))
         self._check_attention()
-        self._check_rope()
         if self.num_experts:
             self._check_experts()
             self._check_router()
+            self._check_loads()
 
     def _fill(self, name: str, default: int) -> None:
         if getattr(self, name) is None:
             object.__setattr__(self, name, default)
 
     def _check_fields(self) -> None:
-        for field in fields(self):
-            if field.type in ("int", "int | None"):
-                least = 0 if field.name in ("num_experts", "shared_expert_intermediate_size") else 1
-                value = getattr(self, field.name)
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if kind in (int, int | None):
+                least = 0 if name in ("num_experts", "shared_expert_intermediate_size") else 1
                 whole = isinstance(value, int) and not isinstance(value, bool)
-                fits = (whole and value >= least) or (value is None and "None" in field.type)
-                self._require(field.name, fits, f"a whole number of at least {least}")
-            elif field.type == "bool":
-                self._require(field.name, isinstance(getattr(self, field.name), bool), "True or False")
+                fits = (whole and value >= least) or (value is None and kind is not int)
+                self._require(name, fits, f"a whole number of at least {least}")
+            elif kind is bool:
+                self._require(name, isinstance(value, bool), "True or False")
         for name, choices in _CHOICES.items():
             self._require(name, getattr(self, name) in choices, _one_of(choices))
         for name in ("rope_theta", "rms_norm_eps", "initializer_range", "routed_scaling_factor"):
@@ -128,18 +128,14 @@ class MoEConfig:
         self._require("num_key_value_heads", divides, f"a divisor of num_attention_heads={heads}")
         self._require("head_dim", self.head_dim % 2 == 0, "an even number (rotary embeddings pair them)")
         self._require("clip_qkv", self.clip_qkv is None or _is_positive(self.clip_qkv), "None or a positive number")
-
-    def _check_rope(self) -> None:
-        if self.rope_scaling is None:
-            return
-        self._require("rope_scaling", isinstance(self.rope_scaling, Mapping), "None or a mapping")
-        kind = self.rope_scaling.get("rope_type")
+        scaling = {"rope_type": "default"} if self.rope_scaling is None else self.rope_scaling
+        self._require("rope_scaling", isinstance(scaling, Mapping), "None or a mapping")
+        kind = scaling.get("rope_type")
         require(kind in tuple(ROPE_SETTINGS), "rope_scaling['rope_type']", kind, _one_of(ROPE_SETTINGS))
         for name in ROPE_SETTINGS[kind]:
-            value = self.rope_scaling.get(name)
-            require(_is_positive(value), f"rope_scaling[{name!r}]", value, "a positive number")
+            require(_is_positive(scaling.get(name)), f"rope_scaling[{name!r}]", scaling.get(name), "a positive number")
         if kind == "llama3":
-            low, high = self.rope_scaling["low_freq_factor"], self.rope_scaling["high_freq_factor"]
+            low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
             require(high > low, "rope_scaling['high_freq_factor']", high, f"more than low_freq_factor={low}")
 
     def _check_experts(self) -> None:
@@ -147,11 +143,9 @@ class MoEConfig:
         self._require("num_experts_per_tok", k <= experts, f"at most num_experts={experts}")
         for layer in self.mlp_only_layers:
             require(layer in range(layers), "mlp_only_layers", layer, f"layers from 0 to {layers - 1}")
-        self._require(
-            "shared_expert_gate",
-            self.shared_expert_intermediate_size > 0 or not self.shared_expert_gate,
-            "False, since shared_expert_intermediate_size=0 means that there is no shared expert",
-        )
+        used = self.shared_expert_intermediate_size > 0 or not self.shared_expert_gate
+        wanted = "False, since shared_expert_intermediate_size=0 means that there is no shared expert"
+        self._require("shared_expert_gate", used, wanted)
 
     def _check_router(self) -> None:
         router, k, groups = self.router, self.num_experts_per_tok, self.n_group
@@ -159,52 +153,40 @@ class MoEConfig:
             default = getattr(type(self), name)
             read = router in readers or getattr(self, name) == default
             self._require(name, read, f"{default!r} for router={router!r}; it is read by {' and '.join(readers)}")
-        self._check_groups()
-        self._check_gradient()
+        self._require("n_group", self.num_experts % groups == 0, f"a divisor of num_experts={self.num_experts}")
+        self._require("topk_group", self.topk_group <= groups, f"at most n_group={groups}")
+        if router == "topk":
+            reachable = self.num_experts // groups * self.topk_group
+            wanted = f"at most {reachable}, the experts in topk_group groups"
+            self._require("num_experts_per_tok", k <= reachable, wanted)
+        if not self.router_learns and self.model_type == "minimoe":  # the formula of a published family is what it is
+            reason = "the single weight of a token would always be 1, and the router would get no gradient of the loss"
+            self._require("norm_topk_prob", router != "topk", f"False for num_experts_per_tok=1: {reason}")
+            self._require("num_experts_per_tok", False, f"2 or more for router={router!r}: {reason}")
         if router == "switch":
             self._require("num_experts_per_tok", k == 1, "1 for router='switch'")
         if router == "grouped":
             self._require("num_experts_per_tok", k % groups == 0, f"a multiple of n_group={groups}")
-        if router in ("expert_choice", "hash"):
-            idle = self.router_aux_loss_coef == 0
-            self._require("router_aux_loss_coef", idle, f"0 for router={router!r}, which has nothing to balance")
-        balanced = self.router_aux_loss_coef > 0
+
+    def _check_loads(self) -> None:
+        router, balanced = self.router, self.router_aux_loss_coef > 0
+        idle = router in ("expert_choice", "hash")
+        wanted = f"0 for router={router!r}, which has nothing to balance"
+        self._require("router_aux_loss_coef", not (idle and balanced), wanted)
         self._require("seq_aux", balanced or not self.seq_aux, "False, as router_aux_loss_coef=0 asks for no such loss")
         factor = self.capacity_factor
         unlimited = factor is None or factor == math.inf
         self._require("capacity_factor", unlimited or _is_positive(factor), "None or a positive number")
-        self._require(
-            "capacity_factor",
-            router != "expert_choice" or factor is not None,
-            "a positive number for router='expert_choice', where it sets how many tokens an expert takes",
-        )
-
-    def _check_groups(self) -> None:
-        experts, groups = self.num_experts, self.n_group
-        self._require("n_group", experts % groups == 0, f"a divisor of num_experts={experts}")
-        self._require("topk_group", self.topk_group <= groups, f"at most n_group={groups}")
-        if self.router == "topk":
-            reachable = experts // groups * self.topk_group
-            fits = self.num_experts_per_tok <= reachable
-            self._require("num_experts_per_tok", fits, f"at most {reachable}, the experts in topk_group groups")
-
-    def _check_gradient(self) -> None:
-        """Refuse a router that could not learn, except in a published family, whose formula is what it is."""
-        if self.router_learns or self.model_type != "minimoe":
-            return
-        reason = "the single weight of a token would always be 1, and the router would get no gradient of the loss"
-        if self.router == "topk":
-            self._require("norm_topk_prob", False, f"False for num_experts_per_tok=1: {reason}")
-        self._require("num_experts_per_tok", False, f"2 or more for router={self.router!r}: {reason}")
+        wanted = "a positive number for router='expert_choice', where it sets how many tokens an expert takes"
+        self._require("capacity_factor", router != "expert_choice" or factor is not None, wanted)
 
     def _require(self, name: str, holds: bool, wanted: str) -> None:
         require(holds, name, getattr(self, name), wanted)
 
     def is_sparse(self, layer: int) -> bool:
         """Whether layer `layer` (from 0) is a mixture of experts."""
-        return (
-            self.num_experts > 0 and layer not in self.mlp_only_layers and (layer + 1) % self.decoder_sparse_step == 0
-        )
+        skipped = layer in self.mlp_only_layers or (layer + 1) % self.decoder_sparse_step != 0
+        return self.num_experts > 0 and not skipped
 
     @property
     def router_learns(self) -> bool:
@@ -217,30 +199,19 @@ class MoEConfig:
 
         Embedding and output head are included, as in the published totals.
         """
-        total = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
-        total += self.hidden_size  # the final norm
-        for layer in range(self.num_hidden_layers):
-            total += self._attention_parameters() + 2 * self.hidden_size
-            total += self._moe_parameters(active) if self.is_sparse(layer) else self._mlp(self.intermediate_size)
-        return total
-
-    def _mlp(self, width: int) -> int:
-        return 3 * self.hidden_size * width
-
-    def _attention_parameters(self) -> int:
-        query = self.num_attention_heads * self.head_dim
-        key = self.num_key_value_heads * self.head_dim
-        total = 2 * self.hidden_size * (query + key)
-        total += (query + 2 * key) * self.attention_bias + self.hidden_size * self.attention_output_bias
-        return total + {None: 0, "head": 2 * self.head_dim, "full": query + key}[self.qk_norm]
-
-    def _moe_parameters(self, active: bool) -> int:
+        hidden, layers = self.hidden_size, self.num_hidden_layers
+        query, key = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        attention = 2 * hidden * (query + key)
+        attention += (query + 2 * key) * self.attention_bias + hidden * self.attention_output_bias
+        attention += {None: 0, "head": 2 * self.head_dim, "full": query + key}[self.qk_norm]
         experts = self.num_experts_per_tok if active else self.num_experts
-        total = experts * self._mlp(self.moe_intermediate_size)
+        width = experts * self.moe_intermediate_size + self.shared_expert_intermediate_size  # of all MLPs of a mixture
         router_rows = {"hash": 0, "noisy_topk": 2}.get(self.router, 1)
-        total += router_rows * self.num_experts * self.hidden_size + self.num_experts * self.router_scale
-        total += self._mlp(self.shared_expert_intermediate_size) + self.hidden_size * self.shared_expert_gate
-        return total
+        router = self.num_experts * (router_rows * hidden + self.router_scale) + hidden * self.shared_expert_gate
+        sparse = sum(map(self.is_sparse, range(layers)))
+        total = self.vocab_size * hidden * (1 if self.tie_word_embeddings else 2) + hidden  # with the final norm
+        total += layers * (attention + 2 * hidden) + sparse * (3 * hidden * width + router)
+        return total + (layers - sparse) * 3 * hidden * self.intermediate_size
 
 
 # Settings that a dense model does not look at: those of the mixture and of the router, as they stand above.

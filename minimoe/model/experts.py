@@ -106,17 +106,12 @@ def grouped_experts(
     slots, token, ends, empty = _sort_by_expert(indices, len(gate))
     # grouped_mm leaves the rows of empty slots, which are no expert's, undefined in its output and in its gradient: the
     # first mask keeps that out of the gradient of hidden_states, the second out of the output.
-    x, weight, gate, up, down = _autocast(
-        hidden_states.index_select(0, token).masked_fill(empty, 0),
-        weights.flatten().index_select(0, slots),
-        gate,
-        up,
-        down,
-    )
+    x = hidden_states.index_select(0, token).masked_fill(empty, 0)
+    weight = weights.flatten().index_select(0, slots)
+    x, weight, gate, up, down = _autocast(x, weight, gate, up, down)
     if x.dtype not in GROUPED_DTYPES:
-        raise ValueError(
-            f"experts_implementation='grouped' was given {x.dtype}: wanted one of {', '.join(map(str, GROUPED_DTYPES))}"
-        )
+        wanted = ", ".join(map(str, GROUPED_DTYPES))
+        raise ValueError(f"experts_implementation='grouped' was given {x.dtype}: wanted one of {wanted}")
     x, gate, up, down = map(_pad_rows, (x, gate, up, down))
     inner = F.silu(_grouped_mm(x, gate.mT, ends)) * _grouped_mm(x, up.mT, ends)
     output = _grouped_mm(inner, down.mT, ends)[:, : hidden_states.shape[1]].masked_fill(empty, 0)
@@ -169,15 +164,10 @@ if torch.ops.aten._grouped_mm not in flop_registry:  # torch 2.13 knows no formu
 
 
 def add_shared_expert(routed: Tensor, shared: Tensor, gate_logits: Tensor | None = None) -> Tensor:
-    """Add the output of the expert that every token meets to that of the routed ones.
+    """Add the output of the expert that every token meets to that of the routed ones, [T, H] each.
 
     As it is in DeepSeekMoE (Dai et al. 2024, arXiv 2401.06066, section 3.2) and Pangu Pro MoE (arXiv 2505.21411);
-    scaled by a gate of its own, sigmoid(x w), in Qwen2-MoE.
-
-    Args:
-        routed: [T, H].
-        shared: [T, H].
-        gate_logits: [T, 1], or None for no gate.
+    where `gate_logits` [T, 1] are given, scaled by a gate of its own, their sigmoid, as in Qwen2-MoE.
     """
     return routed + (shared if gate_logits is None else gate_logits.sigmoid() * shared)
 

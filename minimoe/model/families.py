@@ -6,7 +6,6 @@ between a `config.json` and a `MoEConfig`, `Family.on_disk` between the names of
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -194,38 +193,6 @@ _OTHER_NAME = {"num_experts": "num_local_experts", "num_local_experts": "num_exp
 
 # BERT encoders (Devlin et al. 2018, arXiv 1810.04805): no model here runs them, but their weights can be compared.
 BERT = "bert"
-_BERT_NAMES = (
-    ("model.layers.", "encoder.layer."),
-    (".self_attn.q_proj.", ".attention.self.query."),
-    (".self_attn.k_proj.", ".attention.self.key."),
-    (".self_attn.v_proj.", ".attention.self.value."),
-    (".self_attn.o_proj.", ".attention.output.dense."),
-    (".post_attention_layernorm.", ".attention.output.LayerNorm."),
-    (".mlp.up_proj.", ".intermediate.dense."),
-    (".mlp.down_proj.", ".output.dense."),
-    ("model.embed_tokens.", "embeddings.word_embeddings."),
-)
-
-
-def name_in_bert(name: str, num_layers: int) -> str:
-    """What a BERT encoder calls the tensor that the model here calls `name`.
-
-    BERT normalises after each sum, the model here before each block. So the norm before a layer's attention is the last
-    norm of the layer before it; for the first layer, that of the embeddings.
-
-    Args:
-        name: a name in `MoEForCausalLM.state_dict()`.
-        num_layers: of the encoder.
-    """
-    before = re.fullmatch(r"model\.(?:layers\.(\d+)\.input_layernorm|norm)\.(\w+)", name)
-    if before is not None:
-        layer = num_layers if before[1] is None else int(before[1])
-        return (
-            f"encoder.layer.{layer - 1}.output.LayerNorm.{before[2]}" if layer else f"embeddings.LayerNorm.{before[2]}"
-        )
-    for ours, theirs in _BERT_NAMES:
-        name = name.replace(ours, theirs)
-    return name
 
 
 def find_family(model_type: object) -> Family:
@@ -258,7 +225,8 @@ def read_config(raw: Mapping[str, Any]) -> MoEConfig:
         )
     quantised = raw.get("quantization_config")
     method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
-    wanted = "no quantization_config: weights in float64, float32, float16 or bfloat16"
+    wanted = "no quantization_config: weights in float64, float32, float16 or bfloat16; or a format that is read: fp8, "
+    wanted += "fbgemm_fp8, mxfp4, compressed-tensors, modelopt, or bitsandbytes with load_in_8bit"
     require(quantised is None, "quantization_config['quant_method']", method, wanted)
     config = MoEConfig(**_read_fields(family, raw), model_type=family.model_type)
     if family is not MINIMOE and "num_experts" in family.keys:

@@ -1,12 +1,13 @@
 """GGUF, the files of llama.cpp: configuration, vocabulary and tensors in one, many of them quantised.
 
-`GGUF` reads one as `Checkpoint` reads a folder: each tensor under its name in the Hugging Face layout of its family.
-What llama.cpp does differently is undone. It keeps the experts of a layer in one tensor, [E, I, H]. And in its "llama"
-models it turns neighbours (2i, 2i + 1) of a head where transformers turns halves (i, i + D/2), so the rows of q and k
-lie in another order.
+`GGUF` reads one as `Checkpoint` reads a folder. In the families that run here, each tensor has its name in the Hugging
+Face layout; in all others it has that of llama.cpp, as `blk.0.attn_q.weight`, and a mixture has its experts in one
+tensor, [E, I, H]. What llama.cpp's converter does to numbers is undone. In some architectures its positions turn
+neighbours (2i, 2i + 1) of a head where transformers turns halves (i, i + D/2), so the rows of q and k lie in another
+order; and it adds 1 to the norms of Gemma and Nemotron, whose models add it when they run.
 
-The package `gguf` finds the tensors and turns them into numbers, in every format that it knows. To open a file with a
-vocabulary of 150,000 tokens and as many merges takes it 4 s and half a gigabyte for that while.
+The package `gguf` turns blocks into numbers, in every format that it knows. To open a file with a vocabulary of 150,000
+tokens and as many merges takes it 4 s and half a gigabyte for that while.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,11 +26,13 @@ from gguf.quants import dequantize
 from torch import Tensor
 
 from minimoe.model.attention import rope_frequencies
-from minimoe.model.checkpoint import Checkpoint, CheckpointError
+from minimoe.model.checkpoint import Checkpoint
 from minimoe.model.config import MoEConfig, require
 from minimoe.model.families import find_family, read_config
+from minimoe.model.formats import AT_ONCE, in_pieces
+from minimoe.model.stored import CheckpointError, Read, Stored, describe
 
-_ARCHITECTURES = {  # llama.cpp's name -> model_type; "llama" with experts is Mixtral
+_ARCHITECTURES = {  # llama.cpp's name -> model_type, of those that run here; "llama" with experts is Mixtral
     "llama": "llama",
     "qwen2": "qwen2",
     "qwen2moe": "qwen2_moe",
@@ -54,155 +57,280 @@ _NAMES_IN_LAYER = {
     **{f"ffn_{part}_shexp": f"mlp.shared_expert.{part}_proj" for part in ("gate", "up", "down")},
     "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
 }
-_TURNS_NEIGHBOURS = ("llama", "mixtral")
+# Architectures whose q and k the converter permutes, as in conversion/llama.py of llama.cpp. (Where transformers turns
+# neighbours too, as in Cohere's and DeepSeek-V2's models, it does not.)
+_TURNS_NEIGHBOURS = ("llama", "llama-embed", "mistral3", "deci", "arcee", "smollm3", "granite", "granitemoe")
+_TURNS_NEIGHBOURS += ("granitehybrid", "minicpm", "olmo", "baichuan", "xverse", "internlm2", "arctic", "deepseek")
+_TURNS_NEIGHBOURS += ("bailingmoe", "chameleon", "llada", "nanbeige")
+_ADDS_1_TO_NORMS = ("gemma", "gemma2", "gemma3", "gemma-embedding", "nemotron")
 _ROPE_FACTORS = "rope_freqs.weight"
 # What every published Llama from 3.1 on has; the file keeps only the factors that follow.
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+_SIZES = {  # the key of a configuration -> what follows the architecture in that of llama.cpp
+    "num_hidden_layers": "block_count",
+    "hidden_size": "embedding_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "vocab_size": "vocab_size",
+    "intermediate_size": "feed_forward_length",
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
+    "num_experts": "expert_count",
+    "num_experts_per_tok": "expert_used_count",
+    "max_position_embeddings": "context_length",
+    "q_lora_rank": "attention.q_lora_rank",
+    "kv_lora_rank": "attention.kv_lora_rank",
+    "qk_head_dim": "attention.key_length_mla",
+    "v_head_dim": "attention.value_length_mla",
+    "num_nextn_predict_layers": "nextn_predict_layers",
+}
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 
-class _Stored(NamedTuple):
-    """Where a tensor lies, or one expert of it."""
+@dataclass(frozen=True)
+class _Blocks:
+    """A tensor of a GGUF file, or a part of one."""
 
+    name: str
+    file: Path
     start: int  # of its bytes
     size: int  # in bytes
-    format: GGMLQuantizationType
+    format: int  # one of GGMLQuantizationType, or another that the package does not know
     shape: tuple[int, ...]
     head_dim: int = 0  # of the heads whose rows are to be put back in order; 0: they are in order
+    added: float = 0.0  # to each of its numbers
+
+    number_type = torch.float32
+
+    def pieces(self, read: Read, size: int) -> Iterator[Tensor]:
+        """Its numbers in order, in pieces of `size`. Read as whole blocks, or as whole heads to be put in order."""
+        numbers, size_of_block = GGML_QUANT_SIZES.get(self.format, (1, 1))
+        unit = self.head_dim * math.prod(self.shape[1:]) or numbers
+        stored = Stored(self.name, self.file, self.start, "U8", (self.size,))
+        step = max(min(size, AT_ONCE) // unit, 1) * unit
+        read_blocks = read(stored, step // numbers * size_of_block, torch.uint8)
+        return in_pieces(map(self._dequantise, read_blocks), size, math.prod(self.shape))
+
+    def _dequantise(self, blocks: Tensor) -> Tensor:
+        """Numbers in a row; where whole heads are to be put in order, from pairs (2i, 2i + 1) to pairs (i, i + D/2)."""
+        try:
+            numbers = torch.from_numpy(dequantize(blocks.numpy()[None], self.format))
+        except (NotImplementedError, AttributeError) as error:  # the latter where the format has no name
+            form = getattr(self.format, "name", f"format {self.format}")
+            raise CheckpointError(f"{self.file}: {self.name} is stored as {form}, which gguf does not read") from error
+        if self.head_dim:
+            numbers = numbers.view(-1, self.head_dim // 2, 2, math.prod(self.shape[1:])).transpose(1, 2)
+        return numbers.flatten() - self.added
+
+    def cut(self, count: int) -> list[_Blocks]:
+        """Its rows in `count` equal parts; of a stack of as many matrices, these."""
+        rows, size = self.shape[0] // count, self.size // count
+        shape = (rows, *self.shape[1:]) if len(self.shape) < 3 else self.shape[1:]
+        return [replace(self, start=self.start + part * size, size=size, shape=shape) for part in range(count)]
 
 
 class GGUF(Checkpoint):
-    """A GGUF file of a model in one of the families here, read piece by piece, in float32.
+    """A GGUF file, read piece by piece, in float32. Of any architecture: where it runs here, `model_config` is given.
+
+    hf_config: what config.json would say. Of an architecture that does not run, model_type is llama.cpp's name, and of
+    the sizes there is what the file gives; a list where layers differ.
 
     Args:
-        path: the file.
+        path: the file; any part of one that is split; or the folder of either.
 
     Raises:
-        CheckpointError: the file is missing, damaged or one of several, a key is missing, or the architecture is not
-            understood. A tensor in a format that is not understood is refused where it is read.
+        CheckpointError: the file or one of its parts is missing, damaged or something else, the folder holds several
+            models, or a key is missing. A tensor in a format that is not understood is refused where it is read, and
+            what is not computed here, where `model_config` is asked for.
     """
 
     dtype = torch.float32
 
     def __init__(self, path: str | Path) -> None:
-        self.path = self.config_file = Path(path)
-        if not self.path.is_file():
-            raise CheckpointError(f"{self.path}: not found, or no file")
+        parts = _find_parts(Path(path))
+        self.path = self.config_file = parts[0]
+        self._is_one_file = True
         try:
-            reader = _Reader(self.path)
-            metadata = {key: field.contents() for key, field in reader.fields.items()}
-            stored = {
-                tensor.name: _Stored(
-                    tensor.data_offset, tensor.n_bytes, tensor.tensor_type, tuple(reversed(tensor.shape.tolist()))
-                )
-                for tensor in reader.tensors
-            }
-            self.hf_config = _read_metadata(metadata, stored)
-            self._stored = dict(_in_our_layout(stored, self.hf_config))
-            if _ROPE_FACTORS in self:
-                self.hf_config["rope_scaling"] = _read_rope_factors(self[_ROPE_FACTORS], read_config(self.hf_config))
-                del self._stored[_ROPE_FACTORS]
-            self._tokens = _read_tokens(metadata)
-        except (ValueError, LookupError, ArithmeticError, RecursionError) as error:
+            self._metadata, stored = _read_parts(parts)
+            self.hf_config = _read_metadata(self._metadata, stored)
+            tensors = dict(_in_our_layout(stored, self.hf_config, self._metadata["general.architecture"]))
+            self._factors = tensors.pop(_ROPE_FACTORS, None)
+            self._set_tensors(tensors, parts)
+            self._tokens = _read_tokens(self._metadata)
+        except CheckpointError:
+            raise
+        except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
             raise CheckpointError(f"{self.path}: {error}") from error
 
     def get_vocab(self) -> dict[str, int]:
         """Token -> id, as of a tokenizer; empty if the file has no vocabulary."""
         return self._tokens
 
-    @property
-    def files(self) -> list[Path]:
-        """The file."""
-        return [self.path]
-
-    def pieces(self, name: str, size: int) -> Iterator[Tensor]:
-        """Read one tensor in flat pieces of `size` numbers, the last one smaller: those of any other checkpoint."""
-        stored = self._find(name)
-        numbers, size_of_block = GGML_QUANT_SIZES[stored.format]
-        unit = stored.head_dim * math.prod(stored.shape[1:]) or numbers  # a head or a block, read as a whole
-        count, step = math.prod(stored.shape), max(size // unit, 1) * unit
-        left = torch.empty(0)
-        with self._open_at(self.path, stored.start, stored.size) as file:
-            for start in range(0, count, step):
-                blocks = np.empty((1, min(step, count - start) // numbers * size_of_block), np.uint8)
-                found = file.readinto(blocks)
-                if found != blocks.nbytes:
-                    raise CheckpointError(f"{self.path}: found {found} bytes of {name}, wanted {blocks.nbytes}")
-                part = self._dequantise(blocks, name)
-                *whole, left = torch.cat([left, part]).split(size)
-                yield from whole
-        yield left
-
-    def _dequantise(self, blocks: np.ndarray, name: str) -> Tensor:
-        """Numbers in a row; where whole heads are to be put in order, from pairs (2i, 2i + 1) to pairs (i, i + D/2)."""
-        stored = self._stored[name]
-        try:
-            numbers = torch.from_numpy(dequantize(blocks, stored.format))
-        except NotImplementedError as error:
-            form = stored.format.name
-            raise CheckpointError(f"{self.path}: {name} is stored as {form}, which gguf does not read") from error
-        if stored.head_dim:
-            numbers = numbers.view(-1, stored.head_dim // 2, 2, math.prod(stored.shape[1:])).transpose(1, 2)
-        return numbers.flatten()
+    def _config_to_run(self) -> dict[str, Any]:
+        architecture, config = self._metadata["general.architecture"], dict(self.hf_config)
+        _require_architecture(architecture, architecture in _ARCHITECTURES)
+        _require_same(self._metadata, architecture, config["head_dim"])
+        if self._factors is not None:
+            (factors,) = self._factors.pieces(self._read, math.prod(self._factors.shape))
+            config["rope_scaling"] = _read_rope_factors(factors, read_config(config))
+        return config
 
 
 class _Reader(GGUFReader):
     """Of the package, but what lies beyond the end of the file is an error and not a short array."""
 
     def __init__(self, path: Path) -> None:
+        self.file, self.stored = path, {}
         super().__init__(path)
         require(self.endianess == GGUFEndian.LITTLE, "byte order", self.endianess.name, "LITTLE")
 
     def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> np.ndarray:
         self.data = np.asarray(self.data)  # no longer a memmap, which takes three times as long to cut up
-        if offset + int(count) * np.dtype(dtype).itemsize > len(self.data):
-            raise ValueError(f"found {len(self.data)} bytes, wanted a whole GGUF file")
+        self._require_held(offset + int(count) * np.dtype(dtype).itemsize)
         return super()._get(offset, dtype, count, override_order)
+
+    def _build_tensors(self, start_offs: int, fields: list[Any]) -> None:
+        """Where each tensor lies. (The package refuses all of a file where one format is unknown to it.)"""
+        known = {int(form): form for form in GGMLQuantizationType}
+        for field in fields:
+            _, name, _, sides, (kind,), (offset,) = field.parts
+            name, shape = bytes(name).decode(), tuple(int(side) for side in reversed(sides))
+            numbers, size = GGML_QUANT_SIZES.get(int(kind), (1, 0))
+            require(name not in self.stored, name, "twice", "each tensor once")
+            require(shape[-1] % numbers == 0, name, list(shape), f"rows of whole blocks, each of {numbers} numbers")
+            start, size = start_offs + int(offset), math.prod(shape) // numbers * size
+            self._require_held(start + size)
+            self.stored[name] = _Blocks(name, self.file, start, size, known.get(int(kind), int(kind)), shape)
+
+    def _require_held(self, size: int) -> None:
+        if size > len(self.data):
+            raise ValueError(f"found {len(self.data)} bytes, wanted a whole GGUF file")
+
+
+# -- files
+
+
+def _find_parts(path: Path) -> list[Path]:
+    """The file, or all parts of the model that it belongs to, in order."""
+    if path.is_dir():
+        files = sorted(file for file in path.glob("*.gguf") if not file.name.startswith("mmproj"))  # of images
+        firsts = [file for file in files if (part := _PART.fullmatch(file.name)) is None or int(part[2]) == 1]
+        if len(firsts) > 1:
+            names = ", ".join(file.name for file in firsts)
+            raise CheckpointError(f"{path}: holds {len(firsts)} models, wanted one; name one of {names}")
+        path = firsts[0] if firsts else files[0] if files else path
+    part = _PART.fullmatch(path.name)
+    files = [path]
+    if part is not None and int(part[3]) > 0:
+        files = [path.with_name(f"{part[1]}-{number + 1:05d}-of-{part[3]}.gguf") for number in range(int(part[3]))]
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"{file}: not found, or no file{f': a part of {path.name}' if part else ''}")
+    return files
+
+
+def _read_parts(parts: list[Path]) -> tuple[dict[str, Any], dict[str, _Blocks]]:
+    """The metadata of the first part, and the tensors of all."""
+    stored: dict[str, _Blocks] = {}
+    metadata: list[dict[str, Any]] = []
+    for number, part in enumerate(parts):
+        try:
+            reader = _Reader(part)
+            metadata.append({key: field.contents() for key, field in reader.fields.items()})
+            count, place = (metadata[-1].get(f"split.{key}", default) for key, default in (("count", 1), ("no", 0)))
+            whole = "1, the whole model in one file, or its parts beside it, named as they were split"
+            require(count == len(parts), "split.count", count, whole if len(parts) == 1 else len(parts))
+            require(place == number, "split.no", place, number)
+            twice = stored.keys() & reader.stored.keys()
+            require(not twice, "tensors", sorted(twice)[:3], "each in one part")
+        except (ValueError, LookupError, ArithmeticError, RecursionError) as error:
+            with part.open("rb") as file:
+                found = describe(file.read(64))
+            found = f" (found {found})" if found and "magic" in str(error) else ""
+            raise CheckpointError(f"{part}: {error}{found}") from error
+        stored |= reader.stored
+    count = metadata[0].get("split.tensors.count", len(stored))
+    require(count == len(stored), "split.tensors.count", count, f"{len(stored)}, the tensors in all parts")
+    return metadata[0], stored
 
 
 # -- the layout
 
 
-def _in_our_layout(stored: Mapping[str, _Stored], config: Mapping[str, Any]) -> Iterator[tuple[str, _Stored]]:
-    """Each tensor, or each expert of it, with its name in the Hugging Face layout; a name not known stays as it is."""
-    on_disk = find_family(config["model_type"]).on_disk
+def _in_our_layout(
+    stored: Mapping[str, _Blocks], config: Mapping[str, Any], architecture: str
+) -> Iterator[tuple[str, _Blocks]]:
+    """Each tensor in the order it had, and where the model runs, each expert by itself, with its name in our layout."""
+    on_disk = find_family(config["model_type"]).on_disk if architecture in _ARCHITECTURES else None
     for name, tensor in stored.items():
-        place = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
-        layer, part, kind = place.groups() if place else (None, name, "")
-        ours = (_NAMES if layer is None else _NAMES_IN_LAYER).get(part)
-        if ours is None:
+        place = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+?)(?:\.(\d+))?\.(weight|bias)", name)
+        layer, part, expert, kind = place.groups() if place else (None, name, None, "")
+        if architecture in _TURNS_NEIGHBOURS and part in ("attn_q", "attn_k"):
+            head_dim = config.get("head_dim")
+            is_even = type(head_dim) is int and head_dim > 0 and head_dim % 2 == 0
+            is_whole = is_even and tensor.shape[0] % head_dim == 0
+            require(is_whole, f"shape of {name}", list(tensor.shape), f"{head_dim} rows for each head, an even number")
+            tensor = replace(tensor, head_dim=head_dim)
+        if architecture in _ADDS_1_TO_NORMS and name.endswith("norm.weight"):
+            tensor = replace(tensor, added=1.0)
+        ours = (_NAMES if layer is None else _NAMES_IN_LAYER).get(part if expert is None else f"{part}_exps")
+        if on_disk is None or (ours is None and part != "ffn_gate_up_exps"):
             yield name, tensor
             continue
-        ours = f"{ours}.{kind}" if layer is None else f"model.layers.{layer}.{ours}.{kind}"
-        if part in ("attn_q", "attn_k") and config["model_type"] in _TURNS_NEIGHBOURS:
-            heads = f"{config['head_dim']} rows for each head"
-            require(tensor.shape[0] % config["head_dim"] == 0, f"shape of {name}", list(tensor.shape), heads)
-            tensor = tensor._replace(head_dim=config["head_dim"])
         if part == "ffn_gate_inp_shexp":  # stored as [H]
-            tensor = tensor._replace(shape=(1, tensor.shape[-1]))
-        for expert, one in enumerate(_experts(tensor) if part.endswith("_exps") else [tensor]):
-            yield on_disk(ours.format(expert)), one
+            tensor = replace(tensor, shape=(1, tensor.shape[-1]))
+        for own, one in _by_expert(part, expert, ours, tensor):
+            name = on_disk(f"{own}.{kind}" if layer is None else f"model.layers.{layer}.{own}.{kind}")
+            yield name, replace(one, name=name)
 
 
-def _experts(tensor: _Stored) -> Iterator[_Stored]:
-    size = tensor.size // tensor.shape[0]
-    for expert in range(tensor.shape[0]):
-        yield tensor._replace(start=tensor.start + expert * size, size=size, shape=tensor.shape[1:])
+def _by_expert(part: str, expert: str | None, ours: str | None, tensor: _Blocks) -> Iterator[tuple[str, _Blocks]]:
+    """A tensor, or each expert of it; and of each expert, its gate and its up, where these are one."""
+    if not part.endswith("_exps"):  # before April 2024 each expert was a tensor
+        yield ours.format(expert), tensor
+        return
+    for number, one in enumerate(tensor.cut(tensor.shape[0])):
+        if part == "ffn_gate_up_exps":
+            gate, up = one.cut(2)
+            yield _NAMES_IN_LAYER["ffn_gate_exps"].format(number), gate
+            yield _NAMES_IN_LAYER["ffn_up_exps"].format(number), up
+        else:
+            yield ours.format(number), one
 
 
 # -- metadata
 
 
-def _read_metadata(metadata: Mapping[str, Any], stored: Mapping[str, _Stored]) -> dict[str, Any]:
-    """What config.json would say. Widths are those of the tensors: older files do not give them."""
-    parts = metadata.get("split.count", 1)
-    require(parts == 1, "split.count", parts, "1, the whole model in one file (llama-gguf-split --merge makes it)")
+def _read_metadata(metadata: Mapping[str, Any], stored: Mapping[str, _Blocks]) -> dict[str, Any]:
+    """What config.json would say."""
     architecture = metadata.get("general.architecture")
-    require(
-        architecture in list(_ARCHITECTURES),
-        "general.architecture",
-        architecture,
-        f"one of {', '.join(_ARCHITECTURES)}",
-    )
+    _require_architecture(architecture, isinstance(architecture, str))
+    if architecture in _ARCHITECTURES:
+        return _read_what_runs(metadata, architecture, stored)
+    config: dict[str, Any] = {"model_type": architecture, "tie_word_embeddings": "output.weight" not in stored}
+    for key, name in _SIZES.items():
+        value = metadata.get(f"{architecture}.{name}")
+        values = value if isinstance(value, list) and value else [value]
+        if all(type(number) is int for number in values):
+            config[key] = values[0] if len(set(values)) == 1 else values
+    blocks = config.get("num_hidden_layers", _count_blocks(stored))
+    config["num_hidden_layers"] = blocks - config.get("num_nextn_predict_layers", 0)  # the last ones predict further on
+    if "token_embd.weight" in stored:
+        config["vocab_size"] = stored["token_embd.weight"].shape[0]
+    if (heads := config.get("num_attention_heads")) is not None:
+        config.setdefault("num_key_value_heads", heads)
+        most = max(heads) if isinstance(heads, list) else heads
+        config.setdefault("head_dim", config.get("hidden_size", 0) // max(most, 1))
+    return config
+
+
+def _require_architecture(found: object, is_right: bool) -> None:
+    require(is_right, "general.architecture", found, f"one of {', '.join(_ARCHITECTURES)}")
+
+
+def _read_what_runs(metadata: Mapping[str, Any], architecture: str, stored: Mapping[str, _Blocks]) -> dict[str, Any]:
+    """Widths are those of the tensors: older files do not give them."""
 
     def said(key: str, default: Any = None) -> Any:
         return metadata.get(f"{architecture}.{key}", default)
@@ -232,11 +360,13 @@ def _read_metadata(metadata: Mapping[str, Any], stored: Mapping[str, _Stored]) -
     require_heads("attention.head_count_kv", key_heads, "blk.0.attn_k.weight")
     epsilon = said("attention.layer_norm_rms_epsilon")
     require(type(epsilon) is float, f"{architecture}.attention.layer_norm_rms_epsilon", epsilon, "a number")
-    _require_same(metadata, architecture, head_dim)
     rope = said("rope.scaling.type", "none")
     last = f"blk.{blocks - 1}"
-    gate = f"{last}.ffn_gate_exps.weight" if experts else f"{last}.ffn_gate.weight"
-    width, held = rows(gate), rows(gate, 0) if experts else 0
+    names = ("ffn_gate_up_exps", "ffn_gate.0", "ffn_gate_exps") if experts else ("ffn_gate",)
+    gate = next((name for part in names if (name := f"{last}.{part}.weight") in stored), f"{last}.{names[-1]}.weight")
+    width, held = rows(gate) // (2 if "_up_" in gate else 1), rows(gate, 0) if experts else 0
+    if gate.endswith(".0.weight"):
+        held = sum(name.startswith(f"{last}.ffn_gate.") for name in stored)
     require(experts <= held, f"{architecture}.expert_count", experts, f"at most {held}, the experts in {gate}")
     shared = f"{last}.ffn_gate_shexp.weight"
     bias = f"{last}.attn_q.bias" in stored
@@ -265,7 +395,7 @@ def _read_metadata(metadata: Mapping[str, Any], stored: Mapping[str, _Stored]) -
     }
 
 
-def _count_blocks(stored: Mapping[str, _Stored]) -> int:
+def _count_blocks(stored: Mapping[str, _Blocks]) -> int:
     numbers = (re.match(r"blk\.(\d+)\.", name) for name in stored)
     return max((int(number[1]) + 1 for number in numbers if number), default=0)
 

@@ -49,7 +49,6 @@ class MoELayer(nn.Module):
         """Map [B, S, H] to [B, S, H]; also return what the router chose for the T = B * S tokens.
 
         Args:
-            hidden_states: [B, S, H].
             input_ids: [B, S], which only the hash router looks at.
             attention_mask: [B, S], 0 for padding: such a token meets no routed expert and takes nobody's place.
         """
@@ -88,12 +87,9 @@ class Router(nn.Module):
         self.register_buffer("e_score_correction_bias", correction)
 
     def forward(self, x: Tensor, input_ids: Tensor | None = None, real: Tensor | None = None) -> RouterOutput:
-        """Route tokens.
+        """Route tokens x [T, H]; slots of padding, where `real` [T] is False, stay empty.
 
-        Args:
-            x: [T, H].
-            input_ids: [T], which only the hash router looks at.
-            real: [T] bool, False for padding, whose slots stay empty; None: there is none.
+        Only the hash router looks at `input_ids` [T].
         """
         chosen = self._choose(x, input_ids, real)
         return chosen if real is None else routing.leave_out(chosen, real)

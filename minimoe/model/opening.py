@@ -1,6 +1,6 @@
 """`open_checkpoint`: a model wherever it lies and in whatever format, as a `Checkpoint`.
 
-Three of these formats take packages that `minimoe.model` does without: they are imported when such a source is opened.
+Two of these formats take packages that `minimoe.model` does without: they are imported when such a source is opened.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from minimoe.model.checkpoint import Checkpoint, CheckpointError
-from minimoe.model.int8_folder import Int8Folder
+from minimoe.model.adapter import AdaptedCheckpoint
+from minimoe.model.checkpoint import ADAPTER, ADAPTER_CONFIG, INDEX, SINGLE, Checkpoint, CheckpointError
 
 _FILES = (".safetensors", ".gguf")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # "owner/name" of the Hugging Face hub, at a revision or not
@@ -19,24 +19,23 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     """Open a model to be read piece by piece.
 
     Args:
-        source: a folder in the Hugging Face layout, its matrices in floating point or in the 8-bit integers of
-            bitsandbytes; a safetensors file with its config.json beside it; or a GGUF file, with the package `gguf`.
-            The folder may be the https address of one, or of a safetensors file; or a repository of the Hugging Face
-            hub, "owner/name" or "owner/name@revision", unless there is something here of that name. They are read by
-            byte ranges, with the package `huggingface_hub`, and kept in a cache.
+        source: a folder in the Hugging Face layout, its matrices in floating point or in fewer bits, as formats.py
+            lists; the folder of a LoRA adapter whose base is at hand; a safetensors file with its config.json beside
+            it; or, with the package `gguf`, a GGUF file, any part of one that is split, or the folder of either.
+            A folder in the Hugging Face layout may be the https address of one, or of a safetensors file; or a
+            repository of the Hugging Face hub, "owner/name" or "owner/name@revision", unless there is something here of
+            that name. They are read by byte ranges, with the package `huggingface_hub`, and kept in a cache.
 
     Raises:
-        CheckpointError: a file or a package is missing, a file is damaged, or a server fails; it is named.
+        CheckpointError: a file or a package is missing, a file is damaged or something else, or a server fails; it is
+            named.
     """
     try:
-        checkpoint = _open(source)
+        return _open(source)
     except ImportError as error:
-        extra = "gguf" if error.name == "gguf" else "remote"
-        elsewhere = "" if extra == "gguf" else "not found here; "
-        raise CheckpointError(
-            f"{source}: {elsewhere}reading it needs {error.name}: pip install 'minimoe[{extra}]'"
-        ) from error
-    return Int8Folder(checkpoint) if Int8Folder.fits(checkpoint) else checkpoint
+        wanted = "gguf" if error.name == "gguf" else "'minimoe[remote]'"
+        elsewhere = "" if error.name == "gguf" else "not found here; "
+        raise CheckpointError(f"{source}: {elsewhere}reading it needs {error.name}: pip install {wanted}") from error
 
 
 def _open(source: str | Path) -> Checkpoint:
@@ -44,11 +43,18 @@ def _open(source: str | Path) -> Checkpoint:
         from minimoe.model.remote import RemoteCheckpoint
 
         return RemoteCheckpoint(source)
-    if Path(source).suffix == ".gguf":
+    path = Path(source)
+    names = {file.name for file in path.iterdir()} if path.is_dir() else {path.name}
+    is_whole = bool(names & {SINGLE, INDEX})
+    if path.name == ADAPTER and (path.parent / ADAPTER_CONFIG).is_file():
+        return AdaptedCheckpoint(path.parent)
+    if ADAPTER_CONFIG in names and not is_whole:
+        return AdaptedCheckpoint(path)
+    if path.suffix == ".gguf" or (not is_whole and any(name.endswith(".gguf") for name in names)):
         from minimoe.model.gguf_file import GGUF
 
-        return GGUF(source)
-    return Checkpoint(source)
+        return GGUF(path)
+    return Checkpoint(path)
 
 
 def _is_remote(source: str | Path) -> bool:

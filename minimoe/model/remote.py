@@ -34,7 +34,8 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers, http_backoff, http_stream_backoff
 
 from minimoe.data_files import cache_folder
-from minimoe.model.checkpoint import Checkpoint, CheckpointError, HashUnknownError
+from minimoe.model.checkpoint import Checkpoint
+from minimoe.model.stored import CheckpointError, HashUnknownError, describe
 
 BLOCK = 2**16  # bytes; ranges are widened to multiples of it: norms and biases come with their neighbours
 STEP = 2**24  # bytes that a request asks for at most; files up to this size are taken whole where there are no ranges
@@ -246,14 +247,14 @@ class _File:
 
 def _header_size(file: _File) -> int:
     """How many bytes stand before the first tensor. A CheckpointError where the first 8 bytes cannot say so."""
-    file.fill(0, _LENGTH)
+    file.fill(0, _LENGTH)  # a block at least
     with file.path.open("rb") as opened:
-        start = opened.read(_LENGTH)
-    size = _LENGTH + int.from_bytes(start, "little")
+        start = opened.read(64)
+    size = _LENGTH + int.from_bytes(start[:_LENGTH], "little")
     if size > file.size:
-        raise CheckpointError(
-            f"{file.address}: wanted a safetensors file, found {file.size} bytes that start with {start!r}"
-        )
+        found = f"{file.size} bytes that start with {start[:_LENGTH]!r}"
+        kind = f", {describe(start)}" if describe(start) else ""
+        raise CheckpointError(f"{file.address}: wanted a safetensors file, found {found}{kind}")
     return size
 
 

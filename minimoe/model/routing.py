@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minimoe.model.config import require
 from minimoe.model.layers import has_values
 
 
@@ -55,8 +56,7 @@ def route_topk(
         ValueError: k, a group or the score function is impossible; a logit is not a number.
     """
     _check_logits(logits, k)
-    if score_func not in ("softmax", "sigmoid"):
-        raise ValueError(f"score_func={score_func!r}: wanted 'softmax' or 'sigmoid'")
+    require(score_func in ("softmax", "sigmoid"), "score_func", score_func, "'softmax' or 'sigmoid'")
     scores = logits.softmax(-1) if score_func == "softmax" else logits.sigmoid()
     choice = scores if bias is None else scores + bias
     if n_group > 1:
@@ -75,10 +75,8 @@ def _mask_groups(choice: Tensor, k: int, n_group: int, topk_group: int, best: in
     """Set the choice of every expert outside the `topk_group` best groups to -inf."""
     grouped = _split_groups(choice, n_group)
     size = grouped.shape[-1]
-    if not (1 <= topk_group <= n_group and k <= topk_group * size):
-        raise ValueError(
-            f"topk_group={topk_group}: wanted 1 to n_group={n_group} groups of {size} that hold k={k} experts"
-        )
+    fits = 1 <= topk_group <= n_group and k <= topk_group * size
+    require(fits, "topk_group", topk_group, f"1 to n_group={n_group} groups of {size} that hold k={k} experts")
     group_scores = grouped.topk(min(best, size), dim=-1).values.sum(-1)
     kept = group_scores.topk(topk_group, dim=-1).indices
     closed = torch.ones_like(group_scores, dtype=torch.bool).scatter(-1, kept, False)
@@ -97,16 +95,9 @@ def route_topk_softmax(logits: Tensor, k: int) -> RouterOutput:
 
 
 def route_noisy_topk(
-    logits: Tensor,
-    noise_logits: Tensor,
-    k: int,
-    *,
-    training: bool,
-    generator: torch.Generator | None = None,
+    logits: Tensor, noise_logits: Tensor, k: int, *, training: bool, generator: torch.Generator | None = None
 ) -> RouterOutput:
-    """Top-k then softmax on logits with learned noise, in training only.
-
-    Source: Shazeer et al. 2017, arXiv 1701.06538, eq. 3-5.
+    """Top-k then softmax on logits with learned noise (Shazeer et al. 2017, arXiv 1701.06538, eq. 3-5).
 
     Args:
         noise_logits: [T, E], x W_noise; the noise has standard deviation softplus(noise_logits).
@@ -155,25 +146,23 @@ def route_expert_choice(logits: Tensor, capacity: int, *, real: Tensor | None = 
 
 
 def route_grouped(logits: Tensor, k: int, n_group: int, *, router_scale: Tensor | None = None) -> RouterOutput:
-    """Pangu Pro MoE's mixture of grouped experts (MoGE): the same number of experts from each group.
+    """The same number of experts from each group: Pangu Pro MoE's MoGE (Tang et al. 2025, arXiv 2505.21411).
 
-    Source: Tang et al. 2025, arXiv 2505.21411.
     Softmax over all E experts; each of the n_group groups of E / n_group experts gives its k / n_group best. With
     one group per device, every device does the same work for every token.
 
     Args:
         k: a multiple of n_group.
         n_group: number of groups, a divisor of E.
-        router_scale: [E], a learned factor on each expert's weight.
+        router_scale: [E], a learned factor on each expert's weight; weights are not renormalised.
 
     Returns:
-        Indices ordered by group. Weights are not renormalised.
+        Indices ordered by group.
     """
     _check_logits(logits, k)
     scores = logits.softmax(-1)
     grouped = _split_groups(scores, n_group)
-    if k % n_group:
-        raise ValueError(f"k={k}: wanted a multiple of n_group={n_group}")
+    require(k % n_group == 0, "k", k, f"a multiple of n_group={n_group}")
     within = grouped.topk(k // n_group, dim=-1).indices
     # A group starts at a multiple of its size, E / n_group, whatever k is.
     start = torch.arange(n_group, device=logits.device)[:, None] * grouped.shape[-1]
@@ -189,15 +178,13 @@ def route_hash(input_ids: Tensor, num_experts: int, k: int = 1, seed: int = 0) -
 
     Args:
         input_ids: [T] int64.
-        num_experts: E.
         k: experts per token: the hashed one and its k - 1 successors, each with weight 1 / k.
         seed: another seed, another table.
 
     Returns:
         Logits and scores are the weights spread over E columns: there is no score function.
     """
-    if not 1 <= k <= num_experts:
-        raise ValueError(f"k={k}: wanted 1 to num_experts={num_experts}")
+    require(1 <= k <= num_experts, "k", k, f"1 to num_experts={num_experts}")
     offset = torch.arange(k, device=input_ids.device)
     indices = (_hash(input_ids, seed)[:, None] + offset) % num_experts
     weights = torch.full(indices.shape, 1 / k, device=input_ids.device)
@@ -206,12 +193,7 @@ def route_hash(input_ids: Tensor, num_experts: int, k: int = 1, seed: int = 0) -
 
 
 def leave_out(output: RouterOutput, kept: Tensor) -> RouterOutput:
-    """Empty the slots that are not kept: weight 0, index E.
-
-    Args:
-        output: of T tokens and K choices.
-        kept: [T] bool, for all slots of a token; or [T, K].
-    """
+    """Empty the slots where `kept` is False, [T, K], or [T] for all slots of a token: weight 0, index E."""
     kept = kept if kept.dim() == 2 else kept[:, None]
     experts = output.logits.shape[-1]
     return output._replace(weights=output.weights * kept, indices=output.indices.where(kept, experts))
@@ -228,16 +210,14 @@ def _hash(ids: Tensor, seed: int) -> Tensor:
 
 def _split_groups(scores: Tensor, n_group: int) -> Tensor:
     experts = scores.shape[-1]
-    if n_group < 1 or experts % n_group:
-        raise ValueError(f"n_group={n_group}: wanted a divisor of the {experts} experts")
+    require(n_group >= 1 and experts % n_group == 0, "n_group", n_group, f"a divisor of the {experts} experts")
     return scores.unflatten(-1, (n_group, experts // n_group))
 
 
 def _check_logits(logits: Tensor, k: int) -> None:
     if logits.dim() != 2:
         raise ValueError(f"router logits have shape {tuple(logits.shape)}: wanted [tokens, experts]")
-    if not 1 <= k <= logits.shape[-1]:
-        raise ValueError(f"k={k}: wanted 1 to {logits.shape[-1]}, the number of experts")
+    require(1 <= k <= logits.shape[-1], "k", k, f"1 to {logits.shape[-1]}, the number of experts")
     if has_values(logits) and not logits.detach().isfinite().all():
         bad = ~logits.detach().isfinite().all(-1)
         token = int(bad.nonzero()[0])

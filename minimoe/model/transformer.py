@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from minimoe.model.attention import Attention, KeysValues, rope_frequencies, visible_keys
 from minimoe.model.balance import load_balancing_loss, router_z_loss
 from minimoe.model.checkpoint import load_weights
-from minimoe.model.config import MoEConfig
+from minimoe.model.config import MoEConfig, require
 from minimoe.model.layers import MLP, Embedding, Linear, RMSNorm, at_least_float32, has_values, initialise
 from minimoe.model.moe import MoELayer
 from minimoe.model.opening import open_checkpoint
@@ -104,7 +104,11 @@ class Decoder(nn.Module):
         seen = None if attention_mask is None else attention_mask.bool()
         real = None if seen is None else seen[:, past:]
         visible = visible_keys(length, past, seen, x.device)
-        cos, sin = self._angles(self._positions(length, past, seen, x.device), x)
+        if seen is None:
+            positions = torch.arange(past, past + length, device=x.device)
+        else:  # in the text of its own: padding does not count
+            positions = (seen.long().cumsum(-1) - 1).clamp(min=0)[:, past:]
+        cos, sin = self._angles(positions, x)
         chosen, present = [], []
         for layer, block in enumerate(self.layers):
             arguments = x, input_ids, cos, sin, real, visible, cache[layer] if cache else None
@@ -117,15 +121,8 @@ class Decoder(nn.Module):
                 chosen.append(choice)
         return self.norm(x), tuple(chosen), present
 
-    @staticmethod
-    def _positions(length: int, past: int, seen: Tensor | None, device: torch.device) -> Tensor:
-        """The place of each token in its own text, [S]; or [B, S] with padding, which does not count."""
-        if seen is None:
-            return torch.arange(past, past + length, device=device)
-        return (seen.long().cumsum(-1) - 1).clamp(min=0)[:, past:]
-
     def _angles(self, positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of the angles, [S, D / 2]; or [B, 1, S, D / 2], alike for all heads."""
+        """Cosine and sine of the angles at positions [S] or [B, S]: [S, D / 2], or [B, 1, S, D / 2]."""
         angles = positions[..., None].float() * rope_frequencies(self.config, like.device)
         angles = angles if positions.dim() == 1 else angles[:, None]
         return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
@@ -163,11 +160,8 @@ class MoEForCausalLM(nn.Module):
         self.config = config
         self.tokenizer_json: str | None = None  # text, which asks for no package
         self.model = Decoder(config)
-        self.lm_head = (
-            TiedHead(self.model)
-            if config.tie_word_embeddings
-            else Linear(config.hidden_size, config.vocab_size, bias=False)
-        )
+        tied = config.tie_word_embeddings
+        self.lm_head = TiedHead(self.model) if tied else Linear(config.hidden_size, config.vocab_size, bias=False)
         self.init_weights(seed)
 
     def init_weights(self, seed: int = 0) -> None:
@@ -242,10 +236,8 @@ class MoEForCausalLM(nn.Module):
             return
         low, high = map(int, input_ids.aminmax())
         if low < 0 or high >= self.config.vocab_size:
-            wrong = low if low < 0 else high
-            raise ValueError(
-                f"input_ids holds token id {wrong}: wanted 0 to {self.config.vocab_size - 1} (vocab_size - 1)"
-            )
+            wrong, last = low if low < 0 else high, self.config.vocab_size - 1
+            raise ValueError(f"input_ids holds token id {wrong}: wanted 0 to {last} (vocab_size - 1)")
 
     def generate(
         self,
@@ -278,7 +270,11 @@ class MoEForCausalLM(nn.Module):
         Raises:
             ValueError: naming the argument, what was found and what was wanted.
         """
-        _check_sampling(max_new_tokens, temperature, top_k, top_p, self.config.vocab_size)
+        vocab = self.config.vocab_size
+        require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "at least 1")
+        require(temperature >= 0, "temperature", temperature, "0 (greedy) or more")
+        require(top_k is None or 1 <= top_k <= vocab, "top_k", top_k, f"None or 1 to vocab_size={vocab}")
+        require(top_p is None or 0 < top_p <= 1, "top_p", top_p, "None or a number above 0 and at most 1")
         self._check_ids(input_ids)
         _check_prompts(attention_mask, input_ids)
         generator = torch.Generator(input_ids.device).manual_seed(seed)
@@ -321,7 +317,7 @@ class MoEForCausalLM(nn.Module):
         Args:
             source: a folder in the Hugging Face layout, a safetensors or GGUF file, "owner/name" or
                 "owner/name@revision" of the Hugging Face hub, or an https address: what `open_checkpoint` takes.
-            dtype: of the parameters; None: as stored; what is stored in integers is read in float32.
+            dtype: of the parameters; None: as stored; what is stored in few bits is read in float32.
             device: of the parameters, which go there one tensor at a time; None: the CPU.
             check_finite: look for NaN and infinity in every weight; False saves the time.
             experts_implementation: how the experts are run, "grouped" for one; None: as the configuration says.
@@ -369,15 +365,21 @@ def next_token_loss(
     Raises:
         ValueError: the shapes differ, no token is left to take a mean of, or a label is outside the vocabulary.
     """
+    shape = tuple(labels.shape)
     if labels.shape != logits.shape[:2]:
-        raise ValueError(f"labels has shape {tuple(labels.shape)}: wanted {tuple(logits.shape[:2])}, that of input_ids")
-    if labels.shape[1] < 2:
-        raise ValueError(
-            f"labels has shape {tuple(labels.shape)}: wanted at least 2 positions, to score one on the next"
-        )
+        raise ValueError(f"labels has shape {shape}: wanted {tuple(logits.shape[:2])}, that of input_ids")
+    if shape[1] < 2:
+        raise ValueError(f"labels has shape {shape}: wanted at least 2 positions, to score one on the next")
     targets = next_token_targets(labels, attention_mask).flatten()
     if has_values(targets):
-        _check_targets(targets, logits.shape[-1], needed=reduction == "mean")
+        scored, last = targets[targets != -100], logits.shape[-1] - 1
+        if reduction == "mean" and not len(scored):
+            raise ValueError(
+                "labels are -100 or padding everywhere after the first position: wanted at least one to score"
+            )
+        wrong = scored[(scored < 0) | (scored > last)]
+        if len(wrong):
+            raise ValueError(f"labels holds {int(wrong[0])}: wanted -100 or 0 to {last} (vocab_size - 1)")
     return F.cross_entropy(at_least_float32(logits[:, :-1]).flatten(0, 1), targets, reduction=reduction)
 
 
@@ -388,17 +390,6 @@ def next_token_targets(labels: Tensor, attention_mask: Tensor | None = None) -> 
         return targets
     real = attention_mask.bool()
     return targets.masked_fill(~(real[:, :-1] & real[:, 1:]), -100)
-
-
-def _check_targets(targets: Tensor, vocab_size: int, *, needed: bool) -> None:
-    scored = targets[targets != -100]
-    if not len(scored):
-        if not needed:
-            return
-        raise ValueError("labels are -100 or padding everywhere after the first position: wanted at least one to score")
-    if scored.min() < 0 or scored.max() >= vocab_size:
-        wrong = int(scored.min() if scored.min() < 0 else scored.max())
-        raise ValueError(f"labels holds {wrong}: wanted -100 or 0 to {vocab_size - 1} (vocab_size - 1)")
 
 
 def _check_mask(mask: Tensor | None, input_ids: Tensor, past: int) -> None:
@@ -446,16 +437,3 @@ def _pick(
         probabilities = probabilities.masked_fill(before >= top_p, 0)
     place = torch.multinomial(probabilities, 1, generator=generator)
     return tokens.gather(-1, place)
-
-
-def _check_sampling(
-    max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None, vocab: int
-) -> None:
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens}: wanted at least 1")
-    if not temperature >= 0:
-        raise ValueError(f"temperature={temperature}: wanted 0 (greedy) or more")
-    if top_k is not None and not 1 <= top_k <= vocab:
-        raise ValueError(f"top_k={top_k}: wanted None or 1 to vocab_size={vocab}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p={top_p}: wanted None or a number above 0 and at most 1")

@@ -1,10 +1,7 @@
 """Corpora: text of several domains as streams of token ids, split for good into text to train on and text held out.
 
-`Corpus.planted()` is generated text with known labels, `Corpus.real()` is read from installed packages, and
-`Corpus.from_folder(path)` reads the files of a folder; planted.py, real.py and folder.py give their documents. Here all
-three are the same thing: for each domain and split one stream of ids, `<|endoftext|>` before every document and after
-the last.
-Shape legend: B batch, S sequence.
+planted.py, real.py and folder.py give the documents of the three corpora. Here all three are the same thing: for each
+domain and split one stream of ids, `<|endoftext|>` before every document and after the last. B batch, S sequence.
 """
 
 import hashlib
@@ -21,7 +18,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from minimoe.atomic import write_atomically
+from minimoe.atomic import replace_atomically
 from minimoe.data_files import cache_folder
 from minimoe.progress import progress_bar
 from minimoe.training import planted, real
@@ -206,13 +203,10 @@ def _tokenize(documents: Documents, tokenizer: Tokenizer) -> Streams:
 
 def _write_cache(path: Path, streams: Streams, digests: dict[str, str]) -> None:
     """Keep the streams. A folder that cannot be written to costs only the time that the cache would save."""
-    arrays = {"digests": np.array(json.dumps(digests))}
-    for index, splits in enumerate(streams.values()):
-        arrays |= {f"{index}-{split}": ids for split, ids in splits.items()}
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    with suppress(OSError):
-        write_atomically(path, buffer.getvalue())
+    numbered = enumerate(streams.values())
+    arrays = {f"{index}-{split}": ids for index, splits in numbered for split, ids in splits.items()}
+    with suppress(OSError), replace_atomically(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, digests=np.array(json.dumps(digests)), **arrays)
 
 
 def _read_cache(path: Path) -> tuple[Streams, dict[str, str]] | None:
@@ -220,9 +214,7 @@ def _read_cache(path: Path) -> tuple[Streams, dict[str, str]] | None:
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             digests = json.loads(str(file["digests"]))
-            streams = {
-                domain: {split: file[f"{index}-{split}"] for split in SPLITS} for index, domain in enumerate(digests)
-            }
+            streams = [{split: file[f"{index}-{split}"] for split in SPLITS} for index in range(len(digests))]
+            return dict(zip(digests, streams, strict=True)), digests
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    return streams, digests

@@ -42,9 +42,13 @@ def generate(
     Raises:
         ValueError: a prompt is empty, there is no tokenizer, or a setting of `MoEForCausalLM.generate` is impossible.
     """
-    tokenizer = _tokenizer_of(model) if tokenizer is None else tokenizer
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    encoded = [_encode(tokenizer, text) for text in texts]
+    if tokenizer is None and model.tokenizer_json is None:
+        raise ValueError("tokenizer=None, and the model has no tokenizer.json: wanted one of the two")
+    if tokenizer is None:
+        tokenizer = read_tokenizer(model.tokenizer_json)
+        tokenizer.no_truncation()  # which a tokenizer.json may ask for, to train with; a prompt must stay whole
+        tokenizer.no_padding()
+    encoded = [_encode(tokenizer, text) for text in ([prompts] if isinstance(prompts, str) else prompts)]
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     continued = _continue(model, encoded, max_new_tokens, **sampling) if encoded else []
     found = [tokenizer.decode(ids, skip_special_tokens=False) for ids in continued]
@@ -60,15 +64,6 @@ def _continue(model: MoEForCausalLM, prompts: list[list[int]], max_new_tokens: i
     batch = torch.tensor(rows, device=device)
     continued = model.generate(batch, max_new_tokens, attention_mask=mask if any(padding) else None, **sampling)
     return [row[pad:] for row, pad in zip(continued.tolist(), padding, strict=True)]
-
-
-def _tokenizer_of(model: MoEForCausalLM) -> Tokenizer:
-    if model.tokenizer_json is None:
-        raise ValueError("tokenizer=None, and the model has no tokenizer.json: wanted one of the two")
-    tokenizer = read_tokenizer(model.tokenizer_json)
-    tokenizer.no_truncation()  # which a tokenizer.json may ask for, to train with; a prompt must stay whole
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -64,7 +64,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, whole, least = getattr(self, field.name), field.type == "int", LEAST.get(field.name, 0)
+            value, whole, least = getattr(self, field.name), isinstance(field.default, int), LEAST.get(field.name, 0)
             right_type = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
             if not (right_type and least <= value < math.inf):
                 wanted = "a whole number" if whole else "a finite number"
@@ -133,20 +133,15 @@ def evaluate(
 ) -> dict[str, float]:
     """Held-out cross-entropy in nats per token, by domain.
 
-    Args:
-        model: in evaluation mode during the call, and then as it was.
-        corpus: its held-out split is read.
-        batches: how many batches; each sequence counts for its own domain. A domain that was not drawn is absent.
-        batch_size: sequences per batch.
-        seq_len: tokens per sequence.
-        seed: of the draw.
+    With `seed`, so many batches of `batch_size` sequences of `seq_len` tokens are drawn. Each sequence counts for its
+    own domain, and a domain that was not drawn is absent. The model is in evaluation mode meanwhile, then as it was.
     """
     was_training = model.training
     model.eval()
     losses: dict[str, list[float]] = {domain: [] for domain in corpus.domains}
     for step in range(batches):
         batch = corpus.batch("held_out", batch_size=batch_size, seq_len=seq_len, seed=seed, step=step)
-        ids = batch.input_ids.to(_device(model))
+        ids = batch.input_ids.to(next(model.parameters()).device)
         logits = model(ids).logits[:, :-1]
         by_token = F.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none")
         for domain, loss in zip(batch.domains.tolist(), by_token.mean(1).tolist(), strict=True):
@@ -156,12 +151,8 @@ def evaluate(
 
 
 def learning_rate(step: int, settings: Settings) -> float:
-    """Linear warm-up, then half a cosine down to `final_learning_rate` (Loshchilov & Hutter 2017, arXiv 1608.03983).
-
-    Args:
-        step: from 0; the first step already learns.
-        settings: of the run.
-    """
+    """The rate of a step, from 0: linear warm-up, whose first step already learns, then half a cosine down to
+    `final_learning_rate` (Loshchilov & Hutter 2017, arXiv 1608.03983)."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     progress = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
@@ -182,16 +173,7 @@ class _Run:
     snapshots: Collection[int]
 
     def __post_init__(self) -> None:
-        self._check()
-        self.model.tokenizer_json = self.corpus.tokenizer.to_str(pretty=True)
-        self.first_weights = _weights_sha256(self.model)
-        self.optimizer = _optimizer(self.model, self.settings)
-        self.step = 0
-        self.log: list[dict[str, Any]] = []
-        self.seconds_before, self.started = 0.0, time.perf_counter()
-
-    def _check(self) -> None:
-        """Raise ValueError, as `train` says, for what could not be trained, or not as it is asked for."""
+        """Begin, or raise ValueError, as `train` says, for what could not be trained, or not as it is asked for."""
         _require_full_precision(self.model)
         _require_same_tokens(self.model, self.corpus)
         if not self.model.config.router_learns:
@@ -208,6 +190,16 @@ class _Run:
                 f"snapshots={list(self.snapshots)}, out={self.out}: wanted steps from 0 to {self.settings.steps}, and "
                 "a folder"
             )
+        self.model.tokenizer_json = self.corpus.tokenizer.to_str(pretty=True)
+        self.first_weights = _weights_sha256(self.model)
+        matrices = [parameter for parameter in self.model.parameters() if parameter.dim() > 1]
+        vectors = [parameter for parameter in self.model.parameters() if parameter.dim() <= 1]
+        decaying = {"params": matrices, "weight_decay": self.settings.weight_decay}
+        groups = [decaying, {"params": vectors, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+        self.step = 0
+        self.log: list[dict[str, Any]] = []
+        self.seconds_before, self.started = 0.0, time.perf_counter()
 
     def advance(self) -> dict[str, Any]:
         """Take one step, log it, and save if it is time."""
@@ -215,7 +207,7 @@ class _Run:
         batch = self.corpus.batch(
             "train", batch_size=settings.batch_size, seq_len=settings.seq_len, seed=settings.seed, step=self.step
         )
-        ids = batch.input_ids.to(_device(self.model))
+        ids = batch.input_ids.to(next(self.model.parameters()).device)
         rate = learning_rate(self.step, settings)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -225,7 +217,10 @@ class _Run:
         if not losses.loss.isfinite():
             raise FloatingPointError(f"loss={losses.loss.item()} at step {self.step + 1}: wanted a finite number")
         grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
-        _update_biases(self.model, losses.load, settings.bias_update_rate)
+        if self.model.config.e_score_correction_bias:
+            sparse = (block.mlp for block in self.model.model.layers if block.is_sparse)
+            for layer, load in zip(sparse, losses.load, strict=True):
+                update_bias(layer.gate.e_score_correction_bias, load, settings.bias_update_rate)
         self.optimizer.step()
         self.step += 1
         self._record(losses, rate, grad_norm)
@@ -270,16 +265,19 @@ class _Run:
 
     def resume(self) -> None:
         """Continue from the saved state if there is one, else start with an empty log."""
+        torch.manual_seed(self.settings.seed)  # only a noisy router draws from it; a saved state brings its own
         if self.out:
             self.out.mkdir(parents=True, exist_ok=True)
             for leftover in self.out.glob(f".{STATE_FILE}.*"):  # of a save that was killed
                 leftover.unlink()
-        if self.out and (self.out / STATE_FILE).exists():
-            self._load(self.out / STATE_FILE)
-        else:
-            self._refuse_other_models()
-            torch.manual_seed(self.settings.seed)  # only a noisy router draws from it
-        if self.out:
+            found = [name for name in ("config.json", "model.safetensors") if (self.out / name).exists()]
+            if (self.out / STATE_FILE).exists():
+                self._load(self.out / STATE_FILE)
+            elif found:  # which no run has made, and so is not ours to replace
+                raise ValueError(
+                    f"{self.out} holds {' and '.join(found)} but no {STATE_FILE}: wanted a folder without a model; "
+                    "name another `out`"
+                )
             self._rewind_log(self.out / LOG_FILE)
         if self.step == 0:
             self.take_snapshot()
@@ -295,27 +293,14 @@ class _Run:
             raise ValueError(f"{path}: {size} bytes, not a whole saved state; remove it to start again") from error
         self._check_identity(about)
         torch.set_rng_state(tensors.pop("torch_rng_state"))
-        weights: dict[str, Tensor] = {}
         moments: dict[int, dict[str, Tensor]] = defaultdict(dict)  # of each parameter, as AdamW numbers them
-        for name, tensor in tensors.items():
-            part, rest = name.split(".", maxsplit=1)
-            if part == "model":
-                weights[rest] = tensor
-            else:
-                index, moment = rest.split(".")
-                moments[int(index)][moment] = tensor
-        self.model.load_state_dict(weights)
+        for name in tensors:
+            if name.startswith("optimizer."):
+                _, index, moment = name.split(".")
+                moments[int(index)][moment] = tensors[name]
+        self.model.load_state_dict({name: tensors[f"model.{name}"] for name in self.model.state_dict()})
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": dict(moments)})
         self.step, self.seconds_before = about["step"], about["seconds"]
-
-    def _refuse_other_models(self) -> None:
-        """A folder with a model but no saved state of a run was not made by one: nothing there is ours to replace."""
-        found = [name for name in ("config.json", "model.safetensors") if self.out and (self.out / name).exists()]
-        if found:
-            raise ValueError(
-                f"{self.out} holds {' and '.join(found)} but no {STATE_FILE}: wanted a folder without a model; "
-                "name another `out`"
-            )
 
     def _rewind_log(self, path: Path) -> None:
         """Forget the steps that were logged after the saved state: they are taken again."""
@@ -394,18 +379,6 @@ def _require_same_tokens(model: MoEForCausalLM, corpus: Corpus) -> None:
         raise ValueError(f"vocab_size={rows}: wanted at least {needed}, that of the corpus")
 
 
-def _optimizer(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
-    groups = [
-        {"params": [it for it in model.parameters() if it.dim() > 1], "weight_decay": settings.weight_decay},
-        {"params": [it for it in model.parameters() if it.dim() <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95), fused=True)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
 def _weights_sha256(model: nn.Module) -> str:
     """The sha256 of all weights, with their names and dtypes."""
     digest = hashlib.sha256()
@@ -413,11 +386,3 @@ def _weights_sha256(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _update_biases(model: MoEForCausalLM, loads: list[Tensor], rate: float) -> None:
-    if not model.config.e_score_correction_bias:
-        return
-    sparse = [block.mlp for block in model.model.layers if block.is_sparse]
-    for layer, load in zip(sparse, loads, strict=True):
-        update_bias(layer.gate.e_score_correction_bias, load, rate)

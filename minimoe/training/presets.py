@@ -51,7 +51,6 @@ def small_config(
 class Experiment:
     """One recipe, run with several seeds. The defaults are those of `minimoe train`."""
 
-    about: str
     corpus: str = "real"
     experts: int = 8
     experts_per_token: int = 2
@@ -65,25 +64,16 @@ class Experiment:
 # fewer steps than a count of all operations would: notebook 04 prints both. Those of equal time follow from what a step
 # costs on one thread (`python -m benchmarks.dense_twins`).
 EXPERIMENTS = {
-    "moe": Experiment(about="8 experts, 2 per token, balance loss"),
-    "dense-active": Experiment(about="dense, as many parameters as a token meets", experts=0),
-    "dense-active-clock": Experiment(about="the same, for as long as the mixture takes", experts=0, steps=2000),
-    "dense-total": Experiment(about="dense, as many parameters as the mixture stores", experts=0, experts_per_token=8),
-    "dense-total-compute": Experiment(
-        about="the same, for as much compute as the mixture", experts=0, experts_per_token=8, steps=611
-    ),
-    "dense-total-clock": Experiment(
-        about="the same, for as long as the mixture takes", experts=0, experts_per_token=8, steps=960
-    ),
-    "balance-none": Experiment(about="the mixture without balancing", balance="none"),
-    "balance-bias": Experiment(about="the mixture with a selection bias", balance="bias"),
-    "planted-batch": Experiment(
-        about="planted text, loss over the batch",
-        corpus="planted",
-        steps=800,
-        snapshots=(0, 25, 50, 100, 200, 400, 600),
-    ),
-    "planted-sequence": Experiment(
-        about="planted text, loss in each sequence", corpus="planted", balance="sequence", steps=800
-    ),
+    "moe": Experiment(),
+    # Dense, with as many parameters as a token meets in the mixture; for as many steps, and for as long.
+    "dense-active": Experiment(experts=0),
+    "dense-active-clock": Experiment(experts=0, steps=2000),
+    # Dense, with as many parameters as the mixture stores; for as many steps, for as much compute, and for as long.
+    "dense-total": Experiment(experts=0, experts_per_token=8),
+    "dense-total-compute": Experiment(experts=0, experts_per_token=8, steps=611),
+    "dense-total-clock": Experiment(experts=0, experts_per_token=8, steps=960),
+    "balance-none": Experiment(balance="none"),
+    "balance-bias": Experiment(balance="bias"),
+    "planted-batch": Experiment(corpus="planted", steps=800, snapshots=(0, 25, 50, 100, 200, 400, 600)),
+    "planted-sequence": Experiment(corpus="planted", balance="sequence", steps=800),
 }

@@ -43,9 +43,6 @@ LEFT_OUT = {"tests", "benchmarks", "_antlr"}  # folders of the libraries
 ARITHMETIC_DOCUMENTS = 10_000
 
 
-# --- which packages are here ------------------------------------------------------------------------------
-
-
 def installed_version(package: str) -> str | None:
     """The version of an installed package, or None."""
     try:
@@ -97,9 +94,6 @@ def sources_sha256(domains: Sequence[str]) -> str:
             state.update(f"{package}/{name} {len(data)}\n".encode())
             state.update(data)
     return state.hexdigest()
-
-
-# --- text out of packages ---------------------------------------------------------------------------------
 
 
 def assemble(domains: Sequence[str]) -> dict[str, list[Document]]:
@@ -186,9 +180,6 @@ def _translations(package: str) -> dict[str, str]:
             if message:  # the empty one is the catalogue's header
                 translations.setdefault(message.split("\x04")[-1].strip(), forms[0].strip())
     return translations
-
-
-# --- the manifest -----------------------------------------------------------------------------------------
 
 
 def read_manifest() -> dict:

@@ -1,7 +1,4 @@
-"""The tokenizer: byte-level BPE of 1,024 tokens, trained once on both corpora and shipped as `data/tokenizer.json`.
-
-`python -m workshop.rebuild` trains it again.
-"""
+"""The tokenizer: byte-level BPE of 1,024 tokens, trained on both corpora by `workshop.rebuild`: data/tokenizer.json."""
 
 from tokenizers import Tokenizer
 
@@ -26,10 +23,7 @@ def load_tokenizer() -> Tokenizer:
 
 
 def read_tokenizer(text: str) -> Tokenizer:
-    """The tokenizer in the text of a tokenizer.json, as `model.tokenizer_json` has it.
-
-    Raises ValueError where the text is something else.
-    """
+    """The tokenizer in the text of a tokenizer.json, as in `model.tokenizer_json`; raises ValueError for other text."""
     try:
         return Tokenizer.from_str(text)
     except Exception as error:  # tokenizers raises nothing more particular

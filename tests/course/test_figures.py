@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from minimoe.course import figures
 from minimoe.course.figures.drawing import curve_with_seeds, heatmap, new_pairs, new_panels, span
-from minimoe.course.figures.register import cell_columns, columns, styled
+from minimoe.course.figures.register import cell_columns, columns, figure
 from minimoe.course.shipped import real_text_model
 from minimoe.course.style import EXPERT_COLOURS, INK, SERIES, describe, image_tag, new_figure
 from minimoe.model import MoEConfig, MoEForCausalLM
@@ -98,7 +98,7 @@ def test_an_unknown_figure_is_refused_and_nothing_is_written(tmp_path):
 def test_shipped_data_are_loaded_where_an_argument_is_left_out():
     loaded = []
 
-    @styled(numbers=lambda: loaded.append("shipped") or [1, 2])
+    @figure(listed=False, numbers=lambda: loaded.append("shipped") or [1, 2])
     def draw(numbers, factor=1):
         return new_figure(1), {"number": [factor * number for number in numbers]}
 

@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from functools import cache
 from shutil import copytree
 
 import numpy
@@ -41,6 +42,7 @@ from tests.fingerprints.toys import Vocabulary, disturbed, random_model, weights
 SEE_THROUGH = [name for name in DECIDING if name != "csu"]
 
 
+@cache  # what is read of it once serves all tests
 def member(name):
     return open_weights(Zoo("nothing is built here").load(name), tokenizer=load_tokenizer())
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +54,7 @@ LAYOUTS = {
 }
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 LAYER = "model.layers.1."
+IN_ITS_OWN_PROCESS = pytest.mark.exact("runs in a process of its own, where nothing is perturbed")
 
 
 def small_model(seed: int = 0, **settings) -> MoEForCausalLM:
@@ -194,8 +196,10 @@ def test_tied_embeddings(tmp_path):
     edit_tensors(tmp_path, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
     assert_same_model(MoEForCausalLM.from_pretrained(tmp_path), model)  # stored all the same, and equal
     edit_tensors(tmp_path, lambda t: t["lm_head.weight"].add_(1))
-    with pytest.raises(CheckpointError, match=r"lm_head.weight differs from model.embed_tokens.weight .*tie_word_emb"):
-        MoEForCausalLM.from_pretrained(tmp_path)
+    untied = MoEForCausalLM.from_pretrained(tmp_path)  # as transformers does, the head that is stored
+    assert not untied.config.tie_word_embeddings
+    assert torch.equal(untied.lm_head.weight, model.lm_head.weight + 1)
+    assert torch.equal(untied.model.embed_tokens.weight, model.model.embed_tokens.weight)
 
 
 def test_rotary_buffers_of_old_files_are_ignored(mixtral):
@@ -258,6 +262,7 @@ def run_python(code: str, *arguments: object) -> dict:
     return json.loads(done.stdout)
 
 
+@IN_ITS_OWN_PROCESS
 def test_one_tensor_costs_one_tensors_memory(tmp_path):
     """100 MB in ten tensors: opening costs the header, reading them one after the other costs one, or two."""
     count, size = 10, 10_000_000
@@ -284,6 +289,7 @@ def test_one_tensor_costs_one_tensors_memory(tmp_path):
     assert 5 < streamed < 25
 
 
+@IN_ITS_OWN_PROCESS
 def test_loading_costs_the_model_and_one_tensor_and_saving_one_shard(tmp_path):
     """Experts of 0.5 MB each, 96 of them, 49 MB in all: read one by one into the fused tensors."""
     config = MoEConfig(
@@ -593,6 +599,60 @@ def test_shards_and_an_index_that_disagree_are_refused(damage, sharded):
     message = damage(sharded)
     with pytest.raises(CheckpointError, match=message):
         MoEForCausalLM.from_pretrained(sharded)
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab\nsize 4040256\n"
+WEB_PAGE = b"\n<!DOCTYPE HTML><html><body>Log in</body></html>"
+ELSE = {
+    "a Git LFS pointer, which stands for a file": LFS_POINTER,
+    "a web page, as downloads give that want a login": WEB_PAGE,
+    "a zip archive, as torch.save writes: a pickle": b"PK\x03\x04" + bytes(100),
+    "a pickle, and reading a pickle runs whatever code it holds": pickle.dumps({"a": 1}),
+    "a GGUF file, whose name ends in .gguf": b"GGUF\x03" + bytes(100),
+}
+
+
+@pytest.mark.parametrize("kind", ELSE)
+def test_a_file_that_is_something_else_is_called_what_it_is(kind, mixtral, sharded):
+    weights, shard = mixtral / "model.safetensors", sharded / "model-00002-of-00005.safetensors"
+    for folder, file in ((mixtral, weights), (sharded, shard)):
+        file.write_bytes(ELSE[kind])
+        with pytest.raises(CheckpointError, match=rf"{file.name}: found \d+ bytes, {kind}.*, wanted a whole safe"):
+            Checkpoint(folder)
+    (mixtral / "config.json").write_bytes(ELSE[kind])
+    with pytest.raises(CheckpointError, match=rf"config\.json: wanted JSON, found {kind}"):
+        Checkpoint(mixtral)
+
+
+def test_a_folder_that_is_no_model_is_called_what_it_is(mixtral, tmp_path):
+    (tmp_path / "a").mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (tmp_path / "a" / name).write_text("{}", encoding="utf-8")
+    message = r"config\.json: not found; the folder holds a tokenizer alone: tokenizer\.json, tokenizer_config\.json$"
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint(tmp_path / "a")
+    (tmp_path / "a" / "adapter_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"config\.json: not found; the folder holds an adapter \(adapter_config"):
+        Checkpoint(tmp_path / "a")
+    os.replace(mixtral / "model.safetensors", mixtral / "model.fp16.safetensors")
+    with pytest.raises(CheckpointError, match=r"found neither .*; name one of these to read it: model\.fp16\.safe"):
+        Checkpoint(mixtral)
+    assert_same_model(MoEForCausalLM.from_pretrained(mixtral / "model.fp16.safetensors"), small_model())
+
+
+def test_other_weights_in_the_folder_are_said_to_be_unread(mixtral, sharded):
+    """One file beats an index, as in transformers; copies are not worth a word."""
+    assert Checkpoint(mixtral).unread == Checkpoint(sharded).unread == []
+    shutil.copy(mixtral / "model.safetensors", mixtral / "copy.safetensors")
+    assert Checkpoint(mixtral).unread == []
+    shutil.copytree(sharded, mixtral, dirs_exist_ok=True)
+    edit_tensors(mixtral, lambda tensors: tensors["model.norm.weight"].add_(1))
+    (mixtral / "pytorch_model.bin").write_bytes(b"")
+    opened = Checkpoint(mixtral)
+    shards = sorted(file.name for file in sharded.glob("model-*.safetensors"))
+    assert [file.name for file in opened.files] == ["model.safetensors"]
+    assert opened.unread == ["copy.safetensors", *shards, "pytorch_model.bin"]
+    assert Checkpoint(mixtral / "copy.safetensors").unread == []
 
 
 def test_what_is_no_folder_is_refused(mixtral, tmp_path):

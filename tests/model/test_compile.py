@@ -60,11 +60,10 @@ def test_compiled_without_a_graph_break(implementation, settings, padded):
     assert_alike(found, wanted)
 
 
+@torch.no_grad()
 def compile_by_inductor() -> None:
-    model = build(experts_implementation="grouped", router_aux_loss_coef=0.0, router_z_loss_coef=0.0)
-    wanted = gradients(model, model, input_ids=IDS, labels=IDS)
-    found = gradients(model, torch.compile(model, fullgraph=True), input_ids=IDS, labels=IDS)
-    assert_alike(found, wanted)
+    model = build(experts_implementation="grouped")
+    assert_near(torch.compile(model, fullgraph=True)(IDS).logits, model(IDS).logits)
 
 
 @pytest.mark.exact("runs in a process of its own, where nothing is perturbed")
@@ -73,7 +72,7 @@ def compile_by_inductor() -> None:
     reason="inductor wants g++, and torch in a path without a space, as it does not quote it",
 )
 def test_compiled_by_inductor(tmp_path):
-    """The default backend, which writes and builds code: once, as it takes a while.
+    """The default backend, which writes and builds code: once, and forwards alone, as it takes a while.
 
     In a process and a cache of its own: code that it kept from a run with another ATEN_CPU_CAPABILITY crashes.
     """

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,15 +21,19 @@ from typing import NamedTuple
 import huggingface_hub.constants
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
 from minimoe.fingerprints.result import Refusal
 from minimoe.fingerprints.weights import ROLES, Weights, open_weights
 from minimoe.model import MoEConfig, MoEForCausalLM, remote
 from minimoe.model.checkpoint import CheckpointError
+from minimoe.model.opening import open_checkpoint
 from minimoe.model.saving import save_model
+from tests.model.test_checkpoint import LFS_POINTER
 from tests.rounding import assert_near
 
+pytestmark = pytest.mark.exact("moves bytes, and computes with the same ones on both sides")
 ATTENTION = ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "norm1", "norm2")
 SIZES = {"vocab_size": 2000, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 DENSE = SIZES | {"num_experts": 0, "intermediate_size": 600, "attention_bias": True, "tie_word_embeddings": False}
@@ -188,6 +193,18 @@ def test_every_tensor_is_that_of_the_folder(name, folders, server):
     assert (found.name, found.config, found.tokens) == (address, local.config, {"a": 0, "b": 1})
     ids = torch.tensor([[3, 1, 4, 1, 5]])
     assert_near(found.model()(ids).logits, local.model()(ids).logits)
+
+
+def test_numbers_in_few_bits_are_those_of_the_folder(folders, server, tmp_path):
+    """And other weights beside them are named, where the listing is known."""
+    tensors = load_file(folders["dense"] / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    tensors |= {name: tensors[name].to(torch.float8_e4m3fn), f"{name}_scale_inv": torch.full((1, 1), 0.25)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    shutil.copy(folders["dense"] / "config.json", tmp_path)
+    found, local = open_checkpoint(server.add(tmp_path)), open_checkpoint(tmp_path)
+    assert torch.equal(found[name], local[name]) and torch.equal(found[name], tensors[name].float() / 4)
+    assert server.sent < (tmp_path / "model.safetensors").stat().st_size / 2 and found.unread == []
 
 
 @pytest.mark.parametrize("name", ["sharded", "mixture"])
@@ -420,6 +437,8 @@ def test_a_server_that_tells_no_versions_apart_is_refused(folders, server):
         ("/config.json", b'{"model_type": "mamba"}', r"^http://\S+/config\.json: .*mamba"),
         ("/config.json", b"<html>", r"config\.json: wanted JSON"),
         (WEIGHTS, b"<!DOCTYPE html>" * 99, r"^http://\S+: wanted a safetensors file, found 1485 bytes .*<!DOCTYP"),
+        (WEIGHTS, b"<!DOCTYPE html>" * 99, r"found 1485 bytes .*, a web page, as downloads give that want a login$"),
+        (WEIGHTS, LFS_POINTER, r"wanted a safetensors file, found \d+ bytes .*, a Git LFS pointer, which stands for a"),
         (WEIGHTS, b"{}", r"^http://\S+: wanted a safetensors file, found 2 bytes"),
         (WEIGHTS, (9).to_bytes(8, "little") + b'{"a": 12}' + bytes(99), r"wanted a whole safetensors file"),
     ],

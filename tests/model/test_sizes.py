@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from minimoe.model import MoEForCausalLM
 from minimoe.model.checkpoint import CheckpointError
 from tests.model.test_checkpoint import LAYOUTS, small_model
 
+pytestmark = pytest.mark.exact("computes nothing")
 ABSURD = (10**9, 10**18, 0, -1)
 SIZES = (
     "num_hidden_layers",
@@ -28,6 +30,7 @@ SIZES = (
     "num_experts",
     "num_local_experts",
 )
+SIZES_OF_BERT = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads")
 OPEN_ALL = """
 import json, resource, sys
 from minimoe import MoEForCausalLM, compare, open_weights
@@ -46,7 +49,7 @@ for folder in sys.stdin.read().splitlines():
 
 
 def open_all(folders: list[Path]) -> list[list[str | None]]:
-    """What each way to open says of each folder, in a process that may take 3 GB and a minute for all of them."""
+    """What each way to open says of each folder, in a process that may take 3 GB and two minutes for all of them."""
     done = subprocess.run(
         [sys.executable, "-c", OPEN_ALL],
         input="\n".join(map(str, folders)),
@@ -69,25 +72,46 @@ def altered(folder: Path, **changes) -> Path:
     return other
 
 
-@pytest.mark.parametrize("layout", [*LAYOUTS, "int8"])
-def test_an_absurd_size_is_refused_by_name_before_anything_is_built(layout, tmp_path):
-    if layout == "int8":
-        small_model(num_experts=0).save_pretrained(tmp_path / "a", model_type="llama")
-        about = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
-        folder = altered(tmp_path / "a", **about)
+def original(layout: str, folder: Path) -> Path:
+    """A small model of a layout, as it should be."""
+    if layout == "bert":
+        sizes = {"vocab_size": 29, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4}
+        BertModel(BertConfig(**sizes, intermediate_size=10)).save_pretrained(folder)
+    elif layout == "int8":
+        small_model(num_experts=0).save_pretrained(folder, model_type="llama")
+        folder = altered(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
     else:
-        small_model(**LAYOUTS[layout]).save_pretrained(tmp_path / "a", model_type=layout)
-        folder = tmp_path / "a"
-    MoEForCausalLM.from_pretrained(folder)  # as it is, it is read
-    keys = [key for key in SIZES if json.loads((folder / "config.json").read_text(encoding="utf-8")).get(key)]
-    assert len(keys) >= 6
-    cases = [(key, value) for key in keys for value in ABSURD if (key, value) != ("num_experts", 0)]
-    found = open_all([altered(folder, **{key: value}) for key, value in cases])
-    for (key, value), said in zip(cases, found, strict=True):
-        if key == "intermediate_size" and said == [None] * 3:
+        small_model(**LAYOUTS[layout]).save_pretrained(folder, model_type=layout)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """layout -> (key, value, what each way to open says), from one process for all of them."""
+    cases, folders = [], []
+    for layout in (*LAYOUTS, "int8", "bert"):
+        folder = original(layout, tmp_path_factory.mktemp(layout) / "a")
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        keys = SIZES_OF_BERT if layout == "bert" else [key for key in SIZES if config.get(key)]
+        for key, value in product(keys, ABSURD):
+            if (key, value) != ("num_experts", 0):
+                cases.append((layout, key, value))
+                folders.append(altered(folder, **{key: value}))
+    found = {}
+    for (layout, key, value), messages in zip(cases, open_all(folders), strict=True):
+        found.setdefault(layout, []).append((key, value, messages))
+    return found
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, "int8"])
+def test_an_absurd_size_is_refused_by_name_before_anything_is_built(layout, said, tmp_path):
+    MoEForCausalLM.from_pretrained(original(layout, tmp_path / "a"))  # as it is, it is read
+    assert len({key for key, *_ in said[layout]}) >= 6
+    for key, value, messages in said[layout]:
+        if key == "intermediate_size" and messages == [None] * 3:
             assert layout in ("qwen2_moe", "pangu_pro_moe", "minimoe") and value > 0  # no layer here is dense
             continue
-        for message in said:
+        for message in messages:
             assert message.startswith("CheckpointError") and f"={value}" in message, (key, value, message)
             if value > 0:
                 assert f"{key}={value}" in message or "hidden_size=16: wanted a multiple of num_attention" in message
@@ -120,14 +144,10 @@ def test_layers_past_the_last_are_no_business_of_a_comparison_and_no_part_of_a_m
         MoEForCausalLM.from_pretrained(fewer)
 
 
-def test_bert(tmp_path):
-    config = BertConfig(vocab_size=29, hidden_size=16, num_hidden_layers=3, num_attention_heads=4, intermediate_size=10)
-    BertModel(config).save_pretrained(tmp_path / "a")
-    assert open_weights(tmp_path / "a").num_layers == 3
-    keys = "num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads"
-    cases = [(key, value) for key in keys for value in ABSURD]
-    found = open_all([altered(tmp_path / "a", **{key: value}) for key, value in cases])
-    for (key, value), (run, *opened) in zip(cases, found, strict=True):
+def test_bert(said, tmp_path):
+    assert open_weights(original("bert", tmp_path / "a")).num_layers == 3
+    assert {key for key, *_ in said["bert"]} == set(SIZES_OF_BERT)
+    for key, value, (run, *opened) in said["bert"]:
         assert "model_type='bert': an encoder, which can be compared but not run; wanted one of llama" in run
         for message in opened:
             assert message.startswith("CheckpointError") and f"={value}" in message, (key, value, message)

@@ -18,6 +18,7 @@ from minimoe.training import real
 from minimoe.training.corpus import Corpus
 from minimoe.training.documents import digest
 
+pytestmark = pytest.mark.exact("computes nothing")
 WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 packs = pytest.mark.skipif(
     any(real.installed_version(package) is None for package in real.LANGUAGE_PACKS),

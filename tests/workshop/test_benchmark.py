@@ -13,7 +13,7 @@ from minimoe.fingerprints.palimpsest import palimpsest
 from minimoe.fingerprints.virtual_response import virtual_response
 from minimoe.fingerprints.weights import open_weights
 from minimoe.fingerprints.zoo_scores import read_table
-from minimoe.lineage.recipes import SHAPES, keep_training, open_corpus
+from minimoe.lineage.recipes import SHAPES
 from minimoe.lineage.tree import FAMILIES, MEMBERS
 from minimoe.lineage.zoo import Zoo, origins, relation
 from minimoe.model import MoEForCausalLM
@@ -22,6 +22,7 @@ from workshop import benchmark
 from workshop import benchmark_tables as tables
 from workshop.benchmark import PROMISES, all_tables, draw, order_of, run, score, suspects, with_verdicts
 from workshop.benchmark_pairs import DROP_RATES, Pair, pairs
+from workshop.training_recipes import keep_training, open_corpus
 
 FEW = [{"transformation": "int8", "method": "csu", "tpr": 1.0}]
 STRANGERS = ("calibration", "evaluation", "between")

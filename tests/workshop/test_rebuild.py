@@ -11,6 +11,7 @@ from minimoe.training import planted, real
 from workshop import rebuild
 from workshop.rebuild import train_tokenizer
 
+pytestmark = pytest.mark.exact("computes nothing")
 SAMPLE = [
     "Der Hafen ist still. El puerto está en calma.",
     "def total(values):\n    return sum(values)\n",

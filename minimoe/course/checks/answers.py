@@ -20,13 +20,12 @@ class WrongAnswer(AssertionError):
 def judge(
     answer: Callable, tries: Iterable[tuple], right: Callable, mistakes: dict[str, Callable], praise: str, **how: object
 ) -> str:
-    """Compare what a reader's function returns with what a right one returns.
+    """Compare what a reader's function returns with what a right one returns; if all is right, return the praise.
 
     Args:
         answer, right: the two functions; each gets copies of the inputs, and may return numbers of any type.
         tries: the inputs of each call.
         mistakes: for each mistake that readers are known to make, a hint and a function that makes it.
-        praise: what is returned if all is right.
         how: the keywords of `compare`.
 
     Raises:

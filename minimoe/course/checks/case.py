@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
 
 from minimoe.course.checks.answers import WrongAnswer
 
@@ -32,13 +33,10 @@ def check_case(parents: Mapping[str, str | None]) -> str:
     for child, parent in parents.items():
         if parent is not None and parent not in _ANSWERS:
             raise WrongAnswer(f"The parent of {child} is {parent!r}; wanted one of a to f, or None.")
-    for child, parent in parents.items():
-        line = [child]
-        while parent is not None:
-            line.append(parent)
-            if parent in line[:-1]:
-                raise WrongAnswer(f"{' from '.join(line)}: a model cannot descend from itself.")
-            parent = parents[parent]
+    try:
+        TopologicalSorter({child: [parent] for child, parent in parents.items() if parent}).prepare()
+    except CycleError as error:
+        raise WrongAnswer(f"{' from '.join(reversed(error.args[1]))}: a model cannot descend from itself.") from None
     digests = {child: hashlib.sha256(f"{child}<{parent}".encode()).hexdigest() for child, parent in parents.items()}
     right = sum(digests[child] == wanted for child, wanted in _ANSWERS.items())
     if right < len(_ANSWERS):

@@ -9,51 +9,42 @@ from collections.abc import Callable
 from itertools import product
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minimoe.course.checks.answers import WrongAnswer, gradient, judge, loss_of, normal, numbers, seeded
-from minimoe.model import route_expert_choice, route_grouped, route_switch, route_topk
-from minimoe.model.balance import apply_capacity, expert_capacity
+from minimoe.model import RouterOutput, route_expert_choice, route_grouped, route_switch, route_topk
+from minimoe.model.balance import apply_capacity, expert_capacity, load_balancing_loss
 
 
 def check_first_choice_shares(answer: Callable[[Tensor, int], Tensor]) -> str:
     """Check `shares(indices, num_experts)`: from the choices [T, K], best first, the share of tokens whose first choice
     each expert is, [E]."""
     count = torch.bincount
-    return judge(
-        answer,
-        # The last expert is nobody's choice, and still has a share.
-        tries=[(normal(7, 4).topk(2).indices, 5), (normal(40, 7).topk(3).indices, 8)],
-        right=lambda indices, experts: count(indices[:, 0], minlength=experts) / len(indices),
-        mistakes={
-            "These are counts. A share is a part of all tokens.": lambda x, experts: count(x[:, 0], minlength=experts),
-            "You counted every choice. Only the first column of `indices` holds first choices.": (
-                lambda indices, experts: count(indices.flatten(), minlength=experts) / indices.numel()
-            ),
-            "There are fewer shares than experts. An expert that no token chose has share 0; `torch.bincount` has an "
-            "argument for that.": lambda indices, experts: count(indices[:, 0]) / len(indices),
-        },
-        praise="Right: the shares are those of the first choices, and they add up to 1.",
-    )
+    # The last expert is nobody's choice, and still has a share.
+    tries = [(normal(7, 4).topk(2).indices, 5), (normal(40, 7).topk(3).indices, 8)]
+    mistakes = {
+        "These are counts. A share is a part of all tokens.": lambda x, experts: count(x[:, 0], minlength=experts),
+        "You counted every choice of a token. Only the first column of `indices` holds first "
+        "choices.": lambda indices, experts: count(indices.flatten(), minlength=experts) / indices.numel(),
+        "There are fewer shares than experts. An expert that no token chose has share 0; `torch.bincount` has an "
+        "argument for that.": lambda indices, experts: count(indices[:, 0]) / len(indices),
+    }
+    praise = "Right: the shares are those of the first choices, and they add up to 1."
+    return judge(answer, tries, lambda x, experts: count(x[:, 0], minlength=experts) / len(x), mistakes, praise)
 
 
 def check_topk_weights(answer: Callable[[Tensor, int], Tensor]) -> str:
     """Check `topk_weights(logits, k)`: from the logits [T, E], the weights [T, K] of the k best experts, best first,
     scaled to sum to 1. Softmax first and then dividing, or softmax over the k best logits: both are right."""
-    return judge(
-        answer,
-        tries=[(normal(5, 8), 2), (normal(6, 9), 4)],
-        right=lambda logits, k: route_topk(logits, k, norm_topk_prob=True).weights,
-        mistakes={
-            "The probabilities of the chosen do not add up to 1.": lambda logits, k: logits.softmax(-1).topk(k).values,
-            "You took the softmax down the tokens. It is the experts that compete: use the last dimension.": (
-                lambda logits, k: _normalised(logits.softmax(0).topk(k).values)
-            ),
-            "You divided raw logits, which may be negative.": lambda logits, k: _normalised(logits.topk(k).values),
-        },
-        praise="Right: the weights are positive, ordered, and add up to 1 for every token.",
-    )
+    tries = [(normal(5, 8), 2), (normal(6, 9), 4)]
+    mistakes = {
+        "The probabilities of the chosen do not add up to 1.": lambda logits, k: logits.softmax(-1).topk(k).values,
+        "You took the softmax down the tokens. It is the experts that compete: use the last "
+        "dimension.": lambda logits, k: _normalised(logits.softmax(0).topk(k).values),
+        "You divided raw logits, which may be negative.": lambda logits, k: _normalised(logits.topk(k).values),
+    }
+    praise = "Right: the weights are positive, ordered, and add up to 1 for every token."
+    return judge(answer, tries, lambda logits, k: route_topk(logits, k, norm_topk_prob=True).weights, mistakes, praise)
 
 
 def check_grouped_choice(answer: Callable[[Tensor, int, int], Tensor]) -> str:
@@ -61,52 +52,47 @@ def check_grouped_choice(answer: Callable[[Tensor, int, int], Tensor]) -> str:
     neighbours gives its k / n_group best (Pangu Pro MoE, arXiv 2505.21411). The order within a token's row is free."""
 
     def starting_at(step: Callable[[int, int], int]) -> Callable[[Tensor, int, int], Tensor]:
-        def choose(logits: Tensor, k: int, n_group: int) -> Tensor:
-            within = logits.unflatten(-1, (n_group, -1)).topk(k // n_group).indices
-            return (within + step(k, n_group) * torch.arange(n_group)[:, None]).flatten(1)
+        return lambda *inputs: choice_of_groups(*inputs, step)[1]
 
-        return choose
+    tries = [(normal(6, 12), 4, 2), (normal(5, 8), 4, 4), (normal(9, 18), 6, 3)]
+    mistakes = {
+        "Some ids are off by a multiple. In which id does a group start? It depends on how many experts a group holds, "
+        "not on how many it gives.": starting_at(lambda k, n_group: k // n_group),
+        "These are places within the groups, and not ids of experts.": starting_at(lambda k, n_group: 0),
+        "These are the best of all. Every group has to give some.": lambda logits, k, _: logits.topk(k).indices,
+    }
+    praise = "Right: every group gives the same number of experts, also where a group holds more than it gives."
+    return judge(answer, tries, lambda *x: route_grouped(*x).indices, mistakes, praise, form=lambda x: x.sort().values)
 
-    return judge(
-        answer,
-        tries=[(normal(6, 12), 4, 2), (normal(5, 8), 4, 4), (normal(9, 18), 6, 3)],
-        right=lambda logits, k, n_group: route_grouped(logits, k, n_group).indices,
-        mistakes={
-            "Some ids are off by a multiple. In which id does a group start? It depends on how many experts a group "
-            "holds, not on how many it gives.": starting_at(lambda k, n_group: k // n_group),
-            "These are places within the groups, and not ids of experts.": starting_at(lambda k, n_group: 0),
-            "These are the best of all. Every group has to give some.": lambda logits, k, _: logits.topk(k).indices,
-        },
-        praise="Right: every group gives the same number of experts, also where a group holds more than it gives.",
-        form=lambda ids: ids.sort().values,
-    )
+
+def choice_of_groups(logits: Tensor, k: int, n_group: int, step: Callable[[int, int], int]) -> tuple[Tensor, Tensor]:
+    """Probabilities and ids [T, K] of the best of each group, where one begins `step(k, n_group)` ids after another."""
+    weights, within = logits.softmax(-1).unflatten(-1, (n_group, -1)).topk(k // n_group)
+    indices = (within + step(k, n_group) * torch.arange(n_group)[:, None]) % logits.shape[-1]
+    return weights.flatten(1), indices.flatten(1)
 
 
 def check_biased_weights(answer: Callable[[Tensor, Tensor, int], Tensor]) -> str:
     """Check `biased_weights(logits, bias, k)`: the weights [T, E], 0 for every expert that is not chosen, when the bias
     [E] has a say in the choice of k experts but none in their weights (DeepSeek-V3, arXiv 2412.19437, eq. 12-16)."""
 
-    def kept(choice: Tensor, scores: Tensor, k: int) -> Tensor:
-        """The scores of the k best by `choice`, 0 elsewhere."""
-        best = choice.topk(k).indices
-        return torch.zeros_like(scores).scatter(1, best, scores.gather(1, best))
+    def kept(logits: Tensor, bias: Tensor, k: int, in_weights: float = 0.0) -> Tensor:
+        """The scores of the k best, with a part of the bias in them or without; 0 elsewhere."""
+        scores = logits.sigmoid()
+        best = (scores + bias).topk(k).indices
+        return torch.zeros_like(scores).scatter(1, best, (scores + in_weights * bias).gather(1, best))
 
-    return judge(
-        answer,
-        tries=[(normal(*size), torch.linspace(-0.4, 0.4, size[1]), k) for size, k in (((6, 5), 2), ((9, 8), 3))],
-        right=lambda x, bias, k: _normalised(kept(x.sigmoid() + bias, x.sigmoid(), k)),
-        mistakes={
-            "The bias got into the weights. It may only choose: take the weights from the scores without it.": (
-                lambda x, bias, k: _normalised(kept(x.sigmoid() + bias, x.sigmoid() + bias, k))
-            ),
-            "The weights do not add up to 1 yet.": lambda x, bias, k: kept(x.sigmoid() + bias, x.sigmoid(), k),
-            "You returned a weight for each choice. Wanted one for each expert, 0 for those not chosen: `scatter` puts "
-            "values into the places that an index names.": lambda logits, bias, k: (
-                route_topk(logits, k, score_func="sigmoid", norm_topk_prob=True, bias=bias).weights
-            ),
-        },
-        praise="Right: the bias chooses, the scores weigh, and the weights of each token add up to 1.",
-    )
+    tries = [(normal(*size), torch.linspace(-0.4, 0.4, size[1]), k) for size, k in (((6, 5), 2), ((9, 8), 3))]
+    mistakes = {
+        "The bias got into the weights. It may only choose: take the weights from the scores without "
+        "it.": lambda *inputs: _normalised(kept(*inputs, in_weights=1.0)),
+        "The weights do not add up to 1 yet.": kept,
+        "You returned a weight for each choice. Wanted one for each expert, 0 for those not chosen: `scatter` puts "
+        "values into the places that an index "
+        "names.": lambda x, bias, k: route_topk(x, k, score_func="sigmoid", norm_topk_prob=True, bias=bias).weights,
+    }
+    praise = "Right: the bias chooses, the scores weigh, and the weights of each token add up to 1."
+    return judge(answer, tries, lambda *inputs: _normalised(kept(*inputs)), mistakes, praise)
 
 
 def _normalised(weights: Tensor) -> Tensor:
@@ -156,17 +142,9 @@ def check_balance_per_layer(answer: Callable[[Tensor, Tensor], Tensor]) -> str:
     """Check `balance_loss(logits, indices)`: from the logits [L, T, E] and the choices [L, T, K] of L layers, the mean
     over layers of E * sum_i f_i P_i, as a tensor through which P, and only P, receives a gradient."""
 
-    def f(logits: Tensor, indices: Tensor) -> Tensor:
-        return F.one_hot(indices, logits.shape[-1]).sum(-2).float().mean(-2)  # [L, E]
-
-    def p(logits: Tensor) -> Tensor:
-        return logits.softmax(-1).mean(-2)  # [L, E]
-
-    def loss(f: Tensor, p: Tensor) -> Tensor:
-        return f.shape[-1] * (f * p).sum(-1).mean()
-
-    def right(logits: Tensor, indices: Tensor) -> Tensor:
-        return loss(f(logits, indices), p(logits))
+    def right(logits: Tensor, indices: Tensor, across_layers: str = "mean") -> Tensor:
+        outputs = [RouterOutput(x, x, x, chosen) for x, chosen in zip(logits, indices, strict=True)]
+        return load_balancing_loss(outputs, across_layers=across_layers)
 
     tries = []
     for layers, tokens, experts, k in ((2, 6, 4, 2), (3, 40, 8, 3)):
@@ -174,30 +152,21 @@ def check_balance_per_layer(answer: Callable[[Tensor, Tensor], Tensor]) -> str:
         logits[..., -1] -= 9  # no token chooses the last expert, and it still has a probability
         bias = torch.linspace(-2, 2, experts).roll(1)  # so that the choices are not the best logits
         tries.append((logits, (logits + bias).topk(k).indices))
-    praise = judge(
-        answer,
-        tries=tries,
-        right=right,
-        mistakes={
-            "You averaged f and P over the layers first. Two layers that collapsed in opposite ways then look "
-            "balanced: take a loss for each layer, and average the losses.": (
-                lambda logits, indices: loss(f(logits, indices).mean(0), p(logits).mean(0))
-            ),
-            "The factor E, the number of experts, is missing.": lambda x, indices: right(x, indices) / x.shape[-1],
-            "Your f adds up to 1, not to K.": lambda logits, indices: right(logits, indices) / indices.shape[-1],
-        },
-        praise="Right: the loss is K when the load is balanced, and a gradient pulls busy experts down and idle ones "
-        "up.",
-    )
+    mistakes = {
+        "You averaged f and P over the layers first. Two layers that collapsed in opposite ways then look balanced: "
+        "take a loss for each layer, and average them.": lambda x, indices: right(x, indices, "pooled"),
+        "The factor E, the number of experts, is missing.": lambda x, indices: right(x, indices) / x.shape[-1],
+        "Your f adds up to 1, not to K.": lambda logits, indices: right(logits, indices) / indices.shape[-1],
+    }
+    praise = "Right: the loss is K when the load is balanced, and a gradient pulls busy experts down and idle ones up."
+    judge(answer, tries, right, mistakes, praise)
     for logits, indices in tries:
         logits.requires_grad_()
         found, wanted = (gradient(loss_of(function, logits, indices), [logits]) for function in (answer, right))
         if not found.any():
             raise WrongAnswer("The value is right, but no gradient comes back to the logits: it would train nothing.")
         if not torch.allclose(found, wanted, rtol=1e-3, atol=1e-6):
-            raise WrongAnswer(
-                "The value is right, but not its gradient: P is a mean of softmax probabilities, f is constant."
-            )
+            raise WrongAnswer("The value is right, not its gradient: P is a mean of softmax probabilities, f constant.")
     return praise
 
 
@@ -210,17 +179,12 @@ def check_bias_update(answer: Callable[[Tensor, Tensor, float], Tensor]) -> str:
         return rate * torch.sign(load.mean() - load)
 
     loads = (torch.tensor(load) for load in ([10.0, 0, 2, 4, 4], [1.0, 2, 3, 30, 6, 6, 0, 16]))
-    return judge(
-        answer,
-        tries=[(torch.linspace(-0.02, 0.03, len(load)), load, 0.01) for load in loads],
-        right=lambda bias, load, rate: bias + step(load, rate),
-        mistakes={
-            "The wrong way round: busy experts went up.": lambda bias, load, rate: bias - step(load, rate),
-            "Your step grows with the distance from the mean. Only the sign counts: all steps have the size `rate`.": (
-                lambda bias, load, rate: bias + rate * (load.mean() - load)
-            ),
-            "You returned the step, not the new bias.": lambda bias, load, rate: step(load, rate),
-        },
-        praise="Right: idle experts move up, busy ones down, all by the same step.",
-        form=lambda bias: bias - bias.mean(),
-    )
+    tries = [(torch.linspace(-0.02, 0.03, len(load)), load, 0.01) for load in loads]
+    mistakes = {
+        "The wrong way round: busy experts went up.": lambda bias, load, rate: bias - step(load, rate),
+        "Your step grows with the distance from the mean. Only the sign counts: all steps have the size "
+        "`rate`.": lambda bias, load, rate: bias + rate * (load.mean() - load),
+        "You returned the step, not the new bias.": lambda bias, load, rate: step(load, rate),
+    }
+    praise = "Right: idle experts move up, busy ones down, all by the same step."
+    return judge(answer, tries, lambda bias, *x: bias + step(*x), mistakes, praise, form=lambda x: x - x.mean())

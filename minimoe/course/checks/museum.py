@@ -18,8 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimoe.course.checks.answers import WrongAnswer, compare, gradient, judge, loss_of, normal, numbers, seeded
-from minimoe.model import RouterOutput, route_expert_choice, route_grouped, route_noisy_topk, route_topk
+from minimoe.course.checks.mixture import choice_of_groups
+from minimoe.model import RouterOutput
 from minimoe.model.balance import apply_capacity, load_balancing_loss
+from minimoe.model.routing import route_expert_choice, route_grouped, route_noisy_topk, route_topk, route_topk_softmax
 
 Choice = tuple[Tensor, Tensor]  # the weights [T, K] and the experts [T, K]
 
@@ -59,8 +61,7 @@ def check_noisy_choice(answer: Callable[[Tensor, Tensor, int, bool], Choice]) ->
             found, again = (rows(logits, noise, k, False) for _ in range(2))
             if not torch.allclose(found, again):
                 raise WrongAnswer("With training=False, one input still gets two answers.")
-            right = _rows(route_topk)(logits, k)
-            compare(found, right / right.sum(-1, keepdim=True), what="the table of weights without training")
+            compare(found, _rows(route_topk_softmax)(logits, k), what="the table of weights without training")
         _check_noise(rows)
     return "Right: noise in training, and in evaluation one answer for one input."
 
@@ -98,36 +99,23 @@ def _check_noise(rows: Callable[..., Tensor]) -> None:
 def check_moge_choice(answer: Callable[[Tensor, int, int], Choice]) -> str:
     """Check `moge_choice(logits, k, n_group)`: the probabilities [T, K] and the ids [T, K] of the experts when each of
     n_group groups of neighbours gives its k / n_group best (Pangu Pro MoE, arXiv 2505.21411). Their order is free."""
-
-    def starting_at(step: Callable[[int, int], int]) -> Callable[..., Tensor]:
-        def choose(logits: Tensor, k: int, n_group: int) -> Choice:
-            weights, within = logits.softmax(-1).unflatten(-1, (n_group, -1)).topk(k // n_group)
-            indices = (within + step(k, n_group) * torch.arange(n_group)[:, None]) % logits.shape[-1]
-            return weights.flatten(1), indices.flatten(1)
-
-        return _rows(choose)
-
     sizes = ((6, 24, 4, 4), (5, 64, 8, 8), (6, 12, 4, 2), (9, 18, 6, 3), (5, 8, 4, 4))
-    return judge(
-        _rows(answer),
-        tries=[(normal(tokens, experts), k, n_group) for tokens, experts, k, n_group in sizes],
-        right=_rows(route_grouped),
-        mistakes={
-            "Still right only where a group holds as many experts as a token uses, 8 and 8. Here 24 experts form 4 "
-            "groups, and a token uses 4.": starting_at(lambda k, n_group: k),
-            "Now each group starts where the choices of the last one end.": starting_at(lambda k, groups: k // groups),
-            "These are places within a group, the same in every group.": starting_at(lambda k, n_group: 0),
-        },
-        praise="Right: a group starts in the right place, however many experts it holds and gives.",
-    )
+    tries = [(normal(tokens, experts), k, n_group) for tokens, experts, k, n_group in sizes]
+    starts = {
+        "Still right only where a group holds as many experts as a token uses, 8 and 8. Here 24 experts form 4 groups, "
+        "and a token uses 4.": lambda k, n_group: k,
+        "Now each group starts where the choices of the last one end.": lambda k, n_group: k // n_group,
+        "These are places within a group, the same in every group.": lambda k, n_group: 0,
+    }
+    mistakes = {hint: _rows(partial(choice_of_groups, step=start)) for hint, start in starts.items()}
+    praise = "Right: a group starts in the right place, however many experts it holds and gives."
+    return judge(_rows(answer), tries, _rows(route_grouped), mistakes, praise)
 
 
 def check_fresh_layer(answer: Callable[[int, int, int, int], nn.Module]) -> str:
     """Check `fresh_layer(num_experts, hidden, width, seed)`: a module with a router [E, H] and E experts of two
-    matrices each, `up` [I, H] and `down` [H, I], all random, centred, of a sensible size, and fixed by the seed.
-
-    Fresh memory is filled with NaN meanwhile, so that what nobody initialised shows.
-    """
+    matrices each, `up` [I, H] and `down` [H, I], all random, centred, of a sensible size, and fixed by the seed. Fresh
+    memory is filled with NaN meanwhile, so that what nobody initialised shows."""
     for experts, hidden, width in ((4, 64, 32), (6, 32, 96)):
         with seeded(), _nan_in_fresh_memory():
             first, again, other = (answer(experts, hidden, width, seed) for seed in (0, 0, 1))
@@ -159,28 +147,22 @@ def check_fresh_layer(answer: Callable[[int, int, int, int], nn.Module]) -> str:
     return "Right: every matrix is finite, centred, of a sensible size, and fixed by the seed."
 
 
-def _matrices(layer: nn.Module) -> list[tuple[str, Tensor]]:
+def _matrices(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every matrix of the layer with its name, those of fused experts one by one."""
-    return [
-        (name, matrix)
-        for name, parameter in layer.named_parameters()
-        if parameter.dim() > 1
-        for matrix in parameter.detach().reshape(-1, *parameter.shape[-2:])
-    ]
+    for name, parameter in layer.named_parameters():
+        if parameter.dim() > 1:
+            yield from ((name, matrix) for matrix in parameter.detach().reshape(-1, *parameter.shape[-2:]))
 
 
 @contextmanager
 def _nan_in_fresh_memory() -> Iterator[None]:
     """Whatever torch allocates holds NaN until it is written to: a promise of torch's deterministic mode."""
     mode = torch.get_deterministic_debug_mode()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.set_deterministic_debug_mode("error")
-    torch.utils.deterministic.fill_uninitialized_memory = True
     try:
         yield
     finally:
         torch.set_deterministic_debug_mode(mode)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
 def check_training_loss(answer: Callable[[Tensor, Tensor, Sequence[Tensor], int, float], Tensor]) -> str:
@@ -235,22 +217,19 @@ def check_coactivation(answer: Callable[[Tensor, int], Tensor]) -> str:
         tokens = torch.bincount(indices.flatten(), minlength=experts).clamp(min=1)
         return together(indices, experts, furthest) / tokens[:, None]
 
+    def what_counts(table: Tensor) -> Tensor:
+        """Without the diagonal, and without expert 0, whom nobody chooses."""
+        return table.clone().fill_diagonal_(0).index_fill_(0, torch.tensor(0), 0)
+
     sizes = ((60, 6, 4), (50, 7, 2), (80, 9, 5), (40, 12, 3))
-    return judge(
-        answer,
-        tries=[(1 + normal(tokens, experts - 1).topk(k).indices, experts) for tokens, experts, k in sizes],
-        right=share,
-        mistakes={
-            "Two experts whose ranks are not next to each other still do not count as a pair.": (
-                lambda indices, experts: share(indices, experts, furthest=1)
-            ),
-            "These are counts. Of how many tokens of expert i is it the share?": together,
-            "You divided by the tokens of the other expert.": lambda indices, experts: share(indices, experts).T,
-        },
-        praise="Right: every pair in a token's choice counts, whatever the ranks.",
-        # Nobody chooses expert 0.
-        form=lambda table: table.clone().fill_diagonal_(0).index_fill_(0, torch.tensor(0), 0),
-    )
+    tries = [(1 + normal(tokens, experts - 1).topk(k).indices, experts) for tokens, experts, k in sizes]
+    mistakes = {
+        "Two experts whose ranks are not next to each other still do not count as a pair.": partial(share, furthest=1),
+        "These are counts. Of how many tokens of expert i is it the share?": together,
+        "You divided by the tokens of the other expert.": lambda indices, experts: share(indices, experts).T,
+    }
+    praise = "Right: every pair in a token's choice counts, whatever the ranks."
+    return judge(answer, tries, share, mistakes, praise, form=what_counts)
 
 
 def check_router_weights(answer: Callable[[Tensor, int], Choice]) -> str:
@@ -271,9 +250,7 @@ def check_router_weights(answer: Callable[[Tensor, int], Choice]) -> str:
             right = right / right.sum(-1, keepdim=True)
         compare(found, right, what=f"the table of weights at k = {k}")
         if not torch.allclose(pull(found, logits), pull(right, logits), rtol=0.01, atol=1e-5):
-            raise WrongAnswer(
-                f"At k = {k} the weights are right and their gradient is not. Is a part of the calculation detached?"
-            )
+            raise WrongAnswer(f"At k = {k} the weights are right and their gradient is not. Is a part detached?")
     return "Right: also with one expert a token, the weight depends on the logits, and the router can learn."
 
 
@@ -316,9 +293,7 @@ def check_balance_loss(answer: Callable[[Tensor, int], Tensor]) -> str:
             raise WrongAnswer("No gradient reaches the router: it cannot learn from this loss.")
         of_last, wanted_of_last = (each.view_as(logits)[:, -1].abs().max() for each in (slope, wanted))
         if of_last < 0.01 * wanted_of_last:
-            raise WrongAnswer(
-                f"No token chose expert {experts - 1}, and no gradient reaches it: your loss will never bring it back."
-            )
+            raise WrongAnswer(f"No token chose expert {experts - 1}, and no gradient reaches it: it stays unused.")
         _compare_balance(loss.item(), slope, right.item(), wanted, (1, 1 / k))
     return "Right: an expert that nobody chose is felt as well, and pulled back."
 
@@ -329,14 +304,11 @@ def check_expert_choice(answer: Callable[[Tensor, Tensor, Sequence[Callable], in
     (Zhou et al. 2022, arXiv 2202.09368, section 3). The experts compute `capacity` tokens each, and no more."""
     for tokens, hidden_size, count, capacity in ((16, 6, 4, 5), (20, 5, 8, 3), (12, 4, 3, 12), (16, 4, 5, 1)):
         hidden, logits = normal(tokens, hidden_size), normal(tokens, count)
-        weights, computed = [normal(hidden_size, hidden_size, seed=expert) for expert in range(count)], []
-        found = answer(
-            hidden.clone(), logits.clone(), [partial(_expert, weight, computed) for weight in weights], capacity
-        )
-        price, outputs = (
-            sum(computed),
-            torch.stack([_expert(weight, [], hidden) for weight in weights], dim=1),
-        )  # [T, E, H]
+        computed: list[int] = []  # how many tokens, at each call of an expert
+        experts = [partial(_expert, normal(hidden_size, hidden_size, seed=seed), computed) for seed in range(count)]
+        found = answer(hidden.clone(), logits.clone(), [*experts], capacity)
+        price = sum(computed)
+        outputs = torch.stack([expert(hidden) for expert in experts], dim=1)  # [T, E, H]
         taken = route_expert_choice(logits, capacity).weights  # [T, E], 0 where nobody took a token
         last_one = taken * (taken.flip(1).cumsum(1).flip(1) == taken)
         mistakes = {

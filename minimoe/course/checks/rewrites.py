@@ -24,11 +24,9 @@ _NAMES = ("gate", "up", "down")
 
 
 def check_slices(answer: Callable[[Tensor, Tensor, Tensor, int], Weights]) -> str:
-    """Check `cut(gate, up, down, slices)`: an MLP as S experts, gate and up [S, I / S, H] and down [S, H, I / S].
-
-    It does not matter which neurons a slice holds: a token that meets all slices, each with weight 1 / S, must get what
-    the MLP gives it.
-    """
+    """Check `cut(gate, up, down, slices)`: an MLP as S experts, gate and up [S, I / S, H] and down [S, H, I / S]. It
+    does not matter which neurons a slice holds: a token that meets all slices, each with weight 1 / S, must get what
+    the MLP gives it."""
 
     def of_slices(*inputs: Tensor | int) -> Tensor:
         (width, hidden), slices = inputs[0].shape, inputs[-1]
@@ -39,22 +37,18 @@ def check_slices(answer: Callable[[Tensor, Tensor, Tensor, int], Weights]) -> st
     def reshaped(gate: Tensor, up: Tensor, down: Tensor, slices: int) -> Tensor:
         return _output(gate, up, torch.cat([*down.reshape(slices, len(down), -1)], dim=1))
 
-    return judge(
-        of_slices,
-        tries=[(*_random_mlp(width, hidden), slices) for width, hidden, slices in ((12, 5, 3), (8, 8, 2), (6, 4, 6))],
-        right=lambda gate, up, down, slices: _output(gate, up, down),
-        mistakes={
-            "The slices add up to 1 / slices of the MLP. Every weight is 1 / slices: what it takes away must be put "
-            "back, in one matrix.": lambda gate, up, down, slices: _output(gate, up, down / slices),
-            "The gate is scaled too, and the SiLU is no straight line.": lambda g, u, d, s: _output(g * s, u, d),
-            "Up and down are both scaled, which counts the factor twice.": lambda g, u, d, s: _output(g, u, d * s),
-            "Down has the right shape and the wrong numbers: column n of down belongs to row n of gate and up. Cut its "
-            "columns into parts (`chunk` along dim 1, or `unflatten` and `movedim`), do not reshape it.": reshaped,
-        },
-        praise="Right: the slices together are the MLP.",
-        what="what tokens get that meet all slices",
-        rtol=1e-4,
-    )
+    tries = [(*_random_mlp(width, hidden), slices) for width, hidden, slices in ((12, 5, 3), (8, 8, 2), (6, 4, 6))]
+    mistakes = {
+        "The slices add up to 1 / slices of the MLP. Every weight is 1 / slices: what it takes away must be put back, "
+        "in one matrix.": lambda gate, up, down, slices: _output(gate, up, down / slices),
+        "The gate is scaled too, and the SiLU is no straight line.": lambda g, u, d, s: _output(g * s, u, d),
+        "Up and down are both scaled, which counts the factor twice.": lambda g, u, d, s: _output(g, u, d * s),
+        "Down has the right shape and the wrong numbers: column n of down belongs to row n of gate and up. Cut its "
+        "columns into parts (`chunk` along dim 1, or `unflatten` and `movedim`), do not reshape it.": reshaped,
+    }
+    praise = "Right: the slices together are the MLP."
+    what = "what tokens get that meet all slices"
+    return judge(of_slices, tries, lambda *inputs: _output(*inputs[:3]), mistakes, praise, what=what, rtol=1e-4)
 
 
 def _output(gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
@@ -69,11 +63,9 @@ _TOLERANCE = 0.1  # of the spread and the mean of what is drawn, in standard dev
 
 def check_drop(answer: Callable[[Tensor, Tensor, Tensor, float, torch.Generator], Weights]) -> str:
     """Check `drop(gate, up, down, share, generator)`: a copy of an MLP in which round(share I) neurons are drawn anew,
-    from a normal distribution with the mean and standard deviation that gate, up and down each have.
-
-    The draw is the reader's: what must hold is which numbers stay, how many neurons are new and whether they are the
-    same in all three, that another generator takes others, and how the new numbers are spread.
-    """
+    from a normal distribution with the mean and standard deviation that gate, up and down each have. The draw is the
+    reader's: what must hold is which numbers stay, how many neurons are new and whether they are the same in all three,
+    that another generator takes others, and how the new numbers are spread."""
     small, large = _random_mlp(40, 6), _random_mlp(400, 50)
 
     def drop(mlp: Weights, share: float, seed: int = 0) -> Weights:
@@ -93,7 +85,7 @@ def check_drop(answer: Callable[[Tensor, Tensor, Tensor, float, torch.Generator]
             )
         if gate.sum() != wanted:
             raise WrongAnswer(
-                f"{gate.sum()} of 40 neurons are new for share={share}; wanted round(share * 40), {wanted}."
+                f"{gate.sum()} of 40 neurons are new at share={share}; wanted round(share * 40), {wanted}."
             )
     first, again, other = (new_neurons(0.25, seed)[0] for seed in (0, 0, 1))
     if not torch.equal(first, again):
@@ -194,7 +186,15 @@ def _models() -> Iterator[MoEForCausalLM]:
 
 def _tried(answer: Gauge, model: MoEForCausalLM) -> MoEForCausalLM:
     """The rewritten model, once it is a copy, of the same function, and a matter of its seed."""
-    found, again, other = (_copy_by(answer, model, seed) for seed in (1, 1, 2))
+    copies = []
+    for seed in (1, 1, 2):
+        given = deepcopy(model)
+        copies.append(answer(given, seed))
+        if not isinstance(copies[-1], MoEForCausalLM):
+            raise WrongAnswer(f"The function returned {type(copies[-1]).__name__}; wanted the rewritten model.")
+        if _changed(given, model):
+            raise WrongAnswer("The model you were given changed. Work on a copy of it: `copy.deepcopy(model)`.")
+    found, again, other = copies
     moved = float((found(_IDS).logits - model(_IDS).logits).abs().max())
     if not moved <= MOVED:
         raise WrongAnswer(f"A logit moves by {moved:.2g}. {_what_was_forgotten(model, found)}")
@@ -207,19 +207,8 @@ def _tried(answer: Gauge, model: MoEForCausalLM) -> MoEForCausalLM:
     return found
 
 
-def _copy_by(answer: Gauge, model: MoEForCausalLM, seed: int) -> MoEForCausalLM:
-    given = deepcopy(model)
-    found = answer(given, seed)
-    if not isinstance(found, MoEForCausalLM):
-        raise WrongAnswer(f"The function returned {type(found).__name__}; wanted the rewritten model.")
-    if _changed(given, model):
-        raise WrongAnswer("The model you were given changed. Work on a copy of it: `copy.deepcopy(model)`.")
-    return found
-
-
 def _what_was_forgotten(model: MoEForCausalLM, found: MoEForCausalLM) -> str:
     """A hint about the first part of the model that computes something else."""
-
     old = model.state_dict()
     new = {name: t for name, t in found.state_dict().items() if name in old and t.shape == old[name].shape}
 
@@ -254,10 +243,7 @@ def _what_was_forgotten(model: MoEForCausalLM, found: MoEForCausalLM) -> str:
                 "of o take its inverse, from the right, the same for all query heads of the group: neighbours."
             )
         break
-    return (
-        "Heads: a group's rows of k and v, the rows of q of the heads that share it, and their columns of o go "
-        "together, and their biases too."
-    )
+    return "Heads: a group's rows of k and v, its heads' rows of q and their columns of o go together, biases included."
 
 
 def _changed(a: MoEForCausalLM, b: MoEForCausalLM) -> set[str]:

@@ -15,11 +15,8 @@ SHIPPED = ("tokenizer.json", *(f"zoo/moe-real/{x}" for x in ("config.json", "mod
 
 
 def check_setup(root: Path | None = None) -> None:
-    """Print whether everything is there that the notebooks need, and what to do about what is not.
-
-    Args:
-        root: the folder of shipped files; None: the kit's own.
-    """
+    """Print whether everything is there that the notebooks need, and what to do about what is not. `root` is the folder
+    of shipped files; None: the kit's own."""
     root = root or data_path("")
     absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     lost = [f"data/{name}" for name in SHIPPED if not (root / name).is_file()]

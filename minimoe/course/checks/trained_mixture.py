@@ -22,16 +22,9 @@ _SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "
 _UNTIED = MoEConfig(**_SHAPE, num_experts=16, num_experts_per_tok=4, tie_word_embeddings=False)
 _UNTIED_DENSE = MoEConfig(**_SHAPE, num_experts=0, tie_word_embeddings=False)
 # Attention that is not four square matrices, a shared expert, and a router that is a large part of the model.
-_MANY_EXPERTS = MoEConfig(
-    **_SHAPE,
-    vocab_size=512,
-    num_key_value_heads=2,
-    head_dim=32,
-    num_experts=64,
-    num_experts_per_tok=4,
-    moe_intermediate_size=16,
-    shared_expert_intermediate_size=32,
-)
+_FEW_KEYS = {"vocab_size": 512, "num_key_value_heads": 2, "head_dim": 32}
+_SHARED = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 32}
+_MANY_EXPERTS = MoEConfig(**_SHAPE, **_FEW_KEYS, **_SHARED, num_experts=64, num_experts_per_tok=4)
 
 
 def check_training_flop(answer: Callable[[MoEConfig, int], float]) -> str:
@@ -40,9 +33,8 @@ def check_training_flop(answer: Callable[[MoEConfig, int], float]) -> str:
     a count of the matrices alone."""
     mistakes = {
         "You counted all experts, and a token meets only some.": lambda config, tokens: 6 * _stored(config) * tokens,
-        "You counted the embedding. Where the output head is a matrix of its own, the embedding is only looked up.": (
-            lambda config, tokens: 6 * config.num_parameters(active=True) * tokens
-        ),
+        "You counted the embedding. Where the output head is a matrix of its own, the embedding is only looked "
+        "up.": lambda config, tokens: 6 * config.num_parameters(active=True) * tokens,
         "That is the forward pass. Backwards it costs twice as much again.": lambda *inputs: training_flop(*inputs) / 3,
     }
     models = {
@@ -67,29 +59,20 @@ def check_equal_compute_steps(answer: Callable[[MoEConfig, MoEConfig, int], floa
 
     mixture, small, large = small_config(), small_config(experts=0), small_config(experts=0, experts_per_token=8)
     pairs = [(large, small), (mixture, large), (_UNTIED, _UNTIED_DENSE)]
-    return judge(
-        answer,
-        tries=[(*pair, steps) for pair in pairs for steps in (500, 20_000)],
-        right=right,
-        mistakes={
-            "Upside down: the dearer model takes fewer steps.": lambda model, other, steps: right(other, model, steps),
-            "You compared what the models store. What a token costs depends on the weights that it meets.": (
-                lambda model, other, steps: steps * _stored(model) / _stored(other)
-            ),
-            "These are as many steps, not as much compute.": lambda model, other, steps: steps,
-        },
-        praise="Right: in equal compute, steps go down as the cost of a token goes up.",
-        atol=1,
-        rtol=_ONE_PER_CENT,
-    )
+    tries = [(*pair, steps) for pair in pairs for steps in (500, 20_000)]
+    mistakes = {
+        "Upside down: the dearer model takes fewer steps.": lambda model, other, steps: right(other, model, steps),
+        "You compared what the models store. What a token costs depends on the weights that it "
+        "meets.": lambda model, other, steps: steps * _stored(model) / _stored(other),
+        "These are as many steps, not as much compute.": lambda model, other, steps: steps,
+    }
+    praise = "Right: in equal compute, steps go down as the cost of a token goes up."
+    return judge(answer, tries, right, mistakes, praise, atol=1, rtol=_ONE_PER_CENT)
 
 
 def _stored(config: MoEConfig) -> int:
-    return config.num_parameters() - (0 if config.tie_word_embeddings else _embedding(config))
-
-
-def _embedding(config: MoEConfig) -> int:
-    return config.vocab_size * config.hidden_size
+    """The weights that are multiplied with some token; an embedding that is no output head is looked up."""
+    return config.num_parameters() - (0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size)
 
 
 def check_repetition(answer: Callable[[Tensor, Tensor], Tensor]) -> str:
@@ -102,17 +85,14 @@ def check_repetition(answer: Callable[[Tensor, Tensor], Tensor]) -> str:
     def within(pairs: Tensor, documents: Tensor) -> Tensor:
         return pairs[documents[1:] == documents[:-1]]
 
-    return judge(
-        answer,
-        tries=[_routed(4, (9, 2, 14)), _routed(5, (3, 5, 4, 20))],  # some repeat across a boundary, too
-        right=lambda choices, documents: within(same(choices), documents).mean(),
-        mistakes={
-            "You also paired the last token of one document with the first of the next.": lambda x, _: same(x).mean(),
-            "You divided by the number of tokens, not of pairs.": lambda x, d: within(same(x), d).sum() / len(x),
-            "You compared all choices, not only the first.": lambda x, d: within(x[1:] == x[:-1], d).double().mean(),
-        },
-        praise="Right: only pairs within a document, only first choices, divided by the number of pairs.",
-    )
+    tries = [_routed(4, (9, 2, 14)), _routed(5, (3, 5, 4, 20))]  # some repeat across a boundary, too
+    mistakes = {
+        "You also paired the last token of one document with the first of the next.": lambda x, _: same(x).mean(),
+        "You divided by the number of tokens, not of pairs.": lambda x, d: within(same(x), d).sum() / len(x),
+        "You compared all choices, not only the first.": lambda x, d: within(x[1:] == x[:-1], d).double().mean(),
+    }
+    praise = "Right: only pairs within a document, only first choices, divided by the number of pairs."
+    return judge(answer, tries, lambda choices, documents: within(same(choices), documents).mean(), mistakes, praise)
 
 
 def check_chance_by_load(answer: Callable[[Tensor, int], Tensor]) -> str:
@@ -122,17 +102,14 @@ def check_chance_by_load(answer: Callable[[Tensor, int], Tensor]) -> str:
     def squares(chosen: Tensor) -> Tensor:
         return torch.bincount(chosen.flatten()).double().square().sum()
 
-    return judge(
-        answer,
-        tries=[(_routed(2, (40,))[0], 6), (_routed(3, (25,))[0], 6)],
-        right=lambda choices, experts: squares(choices[:, 0]) / len(choices) ** 2,
-        mistakes={
-            "That is 1 / E, which is right only if the load is even.": lambda choices, experts: 1 / experts,
-            "Your shares are those of all choices, not of the first.": lambda x, _: squares(x) / x.numel() ** 2,
-            "You added up squared counts, not squared shares.": lambda choices, experts: squares(choices[:, 0]),
-        },
-        praise="Right: at least 1 / E, and equal to it only when the load is even.",
-    )
+    tries = [(_routed(2, (40,))[0], 6), (_routed(3, (25,))[0], 6)]
+    mistakes = {
+        "That is 1 / E, which is right only if the load is even.": lambda choices, experts: 1 / experts,
+        "Your shares are those of all choices, not of the first.": lambda x, _: squares(x) / x.numel() ** 2,
+        "You added up squared counts, not squared shares.": lambda choices, experts: squares(choices[:, 0]),
+    }
+    praise = "Right: at least 1 / E, and equal to it only when the load is even."
+    return judge(answer, tries, lambda choices, experts: squares(choices[:, 0]) / len(choices) ** 2, mistakes, praise)
 
 
 def _routed(seed: int, lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -152,18 +129,15 @@ def check_mutual_information(answer: Callable[[Labels, Labels], float]) -> str:
     labels = rng.choice([2, 3, 700], size=60, p=[0.6, 0.3, 0.1])
     related = np.where(rng.random(60) < 0.7, labels % 4, rng.integers(4, size=60))
     unrelated = rng.permutation(np.arange(60) % 5) + 1
-    return judge(
-        answer,
-        tries=[(labels, related), (labels, unrelated)],
-        right=_information,
-        mistakes={
-            "These are bits. The task asks for nats.": lambda *inputs: _information(*inputs) / np.log(2),
-            "This is what is still unknown once the label is told, H(expert | label). Information is what was gained: "
-            "H(expert) minus this.": lambda labels, experts: _entropy(experts) - _information(labels, experts),
-            "Not a number: some label never meets some expert, and log 0 has no value.": lambda labels, experts: np.nan,
-        },
-        praise="Right: the information in nats, also where a pair never occurs.",
-    )
+    tries = [(labels, related), (labels, unrelated)]
+    mistakes = {
+        "These are bits. The task asks for nats.": lambda *inputs: _information(*inputs) / np.log(2),
+        "This is what is still unknown once the label is told, H(expert | label). Information is what was gained: "
+        "H(expert) minus this.": lambda x, experts: _information(experts, experts) - _information(x, experts),
+        "Not a number: some label never meets some expert, and log 0 has no value.": lambda labels, experts: np.nan,
+    }
+    praise = "Right: the information in nats, also where a pair never occurs."
+    return judge(answer, tries, _information, mistakes, praise)
 
 
 def check_information_by_chance(answer: Callable[[Labels, Labels, Labels, int], float]) -> str:
@@ -171,8 +145,10 @@ def check_information_by_chance(answer: Callable[[Labels, Labels, Labels, int], 
     dealt out anew among the documents, `shuffles` times. All tokens of a document [T] share a label. The answer is
     random: it must be within 5 standard errors of the mean over all ways to deal, which are few here."""
     for seed in (57, 38):  # texts in which the median over all dealings is far from their mean
-        text = labels, experts, _ = _few_documents(seed)
-        possible = _information_of_all_dealings(*text)
+        text = labels, experts, documents = _few_documents(seed)
+        _, first, number = np.unique(documents, return_index=True, return_inverse=True)
+        ways = sorted(set(permutations(labels[first].tolist())))  # to deal the labels; all are alike to a shuffle
+        possible = np.array([_information(np.array(way)[number], experts) for way in ways])
         found = numbers(answer(*(column.copy() for column in text), 1000))
         if found.numel() == 1 and abs(possible - found.item()).min() < 1e-7:
             raise WrongAnswer(
@@ -199,18 +175,7 @@ def _few_documents(seed: int) -> tuple[Labels, Labels, Labels]:
     return labels, experts, rng.permutation(7)[number] + 5
 
 
-def _information_of_all_dealings(labels: Labels, experts: Labels, documents: Labels) -> np.ndarray:
-    """The information after each way to deal the documents' labels; all ways are alike to a shuffle."""
-    _, first, number = np.unique(documents, return_index=True, return_inverse=True)
-    ways = sorted(set(permutations(labels[first].tolist())))
-    return np.array([_information(np.array(way)[number], experts) for way in ways])
-
-
-def _entropy(*columns: np.ndarray) -> float:
-    counts = np.unique(np.stack(columns), axis=1, return_counts=True)[1]
-    shares = counts / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
-
-
 def _information(labels: Labels, experts: Labels) -> float:
-    return _entropy(labels) + _entropy(experts) - _entropy(labels, experts)
+    from sklearn.metrics import mutual_info_score
+
+    return mutual_info_score(labels, experts)

@@ -1,21 +1,16 @@
 """The figures of the course, one module a subject. Every figure is a name of this package and an entry of `FIGURES`."""
 
-from minimoe.course.figures import (  # noqa: F401 (each puts its figures into the register)
-    benchmark_results,
-    dispute,
-    hiding,
-    load,
-    profile,
-    promises,
-    provenance,
-    relatives,
-    routers,
-    specialists,
-    tokens,
-    twins,
-    watching,
-)
+from __future__ import annotations
+
+from importlib import import_module
+
 from minimoe.course.figures.register import FIGURES, make, to_csv
+
+for _subject in (
+    *("tokens", "routers", "load", "twins", "watching", "specialists", "relatives"),
+    *("profile", "hiding", "promises", "dispute", "provenance", "benchmark_results"),
+):
+    import_module(f"{__name__}.{_subject}")  # puts its figures into the register
 
 __all__ = ["FIGURES", "make", "to_csv", *FIGURES]
 

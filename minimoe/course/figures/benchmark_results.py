@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,7 +17,7 @@ from minimoe.course.figures.drawing import heatmap, label_rows, new_panels
 from minimoe.course.figures.profile import BINS, CLAIM_LINE
 from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.published import CLAIMED
-from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe
+from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES
 from minimoe.fingerprints.compare import METHODS
 from minimoe.fingerprints.zoo_scores import Row, Rows, is_rewritten, read_table, scores, scores_of, strangers_of
 from minimoe.lineage.tree import FAMILIES, FRAMES
@@ -46,12 +45,13 @@ def std_profile_of_strangers(scores: Rows) -> Drawing:
     for axes, (group, found) in zip(panels, groups.items(), strict=True):
         axes.hist(found, BINS, color=MAIN if "relatives" in group else PALE, edgecolor=INK, linewidth=0.5)
         axes.axvline(CLAIMED, **CLAIM_LINE)
-        axes.set_title(f"{group}: {len(found)} pairs, {np.mean(np.array(found) > CLAIMED):.0%} above {CLAIMED}")
-        axes.set_ylabel("pairs")
+        above = np.mean(np.array(found) > CLAIMED)
+        axes.set(title=f"{group}: {len(found)} pairs, {above:.0%} above {CLAIMED}", ylabel="pairs")
     panels[-1].set_xlabel("mean correlation of the std profiles")
     medians = ". ".join(f"{group}: median {np.median(found):.2f}" for group, found in groups.items())
-    describe(drawn, f"Three histograms of the std profile's score with a dashed line at {CLAIMED}. {medians}")
-    return drawn, columns(("group", "score"), [(group, score) for group, found in groups.items() for score in found])
+    alt = f"Three histograms of the std profile's score with a dashed line at {CLAIMED}. {medians}"
+    rows = [(group, score) for group, found in groups.items() for score in found]
+    return drawn, columns(("group", "score"), rows), alt
 
 
 CURVES = {
@@ -83,11 +83,9 @@ def roc_curves(scores: Rows, methods: Mapping[str, str] = CURVES) -> Drawing:
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="strangers taken for relatives", ylabel="relatives found")
     axes.set_xscale("symlog", linthresh=0.005)
     axes.set_xticks([0, 0.005, 0.01, 0.1, 1], ["0", "0.5 %", "1 %", "10 %", "100 %"])
-    axes.legend(loc="lower right", frameon=False)
-    describe(
-        drawn, f"ROC curves of {len(methods)} methods over all transformations of the zoo; areas: {', '.join(areas)}."
-    )
-    return drawn, columns(("method", "false_positive_rate", "true_positive_rate"), rows)
+    axes.legend(loc="lower right")
+    alt = f"ROC curves of {len(methods)} methods over all transformations of the zoo; areas: {', '.join(areas)}."
+    return drawn, columns(("method", "false_positive_rate", "true_positive_rate"), rows), alt
 
 
 LOWEST = -2.0  # below every score: a method that refuses a pair has found nothing in it
@@ -112,17 +110,13 @@ def framed_strangers(scores: Rows) -> Drawing:
             found = scores_of(pairs, method)
             draw_strip(axes, found, place, PALE if place == 0 else MAIN)
             rows += [(kind, label, score) for score in found]
-        axes.set_title(label)
-        axes.set(xlim=(-1.05, 1.05), xticks=(-1, 0, 1), xlabel="score")
+        axes.set(title=label, xlim=(-1.05, 1.05), xticks=(-1, 0, 1), xlabel="score")
     label_rows(panels[0], [kind.replace("-", ", ") for kind in kinds])
     panels[-1].set(xlim=(-0.03, 1.03), xticks=(0, 0.5, 1))
     panels[-1].axvline(0.5, color=INK, linestyle="--", linewidth=1)
-    describe(
-        drawn,
-        "Scores of strangers and of framed strangers under four methods: the std profile, the norm profile and csu "
-        "reach 1 for those that imitate them; the combined score does not cross the dashed line at 0.5.",
-    )
-    return drawn, columns(("frame", "method", "score"), rows)
+    alt = """Scores of strangers and of framed strangers under four methods: the std profile, the norm profile and csu
+        reach 1 for those that imitate them; the combined score does not cross the dashed line at 0.5."""
+    return drawn, columns(("frame", "method", "score"), rows), alt
 
 
 def draw_strip(axes: Axes, values: list[float], height: float, colour: str, spread: float = 0.25) -> None:
@@ -142,22 +136,15 @@ def p_values_of_strangers(scores: Rows, tests: Iterable[str] = ("csu", "permutat
     axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, label="what is promised")
     for style, test in zip(SERIES, tests, strict=False):
         found = sorted(scores_of(strangers_of(scores), f"{test}_p"))
-        rows += [(test, *step) for step in _draw_shares(axes, found, style, f"{test}, {len(found)} pairs")]
+        shares = np.arange(1, len(found) + 1) / len(found)
+        label = f"{test.replace('_', ' ')}, {len(found)} pairs"
+        axes.step(found, shares, where="post", label=label, **style | {"marker": ""})
+        rows += [(test, *step) for step in zip(found, shares, strict=True)]
         small.append(f"{test}: {np.mean(np.array(found) <= 0.05):.1%} of strangers at most .05")
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="p-value", ylabel="share of strangers up to it")
-    axes.legend(loc="lower right", frameon=False)
-    describe(drawn, f"Shares of strangers up to each p-value, beside the diagonal. {'; '.join(small)}.")
-    return drawn, columns(("method", "p_value", "share"), rows)
-
-
-def _draw_shares(
-    axes: Axes, values: list[float], style: dict[str, Any], label: str, least: float = 0.0
-) -> list[tuple[float, float]]:
-    """Draw the share of ascending values up to each of them, from `least` on; returns values and shares."""
-    shares = [place / len(values) for place in range(1, len(values) + 1)]
-    look = style | {"marker": "", "label": label.replace("_", " ")}
-    axes.step([max(value, least) for value in values], shares, where="post", **look)
-    return list(zip(values, shares, strict=True))
+    axes.legend(loc="lower right")
+    alt = f"Shares of strangers up to each p-value, beside the diagonal. {'; '.join(small)}."
+    return drawn, columns(("method", "p_value", "share"), rows), alt
 
 
 LEAST_P = 1e-3
@@ -171,34 +158,30 @@ def p_values_by_promise(scores: Rows, p_values: Rows, calibration: Rows) -> Draw
 
     Data: promise, test, p_value, share; every p-value in ascending order, and the share of tests up to it.
     """
-    promises: dict[str, dict[str, list[float]]] = {}
+    promises = {}  # promise -> test -> p-values
     for row in calibration:
-        test = row["method"]
-        found = (
-            scores_of(strangers_of(scores), f"{test}_p")
-            if f"{test}_p" in scores[0]
-            else [one["p_value"] for one in p_values if one["test"] == test]
-        )
+        test, column = row["method"], f"{row['method']}_p"
+        found = [one["p_value"] for one in p_values if one["test"] == test]
+        if column in scores[0]:
+            found = scores_of(strangers_of(scores), column)
         promises.setdefault(row["p_value"], {})[test] = sorted(found)
     rows, small = [], []
     drawn, panels = new_panels(3.7, 1, len(promises), sharey=True)
     for axes, (promise, tests) in zip(panels, promises.items(), strict=True):
         axes.plot([LEAST_P, 1], [LEAST_P, 1], color=QUIET, linewidth=1)
         for style, (test, found) in zip(SERIES, tests.items(), strict=False):
-            label = f"{test.removeprefix('token_agreement, ')}, {len(found)}"
-            rows += [(promise, test, *step) for step in _draw_shares(axes, found, style, label, LEAST_P)]
+            label = f"{test.removeprefix('token_agreement, ').replace('_', ' ')}, {len(found)}"
+            shares = np.arange(1, len(found) + 1) / len(found)
+            axes.step(np.maximum(found, LEAST_P), shares, where="post", label=label, **style | {"marker": ""})
+            rows += [(promise, test, *step) for step in zip(found, shares, strict=True)]
             small.append(f"{test.replace('_', ' ')} ({promise}) {np.mean(np.array(found) <= 0.05):.0%}")
-        axes.set(xscale="log", yscale="log", xlim=(LEAST_P, 1), ylim=(LEAST_P, 8), xlabel="p-value")
+        axes.set(title=promise, xscale="log", yscale="log", xlim=(LEAST_P, 1), ylim=(LEAST_P, 8), xlabel="p-value")
         axes.set_yticks([1e-3, 1e-2, 1e-1, 1])
-        axes.set_title(promise, fontsize=11)
-        axes.legend(loc="upper left", frameon=False, fontsize=8)
+        axes.legend(loc="upper left", fontsize=8)
     panels[0].set_ylabel("share of strangers up to it")
-    describe(
-        drawn,
-        "Shares of tests of strangers up to each p-value, both on a logarithmic scale, in three panels with a diagonal "
-        f"that no p-value of lineage rises above. At most .05 were: {'; '.join(small)}.",
-    )
-    return drawn, columns(("promise", "test", "p_value", "share"), rows)
+    alt = f"""Shares of tests of strangers up to each p-value, both on a logarithmic scale, in three panels with a
+        diagonal that no p-value of lineage rises above. At most .05 were: {"; ".join(small)}."""
+    return drawn, columns(("promise", "test", "p_value", "share"), rows), alt
 
 
 RARE, EXAMPLES = 0.01, 800
@@ -221,14 +204,11 @@ def orders_remembered(palimpsest: Rows) -> Drawing:
     axes.axvline(rare, color=INK, linestyle="--", linewidth=1, label=f"p = {RARE}")
     label_rows(axes, names, fontsize=9)
     axes.set_xlabel("rho of order and log-likelihood, beside a reference, within domains")
-    axes.legend(loc="lower right", frameon=False, fontsize=9)
-    describe(
-        drawn,
-        f"How well {len(names)} kinds of models tell the order in which two roots were trained, with a dashed line at "
-        f"p = {RARE}. Told by: {'; '.join(told)}.",
-    )
+    axes.legend(loc="lower right")
+    alt = f"""How well {len(names)} kinds of models tell the order in which two roots were trained, with a dashed line
+        at p = {RARE}. Told by: {"; ".join(told)}."""
     kept = ("order_of", "suspect", "relation", "rho_within_domains", "p_value_within_domains")
-    return drawn, {name.removesuffix("_within_domains"): [row[name] for row in palimpsest] for name in kept}
+    return drawn, {name.removesuffix("_within_domains"): [row[name] for row in palimpsest] for name in kept}, alt
 
 
 def _seen_from_its_root(row: Row) -> str:
@@ -281,18 +261,16 @@ def found_by_transformation(scores: Rows) -> Drawing:
     Data: transformation, method, found; the second half is of relatives that were rewritten by all gauges afterwards.
     """
     methods = (*METHODS, "score")
-    tables: dict[str, dict[str, list[float]]] = {}
+    tables = {}  # panel -> transformation -> shares
     for panel, end in (("as made", ""), ("rewritten", ", gauged")):
-        relatives = [row for row in scores if row["use"] == "positive" and is_rewritten(row) == (panel == "rewritten")]
+        relatives = [row for row in scores if row["use"] == "positive" and is_rewritten(row) == bool(end)]
         for name in sorted({group_of(row) for row in relatives}, key=list(GROUPS).index):
-            of_group = [row for row in relatives if group_of(row) == name]
-            shapes = {row["shapes"] for row in of_group}
+            some = [row for row in relatives if group_of(row) == name]
+            shapes = {row["shapes"] for row in some}
             alike = [row for row in scores if row["use"] == "evaluation" and row["shapes"] in shapes]
-            shares = [share_found(of_group, alike, method) for method in methods]
-            tables.setdefault(panel, {})[name + end] = shares
-    return _draw_tables(
-        "Relatives found at 1 % false positives", ("transformation", "method", "found"), tables, methods
-    )
+            tables.setdefault(panel, {})[name + end] = [share_found(some, alike, method) for method in methods]
+    title = "Relatives found at 1 % false positives"
+    return _draw_tables(title, ("transformation", "method", "found"), tables, methods)
 
 
 @figure(scores=scores)
@@ -323,5 +301,5 @@ def _draw_tables(
         axes.set_title(f"{title}, {panel}" if panel else title)
         lowest.append(f"{panel or 'in it'}, the lowest row is {list(table)[np.nanmean(values, axis=1).argmin()]}")
         rows += [(name, *cell) for name, line in table.items() for cell in zip(methods, line, strict=True)]
-    describe(drawn, f"{title}, {sum(heights)} rows, a column for each method; {'; '.join(lowest)}.")
-    return drawn, columns(names, rows)
+    alt = f"{title}, {sum(heights)} rows, a column for each method; {'; '.join(lowest)}."
+    return drawn, columns(names, rows), alt

@@ -1,7 +1,6 @@
 """What a correlation of 0.927 is worth: the dispute of 2025 as a case, one number beside several backgrounds.
 
-Nothing here measures the two models of the dispute. Scores come from the zoo, from data/published, or from a model of
-chance whose assumptions are stated where it is made.
+Nothing here measures the two models of the dispute.
 """
 
 from __future__ import annotations
@@ -12,15 +11,16 @@ from functools import cache, partial
 from itertools import combinations
 
 import numpy as np
+from scipy.spatial.distance import cdist
 from scipy.stats import binomtest
 
 from minimoe.course.figures.benchmark_results import std_profile_groups
-from minimoe.course.figures.drawing import label_rows, new_panels, remove_frame
+from minimoe.course.figures.drawing import label_rows, new_panels
 from minimoe.course.figures.profile import mean_correlation
 from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.published import CLAIMED, read_published
 from minimoe.course.shipped import zoo_weights
-from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe
+from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES
 from minimoe.fingerprints.norm_profile import read_norms
 from minimoe.fingerprints.weights import Weights
 from minimoe.fingerprints.zoo_scores import Rows, scores, scores_of
@@ -47,16 +47,11 @@ def dispute_timeline(record: Sequence[Mapping[str, str]]) -> Drawing:
     Rows of the record without a date are not drawn. Data: date, side ("claim", "answer" or "other"), party, title.
     """
     lanes = dict(zip(("claim", "answer", "other"), SERIES, strict=False))
-    rows = [
-        (
-            row["date"],
-            next((side for side in lanes if row["kind"].startswith(side)), "other"),
-            row["party"],
-            row["title"],
-        )
-        for row in record
-        if row["date"][0].isdigit()
-    ]
+    rows = []
+    for row in record:
+        if row["date"][0].isdigit():
+            side = next((side for side in lanes if row["kind"].startswith(side)), "other")
+            rows.append((row["date"], side, row["party"], row["title"]))
     drawn, (axes,) = new_panels(0.42 * len(rows) + 0.6)
     for place, (lane, style) in enumerate(lanes.items()):
         axes.axvline(place, color=QUIET, linewidth=0.8, zorder=0)
@@ -65,13 +60,13 @@ def dispute_timeline(record: Sequence[Mapping[str, str]]) -> Drawing:
     for height, (date, _, party, title) in enumerate(rows):
         axes.text(-0.5, height, date, ha="right", va="center", color=QUIET)
         axes.text(2.5, height, textwrap.fill(f"{party}: {title}", 46), va="center")
-    axes.set(xlim=(-2.3, 9), ylim=(len(rows) - 0.4, -0.6), yticks=[])
+    axes.set(xlim=(-2.3, 9), ylim=(len(rows) - 0.4, -0.6), yticks=[], frame_on=False)
     axes.set_xticks(range(len(lanes)), lanes, rotation=25)
     axes.xaxis.tick_top()
-    remove_frame(axes)
+    axes.tick_params(length=0)
     said = "; ".join(f"{date}, {side}, {party}: {title}" for date, side, party, title in rows)
-    describe(drawn, f"A timeline with three lanes, claim, answer and other. {said}.")
-    return drawn, columns(("date", "side", "party", "title"), rows)
+    alt = f"A timeline with three lanes, claim, answer and other. {said}."
+    return drawn, columns(("date", "side", "party", "title"), rows), alt
 
 
 def chance(kind: str, layers: int, *, draws: int = 4000, trend: float = 0.9, seed: int = 0) -> np.ndarray:
@@ -112,19 +107,14 @@ def chance_by_depth(trend: float = 0.9, depths: Sequence[int] = (4, 8, 16, 32, 4
         axes.fill_between(range(len(depths)), low, high, color=style["color"], alpha=0.25, linewidth=0)
         axes.plot(median, **style)
         axes.axhline(CLAIMED, color=INK, linestyle="--", linewidth=1)
-        axes.set_xticks(range(len(depths)), depths)
-        axes.set_xlabel("layers")
-        axes.set_title(kind, weight="normal")
+        axes.set(title=kind, xlabel="layers", xticks=range(len(depths)), xticklabels=depths)
         shares = np.mean(np.array(found) >= CLAIMED, axis=1)
         rows += [(kind, *row) for row in zip(depths, low, median, high, shares, strict=True)]
         parts.append(f"{kind}: median {median[-1]:.2f}, {shares[-1]:.1%} at {CLAIMED} or above")
     panels[0].set(ylim=(-1, 1.03), ylabel="score by chance")
-    describe(
-        drawn,
-        f"Three plots of the score by chance over {depths[0]} to {depths[-1]} layers, band and median, with a dashed "
-        f"line at {CLAIMED}. At {depths[-1]} layers, {'; '.join(parts)}.",
-    )
-    return drawn, columns(("assumption", "layers", "low", "median", "high", "at_least"), rows)
+    alt = f"""Three plots of the score by chance over {depths[0]} to {depths[-1]} layers, band and median, with a dashed
+        line at {CLAIMED}. At {depths[-1]} layers, {"; ".join(parts)}."""
+    return drawn, columns(("assumption", "layers", "low", "median", "high", "at_least"), rows), alt
 
 
 @cache
@@ -138,15 +128,11 @@ def backgrounds() -> dict[str, np.ndarray]:
     """Scores of pairs without common weights, by where they come from."""
     zoo = std_profile_groups(scores())
     others = ("different makers", "same maker, separate runs", "not stated")
-    published = [
-        float(row["score"])
-        for row in read_published("profile_correlations")
-        if row["statistic"] == "std profile" and row["truth"] in others
-    ]
+    published = [row for row in read_published("profile_correlations") if row["statistic"] == "std profile"]
     return {
         "zoo of 4 layers": np.array(zoo["strangers of 4 layers"]),
         "zoo of 8 layers": np.array(zoo["strangers of 8 layers"]),
-        "published pairs": np.array(published),
+        "published pairs": np.array([float(row["score"]) for row in published if row["truth"] in others]),
         "chance at 48: independent": chance("independent", 48),
         "chance at 48: wandering": chance("wandering", 48),
         **{f"chance at 48: trend {trend:.0%}": chance("shared trend", 48, trend=trend) for trend in TRENDS},
@@ -189,26 +175,23 @@ def worth_of_the_number(related: np.ndarray, backgrounds: Mapping[str, np.ndarra
     """
     groups = {"relatives in the zoo": related, **backgrounds}
     rows = []
-    drawn, (axes,) = new_panels(0.46 * len(groups) + 0.9)
+    drawn, (axes,) = new_panels(0.46 * len(groups) + 0.9, title=f"How many pairs reach {CLAIMED}")
     for height, (group, found) in enumerate(groups.items()):
         low, median, high = np.quantile(found, (0.025, 0.5, 0.975))
         colour = MAIN if height == 0 else QUIET if group.startswith("chance") else SERIES[1]["color"]
-        axes.plot([low, high], [height, height], color=colour, linewidth=2)
+        axes.hlines(height, low, high, color=colour, linewidth=2)
         if len(found) < 20:
             axes.plot(found, [height] * len(found), "|", color=colour, ms=11)
         axes.plot(median, height, marker="s" if height == 0 else "o", color=colour, ms=7, linestyle="")
         hits = [reading(found).sum() for reading in READINGS.values()]
-        axes.text(1.06, height, f"{hits[0]:,} of {len(found):,}", va="center", color=INK)
+        axes.text(1.06, height, f"{hits[0]:,} of {len(found):,}", va="center")
         rows.append((group, len(found), low, median, high, *hits))
     axes.axvline(CLAIMED, color=INK, linestyle="--", linewidth=1)
     label_rows(axes, groups)
     axes.set(xlim=(-0.9, 1.02), xlabel="score: median and 95 % of the pairs")
-    axes.set_title(f"How many pairs reach {CLAIMED}", loc="left")
     counts = ", ".join(f"{group} {hits} of {pairs}" for group, pairs, *_, hits, _ in rows)
-    describe(
-        drawn, f"Ranges of the std profile's score in {len(groups)} groups of pairs. At {CLAIMED} or above: {counts}."
-    )
-    return drawn, columns(("group", "pairs", "low", "median", "high", "at_least", "about"), rows)
+    alt = f"Ranges of the std profile's score in {len(groups)} groups of pairs. At {CLAIMED} or above: {counts}."
+    return drawn, columns(("group", "pairs", "low", "median", "high", "at_least", "about"), rows), alt
 
 
 @figure(related=relatives, backgrounds=backgrounds)
@@ -239,7 +222,7 @@ def belief(
     if background not in backgrounds:
         raise ValueError(f"background={background!r}: wanted one of {', '.join(backgrounds)}")
     rows = []
-    drawn, (axes,) = new_panels(0.42 * len(backgrounds) + 1.2)
+    drawn, (axes,) = new_panels(0.42 * len(backgrounds) + 1.2, title=f"The score is {reading}")
     for height, (name, found) in enumerate(backgrounds.items()):
         low, middle, high = (posterior(prior, ratio) for ratio in likelihood_ratio(related, found, reading))
         colour, width, size, weight = (MAIN, 9, 7, "bold") if name == background else (PALE, 6, 5, "normal")
@@ -250,14 +233,13 @@ def belief(
         rows.append((name, prior, low, middle if middle < 1 else None, high))
     axes.axvline(prior, color=QUIET, linestyle=":", linewidth=1.5)
     axes.text(prior + 0.01, -0.6, "before", color=QUIET, va="center")
-    axes.set_title(f"The score is {reading}")
     label_rows(axes, backgrounds, 0.7)
     axes.get_yticklabels()[list(backgrounds).index(background)].set_weight("bold")
-    axes.set_xticks(np.linspace(0, 1, 5), [f"{share:.0%}" for share in np.linspace(0, 1, 5)])
+    axes.set_xticks(np.linspace(0, 1, 5), ["0%", "25%", "50%", "75%", "100%"])
     axes.set(xlim=(-0.01, 1.01), xlabel="belief after the number, if this background holds")
     described = "; ".join(f"{name} {in_words(low, high)}" for name, _, low, _, high in rows)
-    describe(drawn, f"From a belief of {prior:.0%}, a score of {reading} leads to these ranges of belief: {described}.")
-    return drawn, columns(("background", "prior", "low", "belief", "high"), rows)
+    alt = f"From a belief of {prior:.0%}, a score of {reading} leads to these ranges of belief: {described}."
+    return drawn, columns(("background", "prior", "low", "belief", "high"), rows), alt
 
 
 def in_words(low: float, high: float) -> str:
@@ -301,18 +283,12 @@ def if_measured(situations: Mapping[str, Rows], methods: Sequence[str] = METHODS
         axes.axhline(line + 0.5, color=PALE, linewidth=0.8)
     label_rows(axes, [method.replace("_", " ") for method in methods])
     axes.set(xlim=(-0.65, 1.03), xlabel="score in the zoo: median, lowest and highest")
-    drawn.legend(loc="outside lower center", ncols=2, frameon=False)
-    above = [
-        f"{situation}, {', '.join(separating(situations, situation, methods)) or 'none'}"
-        for situation in situations
-        if situation != "independent"
-    ]
-    describe(
-        drawn,
-        f"Ranges of {len(methods)} methods in {len(situations)} situations. Every pair has more than all independent "
-        f"ones by these methods: {'; '.join(above)}.",
-    )
-    return drawn, columns(("method", "situation", "pairs", "low", "median", "high"), rows)
+    drawn.legend(loc="outside lower center", ncols=2)
+    above = {one: ", ".join(separating(situations, one, methods)) for one in situations if one != "independent"}
+    described = "; ".join(f"{situation}, {found or 'none'}" for situation, found in above.items())
+    alt = f"""Ranges of {len(methods)} methods in {len(situations)} situations. Every pair has more than all independent
+        ones by these methods: {described}."""
+    return drawn, columns(("method", "situation", "pairs", "low", "median", "high"), rows), alt
 
 
 def separating(situations: Mapping[str, Rows], situation: str, methods: Sequence[str] = METHODS) -> list[str]:
@@ -325,41 +301,31 @@ def separating(situations: Mapping[str, Rows], situation: str, methods: Sequence
     ]
 
 
-# group -> pair -> statistic -> value
-Similarities = dict[str, dict[str, dict[str, float]]]
+Similarities = dict[str, dict[str, dict[str, float]]]  # group -> pair -> statistic -> value
 
 
 def norm_similarities(a: Weights, b: Weights) -> dict[str, float]:
     """Mean cosine and Pearson of the norms of two models: of the same layer, and of other layers."""
-    first, second = (read_norms(weights)["layers"] for weights in (a, b))
-    same = np.eye(len(first), dtype=bool)
+    first, second = (read_norms(weights)["layers"].swapaxes(0, 1) for weights in (a, b))  # [2, L, H]
+    same = np.eye(first.shape[1], dtype=bool)
     found = {}
-    for label, taken_off in (("cosine", 0), ("Pearson", 1)):
-        x, y = (norms - taken_off * norms.mean(-1, keepdims=True) for norms in (first, second))
-        x, y = (norms / np.linalg.norm(norms, axis=-1, keepdims=True) for norms in (x, y))
-        table = np.einsum("irh,jrh->ij", x, y) / x.shape[1]
-        found[f"{label}, same layer"] = float(table[same].mean())
-        found[f"{label}, other layers"] = float(table[~same].mean())
+    for label, metric in (("cosine", "cosine"), ("Pearson", "correlation")):
+        table = np.mean([1 - cdist(x, y, metric) for x, y in zip(first, second, strict=True)], axis=0)
+        found |= {f"{label}, same layer": table[same].mean(), f"{label}, other layers": table[~same].mean()}
     return found
 
 
 def shipped_similarities() -> Similarities:
     """Of strangers and of a fine-tuned model in the zoo, and of a published pair."""
-    names = ("alder", "birch", "stranger-01", "stranger-13", "alder-finetuned")
-    *roots, tuned = map(zoo_weights, names)
-    pairs = [
-        (f"{a} and {b}", norm_similarities(x, y))
-        for (a, x), (b, y) in combinations(zip(names[:4], roots, strict=True), 2)
-    ]
-    published = {
-        row["statistic"].replace(" of norm weights", ""): float(row["score"])
-        for row in read_published("profile_correlations")
-        if row["a"].startswith("Solar")
-    }
+    weights = {name: zoo_weights(name) for name in ("alder", "birch", "stranger-01", "stranger-13")}
+    strangers = {f"{a} and {b}": norm_similarities(weights[a], weights[b]) for a, b in combinations(weights, 2)}
+    tuned = norm_similarities(weights["alder"], zoo_weights("alder-finetuned"))
+    published = [row for row in read_published("profile_correlations") if row["a"].startswith("Solar")]
+    solar = {row["statistic"].replace(" of norm weights", ""): float(row["score"]) for row in published}
     return {
-        "strangers in the zoo": dict(pairs),
-        "fine-tuned in the zoo": {"fine-tuned": norm_similarities(roots[0], tuned)},
-        "Solar and GLM, published": {"Solar and GLM": published},
+        "strangers in the zoo": strangers,
+        "fine-tuned in the zoo": {"fine-tuned": tuned},
+        "Solar and GLM, published": {"Solar and GLM": solar},
     }
 
 
@@ -382,13 +348,9 @@ def norms_of_strangers(similarities: Similarities) -> Drawing:
     label_rows(axes, statistics)
     axes.set(xlim=(-0.15, 1.05), xlabel="similarity of norm weights")
     axes.axvline(0, color=QUIET, linewidth=0.8)
-    drawn.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=10)
+    drawn.legend(loc="outside lower center", ncols=3)
     strangers = next(iter(similarities.values())).values()
-    means = {of: np.mean([found[of] for found in strangers]) for of in statistics}
-    described = ", ".join(f"{statistic} {mean:.2f}" for statistic, mean in means.items())
-    describe(
-        drawn,
-        f"Similarity of norm weights by {len(statistics)} statistics. Means of {len(strangers)} pairs of strangers: "
-        f"{described}.",
-    )
-    return drawn, columns(("pair", "statistic", "value"), rows)
+    means = ", ".join(f"{of} {np.mean([found[of] for found in strangers]):.2f}" for of in statistics)
+    alt = f"""Similarity of norm weights by {len(statistics)} statistics. Means of {len(strangers)} pairs of strangers:
+        {means}."""
+    return drawn, columns(("pair", "statistic", "value"), rows), alt

@@ -1,4 +1,4 @@
-"""What several figures draw: titles, tables of shaded numbers, curves of several seeds, bare axes, ranges in words."""
+"""What several figures draw: panels, tables of shaded numbers, curves of several seeds, notes, ranges in words."""
 
 from __future__ import annotations
 
@@ -16,44 +16,47 @@ from minimoe.course.style import INK, MAIN, new_figure
 FILL = LinearSegmentedColormap.from_list("white to main", ["white", MAIN])  # darker is more, in greyscale too
 
 
-def new_panels(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A new figure with panels in reading order; options are those of `Figure.subplots`."""
+def new_panels(
+    height: float,
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    title: str = "",
+    xlabel: str = "",
+    ylabel: str = "",
+    **options: Any,
+) -> tuple[Figure, list[Axes]]:
+    """A new figure with panels in reading order, and what is written for all of them: a title, labels of the axes.
+
+    The title stands at the left edge and is taken as it is, dollar signs too; options are those of `Figure.subplots`.
+    """
     figure = new_figure(height)
-    return figure, list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+    panels = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", parse_math=False)
+    if xlabel:
+        figure.supxlabel(xlabel)
+    if ylabel:
+        figure.supylabel(ylabel)
+    return figure, panels
 
 
-def new_pairs(number: int, height: float, extra: float = 0.0) -> tuple[Figure, list[Axes]]:
+def new_pairs(number: int, height: float, extra: float = 0.0, **texts: str) -> tuple[Figure, list[Axes]]:
     """A new figure with `number` panels of common axes, two to a line of `height` inches, and `extra` inches beside.
 
     Where the number is odd, the last place stays empty.
     """
     lines = -(-number // 2)
-    figure, panels = new_panels(lines * height + extra, lines, 2, sharex=True, sharey=True)
+    figure, panels = new_panels(lines * height + extra, lines, 2, sharex=True, sharey=True, **texts)
     for panel in panels[number:]:
         panel.set_axis_off()
     return figure, panels[:number]
-
-
-def set_title(figure: Figure, text: str, size: int = 12) -> None:
-    """A title over all panels, at the left edge; the text is taken as it is, dollar signs too."""
-    figure.suptitle(text, x=0.01, ha="left", size=size, weight="bold", parse_math=False)
-
-
-def set_panel_title(axes: Axes, text: str, size: int = 11) -> None:
-    """The title of one panel of several, lighter than that of the figure."""
-    axes.set_title(text, size=size, weight="normal")
 
 
 def label_rows(axes: Axes, labels: Sequence[Any], margin: float = 0.5, **look: Any) -> None:
     """Names at the heights 0, 1, ... of a panel, the first at the top."""
     axes.set_yticks(range(len(labels)), labels, **look)
     axes.set_ylim(len(labels) - 1 + margin, -margin)
-
-
-def remove_frame(axes: Axes) -> None:
-    """Leave the labels of the ticks, without the ticks and the lines around the panel."""
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
 
 
 def heatmap(
@@ -71,7 +74,6 @@ def heatmap(
     """A table with every number written on a shade between white, 0, and blue, `top`. A NaN leaves its cell empty.
 
     Args:
-        axes: to draw on.
         values: [rows, columns].
         text: the format of a number ("z" writes -0 as 0).
         rows, columns: names; None: numbers from 0.
@@ -81,23 +83,17 @@ def heatmap(
         size: of the numbers, in points.
     """
     shade = values if shade is None else shade
+    bold = np.zeros_like(values) if bold is None else bold
     axes.imshow(shade, cmap=FILL, vmin=0, vmax=top, aspect="auto")
-    for row, column in np.argwhere(~np.isnan(values)):
-        value = values[row, column]
-        axes.text(
-            column,
-            row,
-            format(value, text),
-            ha="center",
-            va="center",
-            size=size,
-            weight="bold" if bold is not None and bold[row, column] else "normal",
-            color="white" if shade[row, column] > 0.9 * top else INK,
-        )
+    for place in np.argwhere(~np.isnan(values)):
+        cell = tuple(place)
+        look = {"color": "white" if shade[cell] > 0.9 * top else INK, "weight": "bold" if bold[cell] else "normal"}
+        axes.text(*place[::-1], format(values[cell], text), ha="center", va="center", size=size, **look)
     down, across = values.shape
     axes.set_yticks(range(down), range(down) if rows is None else rows)
     axes.set_xticks(range(across), range(across) if columns is None else columns)
-    remove_frame(axes)
+    axes.tick_params(length=0)
+    axes.set_frame_on(False)
 
 
 def curve_with_seeds(axes: Axes, x: ndarray, values: ndarray, style: dict[str, Any], label: str) -> None:
@@ -106,9 +102,10 @@ def curve_with_seeds(axes: Axes, x: ndarray, values: ndarray, style: dict[str, A
     axes.plot(x, values.T, color=style["color"], marker=".", linestyle="")
 
 
-def shared_legend(figure: Figure, axes: Axes, loc: str, columns: int) -> None:
-    """One legend outside the panels, for what the panel `axes` and the others have in common."""
-    figure.legend(*axes.get_legend_handles_labels(), loc=loc, ncols=columns, frameon=False)
+def note(axes: Axes, text: str, place: tuple[float, float], points: float) -> None:
+    """A text beside a place, so many points to the right, or to the left where `points` are negative."""
+    side = "left" if points > 0 else "right"
+    axes.annotate(text, place, (points, 0), textcoords="offset points", ha=side, va="center", size=10)
 
 
 def span(values: Sequence[float] | ndarray, digits: int = 2) -> str:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from functools import cache, partial
 from inspect import signature
 
+import numpy as np
 import torch
-from matplotlib.axes import Axes
+from scipy.stats import zscore
 
-from minimoe.course.figures.drawing import new_panels, set_panel_title, set_title, shared_legend
-from minimoe.course.figures.profile import z_score
+from minimoe.course.figures.drawing import new_panels, note
 from minimoe.course.figures.register import Drawing, columns, figure
-from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe
+from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES
 from minimoe.fingerprints.compare import METHODS, background_of_the_zoo
 from minimoe.fingerprints.std_profile import ATTENTION, read_std_profile, std_profile
 from minimoe.fingerprints.weights import open_weights
@@ -91,52 +91,39 @@ def gauge_bench(
     before, after = (open_weights(one) for one in (model, rewritten))
     found = {method: METHODS[method](before, after).score for method in COORDINATES + FUNCTIONS}
     background = background_of_the_zoo(before, after).scores
-    strangers = {method: max(background[method]) for method in found}
-    moved = largest_difference(model, rewritten)
+    strangers = [max(background[method]) for method in found]
+    moved, other = largest_difference(model, rewritten), largest_difference(_alder(), _stranger())
 
-    drawn, (readout, bars) = new_panels(4.8, 2, height_ratios=[1, 9])
-    _draw_readout(readout, moved)
-    _draw_scores(bars, found, strangers)
     how = f", amount {amount:g}" if has_degrees(gauge) else " (all or nothing)"
-    set_title(drawn, f"{name} after {gauge}{how}")
+    drawn, (readout, bars) = new_panels(4.8, 2, height_ratios=[1, 9], title=f"{name} after {gauge}{how}")
+    readout.set(xscale="log", xlim=(3e-17, 1e3), ylim=(0, 1), yticks=[])
+    readout.set_title("largest change of a logit; shaded: rounding")
+    readout.spines["left"].set_visible(False)
+    readout.axvspan(3e-17, NOT_MOVED, color=PALE)
+    readout.axvline(other, color=INK, linestyle="--", linewidth=1.2)
+    note(readout, "a stranger", (other, 0.5), -5)
+    readout.plot(max(moved, 1e-16), 0.5, "D", color=MAIN, markersize=9, markeredgecolor=INK)
+
+    places = np.arange(len(found)) + 0.5 * (np.arange(len(found)) >= len(COORDINATES))
+    outlines = bars.barh(places, 1, color="white", edgecolor=QUIET, linewidth=1)
+    labels = ["refuses" if score is None else f"{score:.2f}" for score in found.values()]
+    bars.bar_label(outlines, labels, padding=5, size=10)
+    bars.barh(places, [max(score or 0, 0) for score in found.values()], color=MAIN, edgecolor=INK, linewidth=0.5)
+    bars.vlines(strangers, places - 0.4, places + 0.4, color=INK, linestyle="--", linewidth=1.4)
+    bars.set(title="score with the original: outline before, blue after", xlabel="dashed: the highest of strangers")
+    bars.set(xlim=(0, 1.13), xticks=[0, 0.25, 0.5, 0.75, 1])
+    bars.set_yticks(places, [method.replace("_", " ") for method in found])
+    bars.tick_params(axis="y", length=0)
+    bars.invert_yaxis()
+
     low = [f"{method} {score:.2f}" for method, score in found.items() if score is not None and score < 0.995]
     refused = [method for method, score in found.items() if score is None]
-    describe(
-        drawn,
-        f"A scale and eight bars for {name} rewritten by {gauge}{how}. "
-        f"{'No logit' if moved < NOT_MOVED else 'A logit'} moves by more than a billionth. "
-        f"Scores of the model with its copy, where 1 is before: {', '.join(low) or 'none'} below 1; "
-        f"{', '.join(refused) or 'none'} refused; the others 1.",
-    )
-    rows = [(method, found[method], strangers[method]) for method in found]
-    rows.append(("largest change of a logit", moved, None))
-    return drawn, columns(("method", "score", "highest_stranger"), rows)
-
-
-def _draw_readout(axes: Axes, moved: float) -> None:
-    """A needle on a logarithmic scale, beside what one logit of another model would show."""
-    other = largest_difference(_alder(), _stranger())
-    axes.set(xscale="log", xlim=(3e-17, 1e3), ylim=(0, 1), yticks=[])
-    set_panel_title(axes, "largest change of a logit; shaded: rounding")
-    axes.spines["left"].set_visible(False)
-    axes.axvspan(3e-17, NOT_MOVED, color=PALE)
-    axes.axvline(other, color=INK, linestyle="--", linewidth=1.2)
-    axes.annotate("a stranger", (other, 0.5), (-5, 0), textcoords="offset points", size=10, ha="right", va="center")
-    axes.plot(max(moved, 1e-16), 0.5, "D", color=MAIN, markersize=9, markeredgecolor=INK)
-
-
-def _draw_scores(axes: Axes, found: dict[str, float | None], strangers: dict[str, float]) -> None:
-    places = [place + (place >= len(COORDINATES)) * 0.5 for place in range(len(found))]
-    for place, (method, score) in zip(places, found.items(), strict=True):
-        axes.barh(place, 1, color="white", edgecolor=QUIET, linewidth=1)
-        axes.barh(place, max(score or 0, 0), color=MAIN, edgecolor=INK, linewidth=0.5)
-        axes.plot([strangers[method]] * 2, [place - 0.4, place + 0.4], color=INK, linestyle="--", linewidth=1.4)
-        axes.text(1.02, place, "refuses" if score is None else f"{score:.2f}", size=10, va="center")
-    axes.set_yticks(places, [method.replace("_", " ") for method in found])
-    axes.set(xlim=(0, 1.13), xticks=[0, 0.25, 0.5, 0.75, 1], xlabel="dashed: the highest of strangers")
-    set_panel_title(axes, "score with the original: outline before, blue after")
-    axes.tick_params(axis="y", length=0)
-    axes.invert_yaxis()
+    alt = f"""A scale and eight bars for {name} rewritten by {gauge}{how}.
+        {"No logit" if moved < NOT_MOVED else "A logit"} moves by more than a billionth. Scores of the model with its
+        copy, where 1 is before: {", ".join(low) or "none"} below 1; {", ".join(refused) or "none"} refused; the others
+        1."""
+    rows = [*zip(found, found.values(), strangers, strict=True), ("largest change of a logit", moved, None)]
+    return drawn, columns(("method", "score", "highest_stranger"), rows), alt
 
 
 _LOOKS = (
@@ -173,23 +160,19 @@ def frame_bench(
     before, now = (std_profile(weights, goal).score for weights in (own, after))
     profiles = dict(zip((*names, "framed"), (start, end, read_std_profile(after)), strict=True))
 
+    title = f"std profile of {names[0]} with {names[1]}: r = {before:.2f} as it is, {now:.2f} framed"
+    drawn, panels = new_panels(3.4, 1, 4, sharey=True, title=title)
     rows = []
-    drawn, panels = new_panels(3.4, 1, len(ATTENTION), sharey=True)
     for axes, role in zip(panels, ATTENTION, strict=True):
-        curves = [z_score(profile[role]) for profile in profiles.values()]
+        curves = [zscore(profile[role]) for profile in profiles.values()]
         for label, curve, look in zip(profiles, curves, _LOOKS, strict=True):
             axes.plot(curve, **look, label=label)
-        axes.set(xticks=range(len(curves[0])), ylim=(-2, 2), xlabel="layer")
-        axes.margins(x=0.12)
+        axes.set(xticks=range(len(curves[0])), ylim=(-2, 2), xlabel="layer", xmargin=0.12)
         axes.set_title(role.upper(), loc="center")
         rows += [(role, layer, *values) for layer, values in enumerate(zip(*curves, strict=True))]
     panels[0].set_ylabel("spread, z-score over layers")
-    shared_legend(drawn, panels[0], "outside lower center", 3)
-    set_title(drawn, f"std profile of {names[0]} with {names[1]}: r = {before:.2f} as it is, {now:.2f} framed")
-    describe(
-        drawn,
-        f"Four panels, Q, K, V and O, of the spread of the weights over the layers for {names[0]}, {names[1]} and the "
-        f"framed stranger at degree {degree:g}. The mean correlation with {names[1]} is {before:.2f} before and "
-        f"{now:.2f} framed; {'no' if moved < NOT_MOVED else 'a'} logit moves by more than a billionth.",
-    )
-    return drawn, columns(("role", "layer", *profiles), [*rows, ("score", "", before, "", now)])
+    drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    alt = f"""Four panels, Q, K, V and O, of the spread of the weights over the layers for {names[0]}, {names[1]} and
+        the framed stranger at degree {degree:g}. The mean correlation with {names[1]} is {before:.2f} before and
+        {now:.2f} framed; {"no" if moved < NOT_MOVED else "a"} logit moves by more than a billionth."""
+    return drawn, columns(("role", "layer", *profiles), [*rows, ("score", "", before, "", now)]), alt

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor
 
 from minimoe.course.cost import place_experts
-from minimoe.course.figures.drawing import heatmap, new_panels, remove_frame, set_panel_title, set_title, span
-from minimoe.course.figures.register import Drawing, cell_columns, columns, figure, styled
+from minimoe.course.figures.drawing import heatmap, new_panels, note, span
+from minimoe.course.figures.register import Drawing, cell_columns, columns, figure
 from minimoe.course.runs import Table, read_run, where
-from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe, expert_colour
+from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, expert_colour
 from minimoe.model import RouterOutput, route_topk
 from minimoe.model.balance import expert_load, load_balancing_loss
 
@@ -22,65 +21,49 @@ STARVING = 0.25  # of a fair share: what an expert gets less than to count as st
 _POINTS, _LAST = 30, 20  # points of a curve; steps at the end of a run, over which a share is taken
 
 
-@styled()
+@figure(listed=False)
 def load_curves(log: Sequence[dict[str, Any]], title: str = "Share of the choices") -> Drawing:
     """How each layer's choices spread over its experts while a model trains: one band an expert, busiest at the bottom.
 
-    Args:
-        log: what `minimoe.training.train` returned.
-        title: of the figure.
-
-    Data: layer, step (the last of those averaged), expert, share (of the layer's choices).
+    Drawn of the log that `minimoe.training.train` returns. Data: layer, step (the last of those averaged), expert,
+    share (of the layer's choices).
     """
     load = torch.tensor([record["load"] for record in log], dtype=torch.float64)  # [steps, L, E]
     windows = load.split(max(1, len(load) // _POINTS))
     steps = np.cumsum([len(window) for window in windows])
     shares = torch.stack([_shares(window) for window in windows], dim=1)  # [L, points, E]
     layers, points, experts = shares.shape
-    drawn, panels = new_panels(2.6, 1, layers, sharex=True, sharey=True)
-    for layer, axes in enumerate(panels):
-        _draw_bands(axes, steps, shares[layer].numpy())
-        set_panel_title(axes, f"layer {layer}")
+    drawn, panels = new_panels(2.6, 1, layers, sharex=True, sharey=True, title=title, xlabel="training step")
+    for layer, (axes, of_layer) in enumerate(zip(panels, shares.numpy(), strict=True)):
+        order = (-of_layer[-1]).argsort(kind="stable")
+        bands, colours = of_layer[:, order].T, [expert_colour(expert) for expert in order]
+        axes.stackplot(steps, bands, colors=colours, edgecolor="white", linewidth=0.8)
+        for expert, share, top in zip(order, bands[:, -1], bands[:, -1].cumsum(), strict=True):
+            if share > 0.08:  # else there is no room for its number
+                note(axes, str(expert), (steps[-1], top - share / 2), -5)
+        axes.set(title=f"layer {layer}", xmargin=0)
     panels[0].set(ylabel="share of choices", yticks=[0, 0.25, 0.5, 0.75, 1], ylim=(0, 1))
-    drawn.supxlabel("training step", size=11)
-    set_title(drawn, title)
 
     # In words that another machine, which trains a slightly different model, would also find.
     worst = max(_starving(shares[:, point]) for point in range((points + 1) // 2))
     first = "more than one expert in ten" if worst > 0.1 else "hardly any expert"
     starving = _starving(_shares(load[-_LAST:]))
     last = "more than one in five" if starving > 0.2 else "hardly any" if starving < 0.1 else "some"
-    describe(
-        drawn,
-        f"Stacked areas for {layers} layers: the share of the choices that each of {experts} experts receives over "
-        f"{len(log)} training steps. {title}: at some point of the first half {first} gets less than a quarter of a "
-        f"fair share, at the end {last}.",
-    )
+    alt = f"""Stacked areas for {layers} layers: the share of the choices that each of {experts} experts receives over
+        {len(log)} training steps. {title}: at some point of the first half {first} gets less than a quarter of a fair
+        share, at the end {last}."""
     places = {"layer": range(layers), "step": steps, "expert": range(experts)}
-    return drawn, cell_columns(places, share=shares.numpy())
+    return drawn, cell_columns(places, share=shares.numpy()), alt
 
 
 def _shares(load: Tensor) -> Tensor:
     """[steps, L, E] counts -> [L, E], the part of all choices that each expert received."""
-    total = load.sum(0)
-    return total / total.sum(-1, keepdim=True)
+    return load.sum(0) / load.sum((0, -1))[:, None]
 
 
 def _starving(shares: Tensor) -> float:
     """The part of all experts that get less than `STARVING` of a fair share; shares [L, E]."""
     return (shares * shares.shape[-1] < STARVING).double().mean().item()
-
-
-def _draw_bands(axes: Axes, steps: np.ndarray, shares: np.ndarray) -> None:
-    order = (-shares[-1]).argsort(kind="stable")
-    tops = shares[:, order].cumsum(1)
-    for expert, top, share in zip(order, tops.T, shares[:, order].T, strict=True):
-        axes.fill_between(steps, top - share, top, color=expert_colour(expert), edgecolor="white", linewidth=0.8)
-        if share[-1] > 0.08:  # else there is no room for its number
-            place = (steps[-1], top[-1] - share[-1] / 2)
-            style = {"textcoords": "offset points", "ha": "right", "va": "center", "size": 10}
-            axes.annotate(str(expert), place, (-5, 0), **style)
-    axes.margins(x=0)
 
 
 def collapsed_routers(number: int, tokens: int = 6) -> list[RouterOutput]:
@@ -105,25 +88,23 @@ def hidden_by_averaging(routers: Mapping[str, Sequence[RouterOutput]]) -> Drawin
     rows, findings = [], []
     for axes, (kind, outputs) in zip(panels, routers.items(), strict=True):
         together = RouterOutput(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
-        experts = together.logits.shape[-1]
+        experts, names = together.logits.shape[-1], [*map(str, range(len(outputs))), "average"]
         loads = [expert_load(output.indices, experts).double() for output in (*outputs, together)]
         shares = torch.stack([load / load.sum() for load in loads]).numpy()
         losses = [load_balancing_loss([output]).item() for output in (*outputs, together)]
-        names = [*map(str, range(len(outputs))), "average"]
         heatmap(axes, shares, "g", rows=names, size=11)
         axes.axhline(len(outputs) - 0.5, color="white", linewidth=5)
+        axes.set(title=f"{len(outputs)} {kind}s and their average", xlabel="expert", ylabel=kind)
         right = axes.secondary_yaxis("right")
         right.set_yticks(range(len(losses)), [f"{loss:.1f}" for loss in losses])
-        remove_frame(right)
-        right.set_ylabel("balance loss")
-        axes.set(xlabel="expert", ylabel=kind)
-        set_panel_title(axes, f"{len(outputs)} {kind}s and their average")
+        right.tick_params(length=0)
+        right.set(frame_on=False, ylabel="balance loss")
         rows += [(kind, names[row], expert, share, losses[row]) for (row, expert), share in np.ndenumerate(shares)]
         findings.append(
             f"{len(outputs)} {kind}s have a balance loss of {span(losses[:-1], 1)}, their average {losses[-1]:.1f}"
         )
-    describe(drawn, f"Tables of the share of tokens that each expert gets. {'; '.join(findings)}.")
-    return drawn, columns(("kind", "row", "expert", "share", "loss"), rows)
+    alt = f"Tables of the share of tokens that each expert gets. {'; '.join(findings)}."
+    return drawn, columns(("kind", "row", "expert", "share", "loss"), rows), alt
 
 
 BALANCED_BY = {"balance-none": "nothing", "moe": "the loss", "balance-bias": "the bias"}  # experiments of data/runs
@@ -145,56 +126,40 @@ def price_of_balance(runs: Mapping[str, tuple[Table, Table]]) -> Drawing:
     Args:
         runs: what balanced the run -> its tables "train" and "final", as `read_run` returns them; of equal seeds.
     """
-    names = ("balanced_by", "seed", "max_violation", "together", "starving", "nats")
-    data = columns(names, [(name, *row) for name, tables in runs.items() for row in _end_of_run(*tables)])
-    seeds = list(dict.fromkeys(data["seed"]))
-    by_run = {name: np.reshape(data[name], (len(runs), len(seeds))) for name in names[2:]}
-    drawn, (left, middle, right) = new_panels(3.2, 1, 3)
-    panels = {
-        "max_violation": (left, "Uneven in one step"),
-        "together": (middle, "Over 100 steps"),
-        "nats": (right, "Held-out loss"),
-    }
-    for name, (axes, title) in panels.items():
+    seeds = np.unique([final["seed"] for _, final in runs.values()])
+    ends = np.array([[_end_of_run(*tables, seed) for seed in seeds] for tables in runs.values()])  # [runs, seeds, 4]
+    by_run = dict(zip(("max_violation", "together", "starving", "nats"), ends.transpose(2, 0, 1), strict=True))
+    titles = {"max_violation": "Uneven in one step", "together": "Over 100 steps", "nats": "Held-out loss"}
+    drawn, panels = new_panels(3.2, 1, 3)
+    for axes, (name, title) in zip(panels, titles.items(), strict=True):
         for seed, values, style in zip(seeds, by_run[name].T, SERIES, strict=False):
             axes.plot([run.replace(" ", "\n") for run in runs], values, label=f"seed {seed}", **style)
-        axes.set(xlabel="balanced by")
-        axes.margins(x=0.15)
-        set_panel_title(axes, title)
-    for axes in (left, middle):
-        axes.set(ylim=(0, 2), yticks=[0, 0.5, 1, 1.5, 2], ylabel="MaxVio (0: balanced)")
-    right.set(ylabel="nats per token")
-    middle.legend(frameon=False, loc="upper right", handlelength=1.8)
+        uneven = {"ylim": (0, 2), "yticks": [0, 0.5, 1, 1.5, 2], "ylabel": "MaxVio (0: balanced)"}
+        axes.set(title=title, xlabel="balanced by", xmargin=0.15, **uneven if name != "nats" else {})
+    panels[2].set_ylabel("nats per token")
+    panels[1].legend(loc="upper right", handlelength=1.8)
     parts = [
         f"balanced by {name}, MaxVio is {span(violation)} in one step and {span(together)} over 100 steps, "
         f"{starving.mean():.0%} of the experts starve, and the held-out loss is {span(nats, 3)}"
         for name, violation, together, starving, nats in zip(runs, *by_run.values(), strict=True)
     ]
     orders = np.unique(by_run["nats"].argsort(1), axis=0)
-    describe(
-        drawn,
-        f"Three plots, a line for each of {len(seeds)} seeds; those of the held-out loss "
-        f"{'do not cross' if len(orders) == 1 else 'cross'}: {'; '.join(parts)} nats per token.",
-    )
-    return drawn, data
+    alt = f"""Three plots, a line for each of {len(seeds)} seeds; those of the held-out loss
+        {"do not cross" if len(orders) == 1 else "cross"}: {"; ".join(parts)} nats per token."""
+    return drawn, cell_columns({"balanced_by": runs, "seed": seeds}, **by_run), alt
 
 
-def _end_of_run(train: Table, final: Table) -> list[tuple[int, float, float, float, float]]:
-    """For each seed the columns of `price_of_balance`."""
-    rows = []
-    for seed in np.unique(final["seed"]):
-        last = {column: values[-10:].mean() for column, values in where(train, seed=seed).items()}  # rows of 10 steps
-        violation = [value for column, value in last.items() if column.startswith("max_violation")]
-        shares = [value for column, value in last.items() if column.startswith("load")]
-        shares = np.reshape(shares, (len(violation), -1))  # [layers, experts]
-        fair = shares / shares.mean(1, keepdims=True)  # 1: a fair share
-        nats = where(final, seed=seed)["nats"].mean()
-        rows.append((seed, np.mean(violation), fair.max(1).mean() - 1, (fair < STARVING).mean(), nats))
-    return rows
+def _end_of_run(train: Table, final: Table, seed: int) -> tuple[float, float, float, float]:
+    """Of one seed what `price_of_balance` shows."""
+    last = {column: values[-10:].mean() for column, values in where(train, seed=seed).items()}  # rows of 10 steps
+    violation = [value for column, value in last.items() if column.startswith("max_violation")]
+    shares = np.reshape([value for column, value in last.items() if column.startswith("load")], (len(violation), -1))
+    fair = shares / shares.mean(1, keepdims=True)  # [layers, experts]; 1: a fair share
+    nats = where(final, seed=seed)["nats"].mean()
+    return np.mean(violation), fair.max(1).mean() - 1, (fair < STARVING).mean(), nats
 
 
 SKEWS = [step / 4 for step in range(9)]
-_COLOURS = {"top-k": MAIN, "MoGE": PALE}
 
 
 @figure()
@@ -209,48 +174,39 @@ def device_simulator(experts: int = 64, k: int = 8, devices: int = 8, skew: floa
     """
     here = place_experts(experts, k, devices, skew, tokens)
     by_skew = [place_experts(experts, k, devices, each, tokens) for each in SKEWS]
-    time = {rule: [placed[rule].time for placed in by_skew] for rule in here}
-    kept = {rule: [placed[rule].kept for placed in by_skew] for rule in here}
     lost = 1 - here["MoGE"].kept / here["top-k"].kept
     drawn, (*bars, below_left, below_right) = new_panels(5.6, 2, 2)
-    for axes, (rule, placed) in zip(bars, here.items(), strict=True):
-        _draw_work(axes, placed.work.numpy(), _COLOURS[rule])
-        set_panel_title(axes, f"{rule}: the step takes {placed.time:.2f}")
+    rows = []
+    for axes, colour, style, (rule, placed) in zip(bars, (MAIN, PALE), SERIES, here.items(), strict=False):
+        work = placed.work.numpy()  # [devices, experts on each]
+        stacks = {"bottom": (work.cumsum(1) - work).flat, "edgecolor": "white", "linewidth": 0.7}
+        axes.bar(np.indices(work.shape)[0].flat, work.flat, 0.8, color=colour, **stacks)
+        axes.bar(range(devices), work.sum(1), 0.8, facecolor="none", edgecolor=MAIN)
+        axes.axhline(1, color=INK, linestyle="--", linewidth=1)
+        axes.set(title=f"{rule}: the step takes {placed.time:.2f}", xlabel="device", xticks=range(devices))
         axes.set_ylim(0, 1.15 * max(each.time for each in here.values()))
+        times, kept = zip(*((each[rule].time, each[rule].kept) for each in by_skew), strict=True)
+        below_left.plot(SKEWS, times, label=rule, **style)
+        below_right.plot(SKEWS, kept, **style)
+        points = {"work of device": enumerate(placed.work.sum(-1).tolist())}
+        points |= {
+            "time at skew": zip(SKEWS, times, strict=True),
+            "probability kept at skew": zip(SKEWS, kept, strict=True),
+        }
+        rows += [(rule, what, float(x), value) for what, of_rule in points.items() for x, value in of_rule]
     bars[0].set_ylabel("work (1: perfect balance)")
-    for axes, curves in ((below_left, time), (below_right, kept)):
-        for (rule, values), style in zip(curves.items(), SERIES, strict=False):
-            axes.plot(SKEWS, values, label=rule, **style)
+    for axes in (below_left, below_right):
         axes.axvline(skew, color=QUIET, linestyle=":", linewidth=1)
         axes.set_xlabel("skew of the experts' popularity")
-    below_left.set(ylabel="time (1: perfect balance)", ylim=(0, 1.1 * max(time["top-k"])))
-    below_right.set(ylabel="probability of the chosen", ylim=(0, 1))
-    set_panel_title(below_left, "The slowest device sets the time")
-    set_panel_title(below_right, f"MoGE keeps {lost:.0%} less")
-    below_left.legend(frameon=False)
-    describe(
-        drawn,
-        f"{tokens} tokens, {k} of {experts} experts each, on {devices} devices, skew {skew:g}. With top-k the slowest "
-        f"device needs {here['top-k'].time:.2f} times as long as in perfect balance, with MoGE "
-        f"{here['MoGE'].time:.2f} times. The chosen experts hold {here['top-k'].kept:.0%} of the router's probability "
-        f"with top-k and {here['MoGE'].kept:.0%} with MoGE, which is {lost:.0%} less. Two plots below show time and "
-        "probability against the skew.",
+    slowest = max(each["top-k"].time for each in by_skew)
+    below_left.set(
+        title="The slowest device sets the time", ylabel="time (1: perfect balance)", ylim=(0, 1.1 * slowest)
     )
-    rows = []
-    for rule, placed in here.items():
-        rows += [
-            (rule, "work of device", float(device), work) for device, work in enumerate(placed.work.sum(-1).tolist())
-        ]
-        rows += [(rule, "time at skew", *point) for point in zip(SKEWS, time[rule], strict=True)]
-        rows += [(rule, "probability kept at skew", *point) for point in zip(SKEWS, kept[rule], strict=True)]
-    return drawn, columns(("rule", "what", "x", "value"), rows)
-
-
-def _draw_work(axes: Axes, work: np.ndarray, colour: str) -> None:
-    """A bar a device, made of its experts; work [devices, experts on each]."""
-    devices = range(len(work))
-    for of_expert, bottom in zip(work.T, (work.cumsum(1) - work).T, strict=True):
-        axes.bar(devices, of_expert, 0.8, bottom=bottom, color=colour, edgecolor="white", linewidth=0.7)
-    axes.bar(devices, work.sum(1), 0.8, facecolor="none", edgecolor=MAIN)
-    axes.axhline(1, color=INK, linestyle="--", linewidth=1)
-    axes.set(xlabel="device", xticks=devices)
+    below_right.set(title=f"MoGE keeps {lost:.0%} less", ylabel="probability of the chosen", ylim=(0, 1))
+    below_left.legend()
+    alt = f"""{tokens} tokens, {k} of {experts} experts each, on {devices} devices, skew {skew:g}. With top-k the
+        slowest device needs {here["top-k"].time:.2f} times as long as in perfect balance, with MoGE
+        {here["MoGE"].time:.2f} times. The chosen experts hold {here["top-k"].kept:.0%} of the router's probability with
+        top-k and {here["MoGE"].kept:.0%} with MoGE, which is {lost:.0%} less. Two plots below show time and probability
+        against the skew."""
+    return drawn, columns(("rule", "what", "x", "value"), rows), alt

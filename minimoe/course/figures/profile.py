@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
+from scipy.stats import zscore
 
-from minimoe.course.figures.drawing import new_panels, shared_legend
+from minimoe.course.figures.drawing import new_panels
 from minimoe.course.figures.register import Drawing, cell_columns, columns, figure
 from minimoe.course.published import CLAIMED
 from minimoe.course.runs import Table, read_run, where
 from minimoe.course.shipped import zoo_weights
-from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe
+from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES
 from minimoe.fingerprints.result import Features
 from minimoe.fingerprints.std_profile import ATTENTION, LEAST_SPREAD, compare_std_profiles, read_std_profile
 
@@ -25,25 +26,15 @@ BINS = np.linspace(-1, 1, 41)  # of a score
 CLAIM_LINE = {"color": INK, "linestyle": "--", "linewidth": 1.2}
 
 
-def z_score(curves: np.ndarray) -> np.ndarray:
-    """Curves [..., L], each moved and scaled to mean 0 and standard deviation 1 over the layers."""
-    return (curves - curves.mean(-1, keepdims=True)) / curves.std(-1, keepdims=True)
-
-
 def mean_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The score of profiles [..., 4, L]: Pearson's r over the layers, mean of the four curves."""
-    return (z_score(a) * z_score(b)).mean((-1, -2))
+    return (zscore(a, axis=-1) * zscore(b, axis=-1)).mean((-1, -2))
 
 
 _LABELS = {"alder-continued-4": "a descendant of alder", "birch": "birch, a stranger"}
 
 
-def shipped_profiles() -> dict[str, Features]:
-    """The profiles of a model, of one that descends from it, and of a stranger."""
-    return {name: read_std_profile(zoo_weights(name)) for name in ("alder", *_LABELS)}
-
-
-@figure(profiles=shipped_profiles)
+@figure(profiles=lambda: {name: read_std_profile(zoo_weights(name)) for name in ("alder", *_LABELS)})
 def profile_curves(profiles: Mapping[str, Features], *, labels: Mapping[str, str] = _LABELS) -> Drawing:
     """The z-scored profiles of models of one depth.
 
@@ -54,27 +45,21 @@ def profile_curves(profiles: Mapping[str, Features], *, labels: Mapping[str, str
     Data: role, model, layer, std and z, the standard deviation after z-scoring over the layers.
     """
     rows = []
-    drawn, panels = new_panels(4.6, 2, 2, sharex=True, sharey=True)
+    ylabel = "standard deviation, z-scored over the layers"
+    drawn, panels = new_panels(4.6, 2, 2, sharex=True, sharey=True, ylabel=ylabel)
     for axes, role in zip(panels, ATTENTION, strict=True):
         for style, (name, profile) in zip(SERIES, profiles.items(), strict=False):
-            z = z_score(profile[role])
+            z = zscore(profile[role])
             axes.plot(z, **style, label=labels.get(name, name))
             rows += [(role, name, *values) for values in zip(range(len(z)), profile[role], z, strict=True)]
-        axes.set_title(role.upper())
-        axes.set_xticks(range(len(z)))
-    for axes in panels[2:]:
-        axes.set_xlabel("layer")
-    drawn.supylabel("standard deviation, z-scored over the layers", size=11)
-    shared_legend(drawn, panels[0], "outside upper left", 3)
+        axes.set(title=role.upper(), xticks=range(len(z)), xlabel="layer" if axes in panels[2:] else "")
+    drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
     first, *others = profiles
     scores = {name: compare_std_profiles(profiles[first], profiles[name]).score for name in others}
     described = ", ".join(f"{labels.get(name, name)} {score:.2f}" for name, score in scores.items())
-    describe(
-        drawn,
-        f"Four panels, Q, K, V and O, with the curves of {len(profiles)} models over {len(z)} layers. Mean correlation "
-        f"with {first}: {described}.",
-    )
-    return drawn, columns(("role", "model", "layer", "std", "z"), rows)
+    alt = f"""Four panels, Q, K, V and O, with the curves of {len(profiles)} models over {len(z)} layers. Mean
+        correlation with {first}: {described}."""
+    return drawn, columns(("role", "model", "layer", "std", "z"), rows), alt
 
 
 _TITLES = {
@@ -84,12 +69,7 @@ _TITLES = {
 }
 
 
-def shipped_trainings() -> dict[str, Table]:
-    """The profiles of strangers while they train, from data/runs/profiles."""
-    return {strangers: read_run(f"profiles/{strangers.replace(' ', '-')}", "std") for strangers in _TITLES}
-
-
-@figure(trainings=shipped_trainings)
+@figure(trainings=lambda: {name: read_run(f"profiles/{name.replace(' ', '-')}", "std") for name in _TITLES})
 def strangers_over_training(trainings: Mapping[str, Table]) -> Drawing:
     """How alike the profiles of strangers are before training, and after some steps of it.
 
@@ -102,37 +82,29 @@ def strangers_over_training(trainings: Mapping[str, Table]) -> Drawing:
     rows, ends = [], []
     drawn, panels = new_panels(4.0, 1, len(trainings), sharey=True)
     for axes, (strangers, table) in zip(panels, trainings.items(), strict=True):
-        steps, seeds = (np.unique(table[name]).tolist() for name in ("step", "seed"))
-        pairs = list(combinations(seeds, 2))
-        found = np.array(
-            [[_compare_seeds(table, step, *pair) for step in steps] for pair in pairs]
-        )  # [pairs, steps, 2]
-        scores, flat = found[..., 0], found[..., 1] < LEAST_SPREAD
+        steps, seeds = (np.unique(table[name]) for name in ("step", "seed"))
+        found = []
+        for pair in combinations(seeds, 2):
+            for step in steps:
+                both = (where(table, seed=seed, step=step) for seed in pair)
+                result = compare_std_profiles(*({role: each[role] for role in ATTENTION} for each in both))
+                spread = min(value for name, value in result.details.items() if "spread" in name)
+                found.append((strangers, *pair, step, result.score, spread))
+        rows += found
+        scores, spreads = np.reshape([row[-2:] for row in found], (-1, len(steps), 2)).transpose(2, 0, 1)
         axes.plot(steps, scores.T, color=QUIET, linewidth=0.8)
         axes.plot(steps, scores.mean(0), **SERIES[0], linewidth=2.2)
+        flat = spreads < LEAST_SPREAD
         axes.plot(np.broadcast_to(steps, flat.shape)[flat], scores[flat], "x", color=INK)
         axes.axhline(CLAIMED, **CLAIM_LINE)
         axes.set(title=_TITLES.get(strangers, strangers), xlabel="training steps")
         axes.set_xticks([0, steps[-1] // 2, steps[-1]])
-        for pair, of_pair in zip(pairs, found, strict=True):
-            rows += [(strangers, *pair, step, *values) for step, values in zip(steps, of_pair, strict=True)]
         begin, *_, end = scores.mean(0)
         ends.append(f"{strangers}, mean {begin:.2f} at the beginning and {end:.2f} at the end")
     panels[0].set(ylabel="score of two strangers", ylim=(None, 1.05))
-    describe(
-        drawn,
-        f"Panels with the scores of pairs of strangers over training, and a dashed line at {CLAIMED}. "
-        f"{'; '.join(ends)}. Crosses mark pairs with a curve that is too flat to read.",
-    )
-    return drawn, columns(("strangers", "a", "b", "step", "score", "spread"), rows)
-
-
-def _compare_seeds(table: Table, step: int, a: int, b: int) -> tuple[float, float]:
-    """The score of two seeds, and the least spread of their curves."""
-    result = compare_std_profiles(
-        *({role: where(table, seed=seed, step=step)[role] for role in ATTENTION} for seed in (a, b))
-    )
-    return result.score, min(value for name, value in result.details.items() if "spread" in name)
+    alt = f"""Panels with the scores of pairs of strangers over training, and a dashed line at {CLAIMED}.
+        {"; ".join(ends)}. Crosses mark pairs with a curve that is too flat to read."""
+    return drawn, columns(("strangers", "a", "b", "step", "score", "spread"), rows), alt
 
 
 @figure()
@@ -151,18 +123,15 @@ def monotone_curves(depths: Sequence[int] = (4, 8, 48), pairs: int = 1000) -> Dr
             look = {"color": colour, "edgecolor": INK, "linewidth": 0.5, "hatch": hatch, "alpha": 0.85, "label": label}
             shares.append(axes.hist(scores, BINS, weights=np.full(pairs, 1 / pairs), **look)[0])
         axes.axvline(CLAIMED, **CLAIM_LINE)
-        axes.set_title(f"{layers} layers: {np.mean(by_size > CLAIMED):.0%} of the sorted pairs above {CLAIMED}")
-        axes.set_ylabel("share")
+        above = np.mean(by_size > CLAIMED)
+        axes.set(title=f"{layers} layers: {above:.0%} of the sorted pairs above {CLAIMED}", ylabel="share")
         medians.append(f"{layers} layers, {np.median(in_order):.2f} and {np.median(by_size):.2f}")
-    panels[0].legend(frameon=False, loc="upper left")
+    panels[0].legend(loc="upper left")
     panels[-1].set_xlabel("mean of four correlations")
-    describe(
-        drawn,
-        f"Histograms of the scores of random curves, as drawn and sorted, with a dashed line at {CLAIMED}. Medians: "
-        f"{'; '.join(medians)}.",
-    )
+    alt = f"""Histograms of the scores of random curves, as drawn and sorted, with a dashed line at {CLAIMED}. Medians:
+        {"; ".join(medians)}."""
     places = {"layers": depths, "order": ("as drawn", "sorted"), "low": BINS[:-1].round(3)}
-    return drawn, cell_columns(places, share=np.array(shares))
+    return drawn, cell_columns(places, share=np.array(shares)), alt
 
 
 @figure()
@@ -185,21 +154,18 @@ def random_strangers(layers: int = 8, width: int = 96, fall: float = 4.0) -> Dra
     flat = (stds.std(-1) / stds.mean(-1) < LEAST_SPREAD).any(-1)  # [M]
     first, second = np.triu_indices(MODELS, k=1)
     scores, refused = mean_correlation(stds[first], stds[second]), flat[first] | flat[second]
-    drawn, (axes,) = new_panels(3.2)
-    labels, looks = ("readable", "too flat: refused"), {"color": (MAIN, PALE), "hatch": ("", "///")}
-    axes.hist([scores[~refused], scores[refused]], BINS, stacked=True, ec=INK, lw=0.5, label=labels, **looks)
-    axes.axvline(CLAIMED, **CLAIM_LINE)
     above = np.mean(scores > CLAIMED)
     title = f"{layers} layers, width {width}, fall {fall:g} %: {above:.0%} of {len(scores)} pairs above {CLAIMED}"
-    axes.set_title(title)
+    drawn, (axes,) = new_panels(3.2, title=title)
+    looks = {"label": ("readable", "too flat: refused"), "color": (MAIN, PALE), "hatch": ("", "///")}
+    axes.hist([scores[~refused], scores[refused]], BINS, stacked=True, ec=INK, lw=0.5, **looks)
+    axes.axvline(CLAIMED, **CLAIM_LINE)
     axes.set(xlabel="score of two random models", ylabel="pairs")
-    axes.legend(frameon=False, loc="upper left")
-    describe(
-        drawn,
-        f"A histogram of the scores of random models. {title}; median {np.median(scores):.2f}; the package refuses "
-        f"{refused.mean():.0%}.",
-    )
-    return drawn, columns(("a", "b", "score", "refused"), zip(first, second, scores, refused.astype(int), strict=True))
+    axes.legend(loc="upper left")
+    alt = f"""A histogram of the scores of random models. {title}; median {np.median(scores):.2f}; the package refuses
+        {refused.mean():.0%}."""
+    rows = zip(first, second, scores, refused.astype(int), strict=True)
+    return drawn, columns(("a", "b", "score", "refused"), rows), alt
 
 
 def random_stds(layers: int, width: int, fall: float) -> np.ndarray:

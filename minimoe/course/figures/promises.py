@@ -16,7 +16,7 @@ from minimoe.course.figures.benchmark_results import draw_strip
 from minimoe.course.figures.drawing import label_rows, new_panels
 from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.shipped import zoo_weights
-from minimoe.course.style import INK, MAIN, PALE, QUIET, describe
+from minimoe.course.style import INK, MAIN, PALE, QUIET
 from minimoe.fingerprints.anchors import read_anchors, shared_tokens
 from minimoe.fingerprints.expert_attribution import attribute_experts
 from minimoe.fingerprints.folded import mean_up, mlps
@@ -41,17 +41,13 @@ def neuron_order(parent: Weights, others: Mapping[str, Weights], layer: int = 1,
         cosines = left @ right.mT
         partners = assign(cosines).tolist()
         axes.plot(partners, "o", markersize=2, color=MAIN)
-        axes.set(xlabel=f"neuron of {name}", box_aspect=1)
-        axes.set_title(pair, fontsize=11)
+        axes.set(title=pair, xlabel=f"neuron of {name}", box_aspect=1)
         rows += [(pair, *place, float(cosines[place])) for place in enumerate(partners)]
         in_place.append(f"{pair} {sum(neuron == partner for neuron, partner in enumerate(partners))}")
     panels[0].set_ylabel("its partner")
-    describe(
-        drawn,
-        f"Scatter plots of the partner of each neuron of {name}, layer {layer}. How many of {len(partners)} "
-        f"have the partner of their own number: {', '.join(in_place)}.",
-    )
-    return drawn, columns(("pair", "neuron", "partner", "cosine"), rows)
+    alt = f"""Scatter plots of the partner of each neuron of {name}, layer {layer}. How many of {len(partners)} have the
+        partner of their own number: {", ".join(in_place)}."""
+    return drawn, columns(("pair", "neuron", "partner", "cosine"), rows), alt
 
 
 _TICKS = [10**power for power in range(1, 7)]
@@ -94,24 +90,21 @@ def worth_of_a_verdict(
     high = share_related(1 / priors, true.high, false.low)
     marked = priors == one_in
     (worst,), (usual,), (best,) = low[marked], right[marked], high[marked]
-    drawn, (axes,) = new_panels(3.9)
+    title = f"{found} of {relatives} relatives found, {flagged} of {strangers} strangers flagged"
+    drawn, (axes,) = new_panels(3.9, title=title)
     axes.fill_between(priors, low, high, color=PALE, label="both rates within 95 %")
     axes.plot(priors, right, color=MAIN, label="rates as counted")
     axes.plot([one_in] * 2, [worst, best], color=INK, linewidth=2.5, label=f"one in {one_in:,}")
     axes.plot(one_in, usual, "D", color=INK, markersize=6)
-    axes.set(xscale="log", ylim=(-0.02, 1.04), xlabel="one pair in so many is related")
-    axes.set_ylabel("verdicts that are right")
+    axes.set(xscale="log", ylim=(-0.02, 1.04), ylabel="verdicts that are right")
+    axes.set_xlabel("one pair in so many is related")
     axes.set_xticks(_TICKS, [f"{tick:,}" for tick in _TICKS])
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
-    drawn.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=10)
-    axes.set_title(f"{found} of {relatives} relatives found, {flagged} of {strangers} strangers flagged")
-    describe(
-        drawn,
-        f"The share of right verdicts against how rare related pairs are, for {found} of {relatives} relatives found "
-        f"and {flagged} of {strangers} strangers flagged. If one pair in {one_in:,} is related, {usual:.0%} of the "
-        f"verdicts are right, between {worst:.0%} and {best:.0%} if the rates lie anywhere in their intervals.",
-    )
-    return drawn, columns(("one_in", "low", "right", "high"), zip(priors, low, right, high, strict=True))
+    drawn.legend(loc="outside lower center", ncols=3)
+    alt = f"""The share of right verdicts against how rare related pairs are, for {found} of {relatives} relatives found
+        and {flagged} of {strangers} strangers flagged. If one pair in {one_in:,} is related, {usual:.0%} of the
+        verdicts are right, between {worst:.0%} and {best:.0%} if the rates lie anywhere in their intervals."""
+    return drawn, columns(("one_in", "low", "right", "high"), zip(priors, low, right, high, strict=True)), alt
 
 
 def share_related(prior: np.ndarray, true: float, false: float) -> np.ndarray:
@@ -139,7 +132,8 @@ def behaviour_misleads(scores: Rows) -> Drawing:
     pairs = {(row["a"], row["b"]): row for row in scores}
     groups = {"strangers": [row for row in scores if row["relation"] == "strangers" and row["kind"] == "roots"]}
     groups |= {group: [pairs[root, f"{root}-{kind}"] for root in ("alder", "birch")] for kind, group in BEHAVED.items()}
-    drawn, panels = new_panels(3.4, 1, len(methods), sharey=True)
+    xlabel = "score with the parent or teacher (dotted: where strangers lie)"
+    drawn, panels = new_panels(3.4, 1, len(methods), sharey=True, xlabel=xlabel)
     for axes, (method, title) in zip(panels, methods.items(), strict=True):
         for place, (group, rows) in enumerate(groups.items()):
             found = [row[method] for row in rows]
@@ -150,25 +144,18 @@ def behaviour_misleads(scores: Rows) -> Drawing:
             else:
                 marker, colour = ("s", "white") if "student" in group else ("o", MAIN)
                 axes.plot(found, [place] * len(found), marker, color=colour, markersize=7, markeredgecolor=INK)
-        axes.set_title(title, fontsize=11)
-        axes.set(xlim=(0, 1), xticks=[0, 0.5, 1])
+        axes.set(title=title, xlim=(0, 1), xticks=[0, 0.5, 1])
     label_rows(panels[0], groups)
-    drawn.supxlabel("score with the parent or teacher (dotted: where strangers lie)", size=11)
-    medians = {
-        group: [np.median([row[method] for row in rows]) for method in methods] for group, rows in groups.items()
-    }
-    described = "; ".join(f"{group} {tokens:.2f} and {cka:.2f}" for group, (tokens, cka) in medians.items())
-    describe(
-        drawn,
-        f"Two strip plots: the share of equal next tokens, and CKA of hidden states. Medians: {described}. "
-        "Dotted lines: the lowest and the highest stranger.",
-    )
-    rows = [
-        (group, f"{row['a']} {row['b']}" if group == "strangers" else row["b"], *(row[method] for method in methods))
-        for group, of_group in groups.items()
-        for row in of_group
-    ]
-    return drawn, columns(("group", "model", *methods), rows)
+    rows, medians = [], []
+    for group, of_group in groups.items():
+        found = [[row[method] for method in methods] for row in of_group]
+        names = [f"{row['a']} {row['b']}" if group == "strangers" else row["b"] for row in of_group]
+        rows += [(group, name, *values) for name, values in zip(names, found, strict=True)]
+        tokens, cka = np.median(found, axis=0)
+        medians.append(f"{group} {tokens:.2f} and {cka:.2f}")
+    alt = f"""Two strip plots: the share of equal next tokens, and CKA of hidden states. Medians: {"; ".join(medians)}.
+        Dotted lines: the lowest and the highest stranger."""
+    return drawn, columns(("group", "model", *methods), rows), alt
 
 
 Place = tuple[int, str]  # layer and expert
@@ -193,7 +180,7 @@ def attribution_map(
         parents: dense models with tokens in common with it, by name.
     """
     rows, parts = [], []
-    drawn, panels = new_panels(2.7 * len(parents), len(parents), sharex=True)
+    drawn, panels = new_panels(2.7 * len(parents), len(parents), sharex=True, ylabel="experts of the suspect")
     for axes, (parent, weights) in zip(panels, parents.items(), strict=True):
         partners, rates = trace_experts(weights, suspect)
         _draw_partners(axes, partners, rates, weights.config.intermediate_size)
@@ -207,13 +194,10 @@ def attribution_map(
             for layer, of_layer in enumerate(found)
         ]
     panels[-1].set_xlabel("neuron of the parent, layer after layer")
-    drawn.supylabel("experts of the suspect", size=11)
-    describe(
-        drawn,
-        f"Maps of the experts of {name} (rows) to the neurons of a parent (columns), marks where a neuron is "
-        f"found again. {'; '.join(parts)}.",
-    )
-    return drawn, columns(("parent", "layer", "expert", "parent_layer", "agreeing", "neurons", "drop_rate"), rows)
+    alt = f"""Maps of the experts of {name} (rows) to the neurons of a parent (columns), marks where a neuron is found
+        again. {"; ".join(parts)}."""
+    names = ("parent", "layer", "expert", "parent_layer", "agreeing", "neurons", "drop_rate")
+    return drawn, columns(names, rows), alt
 
 
 @lru_cache(maxsize=16)
@@ -224,12 +208,13 @@ def trace_experts(parent: Weights, suspect: Weights) -> tuple[dict[Place, np.nda
     makes them to the most likely layer, would take seconds for all layers.
     """
     tokens = shared_tokens(parent, suspect)
-    features: list[dict[Place, Tensor]] = []
-    for weights in (parent, suspect):
+
+    def features(weights: Weights) -> dict[Place, Tensor]:
         anchors = read_anchors(weights, tokens)
         places = [(layer, *item) for layer in range(weights.num_layers) for item in mlps(weights, layer).items()]
-        features.append({(layer, name): token_features(neurons, anchors) for layer, name, neurons in places})
-    sources, experts = features
+        return {(layer, name): token_features(neurons, anchors) for layer, name, neurons in places}
+
+    sources, experts = features(parent), features(suspect)
     partners = {}
     for place, expert in experts.items():
         nearest = torch.stack([similarities(expert, source).argmax(-1) for source in sources.values()])  # [L, 3, I]
@@ -243,20 +228,20 @@ def _draw_partners(axes: Axes, partners: dict[Place, np.ndarray], rates: dict[Pl
     for row, found in enumerate(partners.values()):
         layers, neurons = np.nonzero(found >= 0)
         axes.vlines(layers * width + found[layers, neurons], row - 0.45, row + 0.45, color=MAIN, linewidth=0.5)
-    depth, rows = len(found), [layer for layer, _ in partners]
+    depth = len(found)
     right = 1.02 * width * depth
     axes.text(right, -0.5, "new", va="bottom", color=QUIET, fontsize=10)
-    middles = []
-    for layer in sorted(set(rows)):
-        first, last = rows.index(layer), len(rows) - rows[::-1].index(layer)
-        middles.append((first + last - 1) / 2)
-        rate = np.mean([rates[place] for place in partners if place[0] == layer])
-        axes.text(right, middles[-1], f"{rate:.2f}", va="center")
+    rows, rate = np.array([layer for layer, _ in partners]), np.array([rates[place] for place in partners])
+    middles = {}
+    for layer in np.unique(rows):
+        here = np.flatnonzero(rows == layer)
+        middles[f"layer {layer}"] = here.mean()
+        axes.text(right, here.mean(), f"{rate[here].mean():.2f}", va="center")
         if layer:
-            axes.axhline(first - 0.5, color=QUIET, linewidth=0.8)
+            axes.axhline(here[0] - 0.5, color=QUIET, linewidth=0.8)
     for layer in range(1, depth):
         axes.axvline(layer * width - 0.5, color=QUIET, linewidth=0.8)
     axes.set(xlim=(-0.5, width * depth - 0.5), ylim=(len(rows) - 0.5, -0.5))
     axes.set_xticks([(layer + 0.5) * width for layer in range(depth)], [f"layer {layer}" for layer in range(depth)])
-    axes.set_yticks(middles, [f"layer {layer}" for layer in sorted(set(rows))])
+    axes.set_yticks([*middles.values()], middles)
     axes.tick_params(length=0)

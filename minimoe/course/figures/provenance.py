@@ -6,13 +6,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from minimoe.course.figures.drawing import heatmap, new_panels
 from minimoe.course.figures.register import Drawing, cell_columns, columns, figure
 from minimoe.course.published import read_published
 from minimoe.course.shipped import zoo_model
-from minimoe.course.style import describe
 from minimoe.fingerprints.layer_cosines import layer_cosines
 from minimoe.fingerprints.weights import open_weights
 from minimoe.lineage.derive import prune_layers, quantise
@@ -62,15 +60,12 @@ def layers_of_a_copy(
     """
     table = layer_cosines(open_weights(shallow(kept, rewriting, deep=deep)), open_weights(deep)).mean(-1)
     drawn, (axes,) = new_panels(0.9 + 0.36 * len(table))
-    _draw_cosines(axes, table)
+    heatmap(axes, table, top=2, bold=table > 0.5)
     axes.set(ylabel="layer of the copy", xlabel=f"layer of {name}")
-    describe(
-        drawn,
-        f"A table of cosines, layer by layer, of a copy with the layers {kept}, rewritten: {rewriting}. "
-        f"{_largest_in_words(table)}",
-    )
-    layers, depth = table.shape
-    return drawn, cell_columns({"layer_a": range(layers), "layer_b": range(depth)}, cosine=table)
+    alt = f"""A table of cosines, layer by layer, of a copy with the layers {kept}, rewritten: {rewriting}.
+        {_largest_in_words(table)}"""
+    layers, depth = map(range, table.shape)
+    return drawn, cell_columns({"layer_a": layers, "layer_b": depth}, cosine=table), alt
 
 
 def measured_cosines() -> dict[tuple[str, str], np.ndarray]:
@@ -90,17 +85,12 @@ def layer_origins(tables: Mapping[tuple[str, str], np.ndarray]) -> Drawing:
     rows, said = [], []
     drawn, panels = new_panels(4.6, len(tables), height_ratios=[len(table) for table in tables.values()])
     for axes, ((a, b), table) in zip(panels, tables.items(), strict=True):
-        _draw_cosines(axes, table)
-        axes.set(ylabel="its layer", xlabel=f"layer of {b}")
-        axes.set_title(a)
+        heatmap(axes, table, top=2, bold=table > 0.5)
+        axes.set(title=a, ylabel="its layer", xlabel=f"layer of {b}")
         rows += [(a, b, *place, cosine) for place, cosine in np.ndenumerate(table)]
         said.append(f"{a} beside {b}: {_largest_in_words(table)}")
-    describe(drawn, f"Tables of cosines, layer by layer. {' '.join(said)}")
-    return drawn, columns(("a", "b", "layer_a", "layer_b", "cosine"), rows)
-
-
-def _draw_cosines(axes: Axes, table: np.ndarray) -> None:
-    heatmap(axes, table, top=2, bold=table > 0.5)
+    alt = f"Tables of cosines, layer by layer. {' '.join(said)}"
+    return drawn, columns(("a", "b", "layer_a", "layer_b", "cosine"), rows), alt
 
 
 def _largest_in_words(table: np.ndarray) -> str:

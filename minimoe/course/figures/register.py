@@ -1,7 +1,8 @@
 """The register of figures, what they draw when nothing is given, and how they are written to files.
 
-A figure is a function that returns (figure, data): what is drawn, and the numbers in it. `data` maps column names to
-lists of equal length; the CSV beside a picture holds it, and the tests compare it.
+A figure is written as a function that returns (figure, data, alt): what is drawn, the numbers in it, and the alt text.
+`figure` hands the alt text to the picture, so whoever calls it gets (figure, data). `data` maps column names to lists
+of equal length; the CSV beside a picture holds it, and the tests compare it.
 """
 
 from __future__ import annotations
@@ -20,43 +21,39 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from minimoe.atomic import write_atomically
-from minimoe.course.style import RC, render
+from minimoe.course.style import RC, describe, render
 from minimoe.progress import progress_bar
 
 Data = dict[str, list]
-Drawing = tuple[Figure, Data]
-Draw = Callable[..., Drawing]
+Drawing = tuple[Figure, Data, str]
+Draw = Callable[..., tuple[Figure, Data]]
 
 FIGURES: dict[str, Draw] = {}
 
 
-def figure(**shipped: Callable[[], Any]) -> Callable[[Draw], Draw]:
-    """List a function among `FIGURES`, to be drawn in the course's style.
+def figure(*, listed: bool = True, **shipped: Callable[[], Any]) -> Callable[[Callable[..., Drawing]], Draw]:
+    """Make a function that draws one that is called as above, and draws in the course's style.
 
     Args:
+        listed: among `FIGURES`.
         **shipped: for each argument that holds data, what loads the data that come with the kit. It is called where
             the argument is left out: `expert_use()` draws the shipped trace, `expert_use(trace)` yours.
     """
 
-    def register(draw: Draw) -> Draw:
-        FIGURES[draw.__name__] = styled(**shipped)(draw)
-        return FIGURES[draw.__name__]
-
-    return register
-
-
-def styled(**shipped: Callable[[], Any]) -> Callable[[Draw], Draw]:
-    """The same for a function that is not listed."""
-
-    def decorate(draw: Draw) -> Draw:
+    def decorate(draw: Callable[..., Drawing]) -> Draw:
         @wraps(draw)
-        def styled_draw(*args, **kwargs) -> Drawing:
+        def styled(*args, **kwargs) -> tuple[Figure, Data]:
             given = signature(draw).bind_partial(*args, **kwargs).arguments
             loaded = {name: load() for name, load in shipped.items() if name not in given}
             with mpl.rc_context(RC):
-                return draw(*args, **kwargs, **loaded)
+                drawn, data, *alt = draw(*args, **kwargs, **loaded)
+            if alt:  # else it was drawn by another figure, which has described it
+                describe(drawn, *alt)
+            return drawn, data
 
-        return styled_draw
+        if listed:
+            FIGURES[draw.__name__] = styled
+        return styled
 
     return decorate
 
@@ -81,9 +78,8 @@ def make(names: Iterable[str] | None = None, out: str | Path = "figures", **opti
         drawn, data = FIGURES[name](**options)
         contents = {"png": render(drawn, "png"), "svg": render(drawn, "svg"), "csv": to_csv(data).encode()}
         for kind, content in contents.items():
-            path = Path(out) / f"{name}.{kind}"
-            write_atomically(path, content)
-            paths.append(path)
+            paths.append(Path(out) / f"{name}.{kind}")
+            write_atomically(paths[-1], content)
     return paths
 
 

@@ -1,9 +1,5 @@
 """Who comes from whom in the zoo, and how far a model moved from another: the figures of notebook 07.
 
-Two rulers. In weights: a layer reads from the residual stream with the rows of q, k, v, gate and up, and writes to it
-with the columns of o and down; each such vector of a model is compared with the most similar one of the other, in
-degrees. In behaviour: the probability of the next token that lies elsewhere, from 0 to 1.
-
 Shapes: H hidden size, V vocabulary, B batch, S sequence.
 """
 
@@ -20,11 +16,11 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.transforms import Bbox
 from torch import Tensor
 
-from minimoe.course.figures.drawing import heatmap, new_panels, set_panel_title, set_title
+from minimoe.course.figures.drawing import heatmap, new_panels, note
 from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.held_out import stretches
 from minimoe.course.shipped import zoo_model
-from minimoe.course.style import INK, PALE, QUIET, SERIES, describe, new_figure
+from minimoe.course.style import INK, PALE, QUIET, SERIES, WIDTH, new_figure
 from minimoe.fingerprints.weights import Weights, open_weights
 from minimoe.lineage.tree import MEMBERS
 from minimoe.lineage.zoo import ancestors, relation
@@ -33,31 +29,31 @@ from minimoe.training import Corpus
 
 ATTENTION, MLP = ("q", "k", "v", "o"), ("gate", "up", "down")
 ROLES = (*ATTENTION, *MLP)
-_WRITTEN = ("o", "down")  # whose columns are vectors of the residual stream; of the other roles the rows are
 
 
 def angles(child: Weights, parent: Weights) -> dict[tuple[int, str], np.ndarray]:
     """How many degrees each vector of the child is from the most similar one in any layer of the parent.
 
-    Two vectors without connection are some 90 degrees apart; the most similar of hundreds is nearer than that, by
-    chance alone.
+    The vectors are those with which a layer reads from the residual stream, the rows of q, k, v, gate and up, and
+    writes to it, the columns of o and down. Two without connection are some 90 degrees apart; the most similar of
+    hundreds is nearer than that, by chance alone.
 
     Returns:
         (layer, role) -> [number of vectors, those of all experts].
     """
-    known = {role: torch.cat([_vectors(parent, role, layer) for layer in range(parent.num_layers)]) for role in ROLES}
+
+    def vectors(weights: Weights, role: str, layer: int) -> Tensor:
+        """Of length 1: [number, H] float64."""
+        matrix = weights.get(role, layer).double()
+        rows = matrix.mT if role in ("o", "down") else matrix
+        return torch.nn.functional.normalize(rows.flatten(0, -2), dim=-1)
+
+    known = {role: torch.cat([vectors(parent, role, layer) for layer in range(parent.num_layers)]) for role in ROLES}
     return {
-        (layer, role): (_vectors(child, role, layer) @ known[role].mT).amax(-1).clamp(-1, 1).arccos().rad2deg().numpy()
+        (layer, role): (vectors(child, role, layer) @ known[role].mT).amax(-1).clamp(-1, 1).arccos().rad2deg().numpy()
         for layer in range(child.num_layers)
         for role in ROLES
     }
-
-
-def _vectors(weights: Weights, role: str, layer: int) -> Tensor:
-    """The vectors of the residual stream in one role, of length 1: [number, H] float64."""
-    matrix = weights.get(role, layer).double()
-    rows = matrix.mT if role in _WRITTEN else matrix
-    return torch.nn.functional.normalize(rows.flatten(0, -2), dim=-1)
 
 
 @torch.no_grad()
@@ -73,12 +69,6 @@ def moved_probability(ours: Tensor, theirs: Tensor) -> float:
     averaged over all positions: 0 for the same function, 1 if no token is possible to both.
     """
     return float((ours - theirs).abs().sum(-1).double().mean()) / 2
-
-
-def home_text() -> Tensor:
-    """Held-out text of the kind that the roots of the zoo were trained on, code and prose alike: [16, S]."""
-    corpus = Corpus.real(domains=("code", "prose"))
-    return torch.cat([stretches(corpus, domain, 8) for domain in corpus.domains])
 
 
 class Relative(NamedTuple):
@@ -155,62 +145,65 @@ def family_tree(family: Sequence[Relative]) -> Drawing:
     root, groups = family[0].name, {}
     for one in sorted(family, key=lambda one: one.group == "strangers"):  # these last
         groups.setdefault(one.group, []).append(one)
-    boxes, height = _place_boxes(groups)
-    drawn = new_figure(height)
-    drawn.set_layout_engine("none")  # every place is known
-    axes = drawn.add_axes((0, 0, 1, 1), xlim=(0, drawn.get_figwidth()), ylim=(height, 0))
+    drawn = new_figure(1)  # as high as its boxes need
+    drawn.set_layout_engine("none")
+    axes = drawn.add_axes((0, 0, 1, 1), xlim=(0, WIDTH))
     axes.axis("off")
     axes.text(_COLUMNS[0][0], 0.22, f"The family of {root}", size=12, weight="bold", va="center")
-    rows, passed_on = [], []
-    for group, members in groups.items():
-        places = _draw_box(axes, boxes[group], [group, *_lines(members)], PALE if group == root else "white")
-        if group not in _COUNTED:
-            named = zip(members, places[1:], strict=True)
-            rows += [(one.name, group, one.relation, " ".join(one.parents), x, height - y) for one, (x, y) in named]
+    boxes, places, height = _draw_boxes(axes, groups)
+    drawn.set_figheight(height)
+    axes.set_ylim(height, 0)
+    passed_on = []
     for source, target in arrows(groups):
         what, line = _ARROWS[groups[target][0].relation]
-        _draw_arrow(axes, boxes[source], boxes[target], line)
         passed_on.append(f"{source} to {target} ({what})")
+        start, end, bend = _way(boxes[source], boxes[target])
+        look = {"arrowstyle": "-|>", "color": INK, "linestyle": line, "shrinkA": 0, "shrinkB": 0}
+        axes.annotate("", xytext=start, xy=end, arrowprops=look | {"connectionstyle": bend}, zorder=0.5)
     below = max(box.y1 for box in boxes.values() if box.x0 == _COLUMNS[0][0])
     for number, (what, line) in enumerate(_ARROWS.values(), 1):
         y = below + 0.13 + 0.22 * number
         axes.plot([0.08, 0.48], [y, y], color=INK, linestyle=line, linewidth=1.2)
         axes.text(0.56, y, what, size=10, va="center", color=QUIET)
     counts = [f"{len(members)} {group}" for group, members in groups.items() if group not in (root, "strangers")]
-    describe(
-        drawn,
-        f"The family of {root} as boxes of names: {', '.join(counts)}; {len(groups.get('strangers', ()))} strangers "
-        f"besides. Arrows: {'; '.join(passed_on)}.",
-    )
-    return drawn, columns(("name", "group", "relation", "parents", "x", "y"), rows)
+    alt = f"""The family of {root} as boxes of names: {", ".join(counts)}; {len(groups.get("strangers", ()))} strangers
+        besides. Arrows: {"; ".join(passed_on)}."""
+    rows = [(one.name, one.group, one.relation, " ".join(one.parents), x, height - y) for one, x, y in places]
+    return drawn, columns(("name", "group", "relation", "parents", "x", "y"), rows), alt
 
 
-def _lines(members: Sequence[Relative]) -> list[str]:
-    """What is written in a box."""
-    return [f"{len(members)} members"] if members[0].group in _COUNTED else [one.label for one in members]
-
-
-def _place_boxes(groups: Mapping[str, Sequence[Relative]]) -> tuple[dict[str, Bbox], float]:
-    """Where each box goes, generation by generation from the left; in inches from the top, and how high all are."""
+def _draw_boxes(
+    axes: Axes, groups: Mapping[str, Sequence[Relative]]
+) -> tuple[dict[str, Bbox], list[tuple[Relative, float, float]], float]:
+    """A box a group, generation by generation from the left, the first in colour. In inches from the top: the boxes,
+    where each member stands that is named, and how high all are."""
     made = {one.name for members in groups.values() for one in members if one.parents}
-    boxes, tops = {}, [_TOP] * len(_COLUMNS)
+    boxes, tops, places = {}, [_TOP] * len(_COLUMNS), []
     for group, members in groups.items():
         parents = {parent for one in members for parent in one.parents}
         generation = 0 if group in _COUNTED or not parents else 2 if parents & made else 1
         left, width, gap = _COLUMNS[generation]
-        height = _LINE * (len(_lines(members)) + 1) + 2 * _PAD
-        boxes[group] = Bbox.from_bounds(left, tops[generation], width, height)
-        tops[generation] += height + gap
-    return boxes, max(tops)
+        labels = [f"{len(members)} members"] if group in _COUNTED else [one.label for one in members]
+        fill = "white" if boxes else PALE
+        box = boxes[group] = Bbox.from_bounds(left, tops[generation], width, _LINE * (len(labels) + 1) + 2 * _PAD)
+        tops[generation] += box.height + gap
+        axes.add_patch(FancyBboxPatch(box.p0, *box.size, "round,pad=0,rounding_size=0.07", fc=fill, ec=INK, lw=0.8))
+        heights = [box.y0 + _PAD + _LINE * (number + 0.5) for number in range(len(labels) + 1)]
+        for y, line in zip(heights, [group, *labels], strict=True):
+            axes.text(left + _PAD, y, line, size=10, va="center", weight="bold" if y == heights[0] else "normal")
+        if group not in _COUNTED:
+            places += [(one, left + _PAD, y) for one, y in zip(members, heights[1:], strict=True)]
+    return boxes, places, max(tops)
 
 
-def _draw_box(axes: Axes, box: Bbox, lines: Sequence[str], fill: str) -> list[tuple[float, float]]:
-    """A box with lines of text, the first in bold; returns where they stand."""
-    axes.add_patch(FancyBboxPatch(box.p0, *box.size, "round,pad=0,rounding_size=0.07", fc=fill, ec=INK, lw=0.8))
-    places = [(box.x0 + _PAD, box.y0 + _PAD + _LINE * (number + 0.5)) for number in range(len(lines))]
-    for place, line in zip(places, lines, strict=True):
-        axes.text(*place, line, size=10, va="center", weight="bold" if place == places[0] else "normal")
-    return places
+def _way(source: Bbox, target: Bbox) -> tuple[tuple[float, float], tuple[float, float], str]:
+    """Where an arrow begins and ends, and its bend: to the side of a box in the next column, up or down within one."""
+    (x, y), (to_x, to_y) = ((box.min + box.max) / 2 for box in (source, target))
+    if source.x0 < target.x0:
+        return (source.x1, y), (target.x0, to_y), "arc,angleA=0,armA=0,angleB=180,armB=14,rad=5"
+    if y < to_y:
+        return (x, source.y1), (to_x, target.y0), "arc3"
+    return (x, source.y0), (to_x, target.y1), "arc3"
 
 
 def arrows(groups: Mapping[str, Sequence[Relative]]) -> list[tuple[str, str]]:
@@ -223,20 +216,6 @@ def arrows(groups: Mapping[str, Sequence[Relative]]) -> list[tuple[str, str]]:
         sources = {root} if groups[target][0].relation == "same first weights" else parents - {root} or parents
         found += [(source, target) for source in groups if source in sources and target not in _COUNTED]
     return found
-
-
-def _draw_arrow(axes: Axes, source: Bbox, target: Bbox, line: str | tuple) -> None:
-    """To the side of a box in the next column, or up and down within one."""
-    (x, y), (to_x, to_y) = ((box.min + box.max) / 2 for box in (source, target))
-    bend = "arc3"
-    if source.x0 < target.x0:
-        start, end, bend = (source.x1, y), (target.x0, to_y), "arc,angleA=0,armA=0,angleB=180,armB=14,rad=5"
-    elif y < to_y:
-        start, end = (x, source.y1), (to_x, target.y0)
-    else:
-        start, end = (x, source.y0), (to_x, target.y1)
-    look = {"arrowstyle": "-|>", "color": INK, "linestyle": line, "shrinkA": 0, "shrinkB": 0, "connectionstyle": bend}
-    axes.annotate("", xytext=start, xy=end, arrowprops=look, zorder=0.5)
 
 
 DESCENDANTS = (
@@ -257,29 +236,25 @@ def turned_vectors(
     found = angles(open_weights(child), open_weights(parent))
     layers = child.config.num_hidden_layers
     degrees = np.array([values.mean() for values in found.values()]).reshape(layers, len(ROLES))
-    drawn, (left, right) = new_panels(0.42 * layers + 1.9, 1, 2, width_ratios=[1.7, 1])
+    title = f"{name}: how far from {parent_name}"
+    drawn, (left, right) = new_panels(0.42 * layers + 1.9, 1, 2, width_ratios=[1.7, 1], title=title)
     heatmap(left, degrees, ".0f", columns=ROLES, top=90)
-    left.set_ylabel("layer")
-    set_panel_title(left, "degrees, mean", 12)
+    left.set(title="degrees, mean", ylabel="layer")
     for part, roles, style in zip(("attention", "MLP"), (ATTENTION, MLP), SERIES, strict=False):
         values = np.concatenate([found[layer, role] for layer in range(layers) for role in roles])
         counts, edges = np.histogram(values, bins=np.arange(0, 95, 5))
         right.stairs(counts / len(values), edges, label=part, color=style["color"], linestyle=style["linestyle"], lw=2)
-    right.set(xlim=(0, 90), ylim=(0, 1.02), xticks=(0, 30, 60, 90), xlabel="degrees", ylabel="share of the vectors")
-    set_panel_title(right, "each vector", 12)
-    right.legend(frameon=False, fontsize=10)
-    set_title(drawn, f"{name}: how far from {parent_name}")
+    right.set(title="each vector", xlabel="degrees", ylabel="share of the vectors")
+    right.set(xlim=(0, 90), ylim=(0, 1.02), xticks=(0, 30, 60, 90))
+    right.legend()
     row, column = np.unravel_index(degrees.argmax(), degrees.shape)
     every = np.concatenate([*found.values()])
-    describe(
-        drawn,
-        f"Left a table of {layers} layers by seven roles, with the mean angle between a vector of {name} and the most "
-        f"similar one of {parent_name}: {degrees.min():.0f} to {degrees.max():.0f} degrees, most in {ROLES[column]} of "
-        f"layer {row}. Right the distribution of the angles, for attention and MLP; {every.mean():.0f} degrees in the "
-        f"mean of all, {(every < 1).mean():.0%} of the vectors unchanged.",
-    )
+    alt = f"""Left a table of {layers} layers by seven roles, with the mean angle between a vector of {name} and the
+        most similar one of {parent_name}: {degrees.min():.0f} to {degrees.max():.0f} degrees, most in {ROLES[column]}
+        of layer {row}. Right the distribution of the angles, for attention and MLP; {every.mean():.0f} degrees in the
+        mean of all, {(every < 1).mean():.0%} of the vectors unchanged."""
     rows = ((layer, role, values.mean(), (values < 1).mean()) for (layer, role), values in found.items())
-    return drawn, columns(("layer", "role", "degrees", "same"), rows)
+    return drawn, columns(("layer", "role", "degrees", "same"), rows), alt
 
 
 _COMPARED = {
@@ -317,11 +292,13 @@ def measure_places(
 
 @cache
 def places_of_the_zoo() -> list[Place]:
-    """Members of the zoo by their distance from alder, for text of the kind that alder learnt from."""
+    """Members of the zoo by their distance from alder, for held-out text of the kind that it learnt from."""
+    corpus = Corpus.real(domains=("code", "prose"))
+    ids = torch.cat([stretches(corpus, domain, 8) for domain in corpus.domains])  # [16, S]
     groups = {f"alder-{kind}": group for group, kinds in _COMPARED.items() for kind in kinds}
     groups |= {name: relation("alder", name) for name in _APART}
     members = ((name, group, zoo_model(name)) for name, group in groups.items())
-    return measure_places(members, zoo_model("alder"), home_text())
+    return measure_places(members, zoo_model("alder"), ids)
 
 
 @figure(places=places_of_the_zoo)
@@ -333,7 +310,7 @@ def weights_and_behaviour(
     Models whose group is their relation to the parent are drawn alike, the others by group. Labels are written beside
     the points of the models that they name. Data: the fields of `Place`.
     """
-    drawn, (axes,) = new_panels(4.4)
+    drawn, (axes,) = new_panels(4.4, title=f"Distance from {parent}, twice")
     relations, apart = (*_ARROWS, "strangers"), "no similar vector"
     points: dict[str, list] = {}
     for one in places:
@@ -344,17 +321,11 @@ def weights_and_behaviour(
         axes.plot(*zip(*of_group, strict=True), label=group, **look | {"linestyle": ""})
     named = [one for one in places if one.name in labels]
     for one in named:
-        offset, align = ((8, 0), "left") if one.degrees < 65 else ((-9, 0), "right")
-        place = (one.degrees, one.moved)
-        axes.annotate(labels[one.name], place, offset, textcoords="offset points", ha=align, va="center", size=10)
-    axes.set(xlim=(-2, 90), ylim=(-0.03, 1), xlabel="weights: degrees from the most similar vector, mean")
-    axes.set_ylabel("behaviour: probability moved")
-    axes.legend(frameon=False, fontsize=10, loc="upper left", ncols=2, handletextpad=0.2)
-    set_title(drawn, f"Distance from {parent}, twice")
+        note(axes, labels[one.name], (one.degrees, one.moved), 8 if one.degrees < 65 else -9)
+    axes.set(xlim=(-2, 90), ylim=(-0.03, 1), ylabel="behaviour: probability moved")
+    axes.set_xlabel("weights: degrees from the most similar vector, mean")
+    axes.legend(loc="upper left", ncols=2, handletextpad=0.2)
     described = "; ".join(f"{one.name} {one.degrees:.0f} and {one.moved:.2f}" for one in named)
-    describe(
-        drawn,
-        f"A scatter plot of {len(places)} models: degrees from {parent}'s weights, and share of the probability "
-        f"moved. {described}.",
-    )
-    return drawn, columns(("name", "group", "degrees", "moved"), places)
+    alt = f"""A scatter plot of {len(places)} models: degrees from {parent}'s weights, and share of the probability
+        moved. {described}."""
+    return drawn, columns(Place._fields, places), alt

@@ -1,6 +1,6 @@
 """The same tokens through different routers, drawn as grids of tokens and experts; and a playground for routers.
 
-Shapes: T tokens, E experts, K experts per token. Tokens, experts and layers count from 0, as in the code.
+Shapes: T tokens, E experts, K experts per token.
 """
 
 from __future__ import annotations
@@ -14,21 +14,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
-from minimoe.course.figures.drawing import check_layer, new_pairs, new_panels, set_panel_title, set_title, span
-from minimoe.course.figures.register import Drawing, columns, figure, styled
+from minimoe.course.figures.drawing import check_layer, new_pairs, new_panels, span
+from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.figures.tokens import visible
 from minimoe.course.shipped import real_text_model, route_text
-from minimoe.course.style import INK, MAIN, PALE, QUIET, describe, token_fonts
-from minimoe.model import (
-    MoEForCausalLM,
-    RouterOutput,
-    route_expert_choice,
-    route_grouped,
-    route_hash,
-    route_switch,
-    route_topk,
-    route_topk_softmax,
-)
+from minimoe.course.style import INK, MAIN, PALE, QUIET, token_fonts
+from minimoe.model import MoEForCausalLM, RouterOutput, routing
 from minimoe.model.balance import apply_capacity, expert_capacity, expert_load, max_violation, update_bias
 
 # Two texts of 16 tokens that differ in the last word, chosen among many because each router's habit shows in them.
@@ -43,29 +34,29 @@ Routes = Mapping[str, RouterOutput]
 @figure(model=real_text_model)
 def seven_routers(text: str = TEXT, layer: int = 2, *, model: MoEForCausalLM) -> Drawing:
     """One short text through seven routers, all reading the logits of one layer, as `draw_routes` shows them."""
-    tokens, input_ids, logits = _logits_of(text, layer, model)
-    length, experts = logits.shape
-    switch = route_switch(logits)
+    tokens, ids, logits = _logits_of(text, layer, model)
+    one, two = (expert_capacity(*logits.shape, k, 1.0) for k in (1, 2))
+    switch = routing.route_switch(logits)
     routes = {
-        "softmax top-k": route_topk(logits, 2),
-        "top-k, then softmax": route_topk_softmax(logits, 2),
-        "Switch": apply_capacity(switch, expert_capacity(length, experts, 1, 1.0)),
-        "expert choice": route_expert_choice(logits, expert_capacity(length, experts, 2, 1.0)),
+        "softmax top-k": routing.route_topk(logits, 2),
+        "top-k, then softmax": routing.route_topk_softmax(logits, 2),
+        "Switch": apply_capacity(switch, one),
+        "expert choice": routing.route_expert_choice(logits, two),
         "sigmoid + bias": _route_biased(logits, 2, _settled_bias(logits, 2, updates=1, rate=0.1)),
-        "MoGE": route_grouped(logits, 2, 2),
-        "hash": route_hash(input_ids, experts),
+        "MoGE": routing.route_grouped(logits, 2, 2),
+        "hash": routing.route_hash(ids, logits.shape[1]),
     }
-    return draw_routes(tokens, routes, asked={"Switch": switch})
+    return draw_routes(tokens, routes, {"Switch": switch})
 
 
 def _logits_of(text: str, layer: int, model: MoEForCausalLM) -> tuple[list[str], Tensor, Tensor]:
     """The tokens of a text, their ids [T], and the router logits of one layer [T, E]."""
-    tokens, input_ids, routers = route_text(text, model)
+    tokens, ids, routers = route_text(text, model)
     check_layer(layer, len(routers))
-    return tokens, input_ids, routers[layer].logits
+    return tokens, ids, routers[layer].logits
 
 
-@styled()
+@figure(listed=False)
 def draw_routes(tokens: Sequence[str], routes: Routes, asked: Routes | None = None) -> Drawing:
     """One grid a router: which token meets which expert, with what weight, what is dropped, and who meets nobody.
 
@@ -76,30 +67,31 @@ def draw_routes(tokens: Sequence[str], routes: Routes, asked: Routes | None = No
         routes: name -> what the router decided, [T, K]; E experts each.
         asked: name -> what that router had chosen before a capacity dropped some of it.
     """
-    chosen = {name: _weights((asked or {}).get(name, output)) for name, output in routes.items()}
     kept = {name: _weights(output) for name, output in routes.items()}
+    chosen = kept | {name: _weights(output) for name, output in (asked or {}).items()}
     experts = max(weights.shape[1] for weights in kept.values())
     drawn, (*grids, key) = new_pairs(len(routes) + 1, 0.16 * experts + 0.36, 1.35)
-    findings = []
-    for place, (axes, (name, weights)) in enumerate(zip(grids, kept.items(), strict=True)):
-        met, nobody, dropped = _met(weights), _nobody(weights), _dropped(chosen[name], weights)
+    rows, findings = [], []
+    for place, (axes, (name, weights)) in enumerate(zip(grids, kept.items(), strict=True), 1):
+        dropped, nobody = _met(chosen[name]) & ~_met(weights), ~_met(weights).any(1)
         _draw_grid(axes, weights, dropped, nobody)
-        axes.set_title(f"{place + 1}  {name}", size=11)
+        axes.set_title(f"{place}  {name}")
+        rows += [(name, *slot) for slot in _slots(chosen[name], weights)]
         findings.append(
-            f"{name}: experts a token {span(met.sum(1).numpy(), 0)}, tokens of the busiest expert {met.sum(0).max()}, "
-            f"slots dropped {dropped.sum()}, tokens with no expert {nobody.sum()}."
+            f"{name}: experts a token {span(_met(weights).sum(1).numpy(), 0)}, tokens of the busiest expert "
+            f"{_met(weights).sum(0).max()}, slots dropped {dropped.sum()}, tokens with no expert {nobody.sum()}."
         )
-    for axes in grids[0::2]:
-        axes.set_ylabel("expert")
-    for axes in grids[-2:]:  # the lowest of each column
-        _label_tokens(axes, tokens)
-    _draw_key(key)
+    _label_grids(grids, tokens)
+    shades = [Patch(facecolor=_SHADES(weight), label=f"weight {weight:g}") for weight in (0.05, 0.5, 1.0)]
+    marks = [Line2D([], [], **_DROPPED, label="dropped: the expert was full")]
+    marks.append(Patch(**_NOBODY, label="the token meets no expert"))
+    key.set_axis_off()
+    key.legend(handles=[*shades, *marks], loc="center", handlelength=1)
     for line, dim in (("column", 1), ("row", 0)):
         even = [name for name, weights in kept.items() if len(_met(weights).sum(dim).unique()) == 1]
         findings.append(f"As many cells in every {line}: {'; '.join(even) or 'none'}.")
-    describe(drawn, f"Grids of {len(tokens)} tokens by {experts} experts, one a router. " + " ".join(findings))
-    rows = [(name, *slot) for name in routes for slot in _slots(chosen[name], kept[name])]
-    return drawn, columns(("router", "token", "expert", "weight", "fate"), rows)
+    alt = f"Grids of {len(tokens)} tokens by {experts} experts, one a router. {' '.join(findings)}"
+    return drawn, columns(("router", "token", "expert", "weight", "fate"), rows), alt
 
 
 def _weights(output: RouterOutput) -> Tensor:
@@ -113,24 +105,10 @@ def _met(weights: Tensor) -> Tensor:
     return ~weights.isnan()
 
 
-def _dropped(chosen: Tensor, kept: Tensor) -> Tensor:
-    """[T, E]: what a router chose and a capacity took away."""
-    return _met(chosen) & ~_met(kept)
-
-
-def _nobody(kept: Tensor) -> Tensor:
-    """[T]: whether a token meets no expert."""
-    return ~_met(kept).any(1)
-
-
 def _slots(chosen: Tensor, kept: Tensor) -> list[tuple]:
-    """Token, expert, weight and fate of every slot, in the order of the tokens."""
-    slots = (_met(chosen) | _met(kept)).nonzero()
-    weights, fates = kept[*slots.T].nan_to_num(0.0), _met(kept)[*slots.T]
-    return [
-        (*slot, weight, "kept" if stays else "dropped")
-        for slot, weight, stays in zip(slots.tolist(), weights.tolist(), fates.tolist(), strict=True)
-    ]
+    """Token, expert, weight and fate of every slot, in the order of the tokens; of weights [T, E]."""
+    slots = [(slot, kept[*slot]) for slot in _met(chosen).nonzero().tolist()]
+    return [(*slot, weight.nan_to_num().item(), "kept" if _met(weight) else "dropped") for slot, weight in slots]
 
 
 def _draw_grid(axes: Axes, weights: Tensor, dropped: Tensor, nobody: Tensor) -> None:
@@ -146,18 +124,14 @@ def _draw_grid(axes: Axes, weights: Tensor, dropped: Tensor, nobody: Tensor) -> 
     axes.spines[["top", "right"]].set_visible(True)
 
 
-def _label_tokens(axes: Axes, tokens: Sequence[str]) -> None:
-    places = [place + 0.5 for place in range(len(tokens))]
-    axes.set_xticks(places, map(visible, tokens), rotation=90, family=token_fonts(), size=10)
-    axes.tick_params(labelbottom=True)
-
-
-def _draw_key(axes: Axes) -> None:
-    axes.set_axis_off()
-    shades = [Patch(facecolor=_SHADES(weight), label=f"weight {weight:g}") for weight in (0.05, 0.5, 1.0)]
-    dropped = Line2D([], [], **_DROPPED, label="dropped: the expert was full")
-    nobody = Patch(**_NOBODY, label="the token meets no expert")
-    axes.legend(handles=[*shades, dropped, nobody], loc="center", frameon=False, fontsize=10, handlelength=1)
+def _label_grids(grids: Sequence[Axes], tokens: Sequence[str]) -> None:
+    """Tokens below the lowest grid of each of two columns, and beside the left ones what their rows are."""
+    for axes in grids[0::2]:
+        axes.set_ylabel("expert")
+    for axes in grids[-2:]:
+        places = [place + 0.5 for place in range(len(tokens))]
+        axes.set_xticks(places, map(visible, tokens), rotation=90, family=token_fonts(), size=10)
+        axes.tick_params(labelbottom=True)
 
 
 @figure(model=real_text_model)
@@ -165,22 +139,18 @@ def leak_from_the_future(text: str = TEXT, edited: str = EDITED, layer: int = 2,
     """Replace the last word of a text, by as many tokens: which routers change the route of a token before it?"""
     tokens, ids, logits = _logits_of(text, layer, model)
     _, other_ids, other_logits = _logits_of(edited, layer, model)
-    first_edited = int((ids != other_ids).nonzero()[0])
-    return draw_changes(tokens, _limited_routes(logits), _limited_routes(other_logits), first_edited)
-
-
-def _limited_routes(logits: Tensor) -> dict[str, RouterOutput]:
-    """Four routers, of which three let an expert accept no more than its fair share."""
-    one, two = (expert_capacity(*logits.shape, k, 1.0) for k in (1, 2))
-    return {
-        "top-2": route_topk(logits, 2),
-        "Switch with a capacity": apply_capacity(route_switch(logits), one),
-        "top-2 with a capacity": apply_capacity(route_topk(logits, 2), two),
-        "expert choice": route_expert_choice(logits, two),
+    one, two = (expert_capacity(*logits.shape, k, 1.0) for k in (1, 2))  # an expert's fair share
+    routers = {
+        "top-2": lambda logits: routing.route_topk(logits, 2),
+        "Switch with a capacity": lambda logits: apply_capacity(routing.route_switch(logits), one),
+        "top-2 with a capacity": lambda logits: apply_capacity(routing.route_topk(logits, 2), two),
+        "expert choice": lambda logits: routing.route_expert_choice(logits, two),
     }
+    before, after = ({name: route(each) for name, route in routers.items()} for each in (logits, other_logits))
+    return draw_changes(tokens, before, after, int((ids != other_ids).nonzero()[0]))
 
 
-@styled()
+@figure(listed=False)
 def draw_changes(tokens: Sequence[str], before: Routes, after: Routes, edited: int) -> Drawing:
     """One grid a router: who met whom before and after the tokens from place `edited` on were replaced.
 
@@ -192,50 +162,39 @@ def draw_changes(tokens: Sequence[str], before: Routes, after: Routes, edited: i
         after: the same for the edited text, which has as many tokens.
         edited: the first token that differs.
     """
-    drawn, grids = new_pairs(len(before), 1.75, 0.85)
+    note = "■ in both texts    − only before the edit    + only after it    hatched: no expert"
+    drawn, grids = new_pairs(len(before), 1.75, 0.85, xlabel=note)
     rows, counts = [], []
     for axes, name in zip(grids, before, strict=True):
-        old, new = _weights(before[name]), _weights(after[name])
-        moved = int((_met(old) != _met(new))[:edited].any(1).sum())
+        weights = [_weights(routes[name]) for routes in (before, after)]
+        old, new = map(_met, weights)
+        moved = int((old != new)[:edited].any(1).sum())
         counts.append(f"{name}: {moved}")
-        _draw_changed_grid(axes, _met(old), _met(new), edited)
-        axes.set_title(f"{name}: {moved} rerouted", size=11)
-        for token, expert in (_met(old) | _met(new)).nonzero().tolist():
-            rows.append((name, token, expert, *(float(weight[token, expert].nan_to_num()) for weight in (old, new))))
-    for axes in grids[0::2]:
-        axes.set_ylabel("expert")
-    for axes in grids[-2:]:
-        _label_tokens(axes, [*tokens[:edited], *"?" * (len(tokens) - edited)])
-    drawn.supxlabel("■ in both texts    − only before the edit    + only after it    hatched: no expert", size=10)
-    describe(
-        drawn,
-        f"Grids of tokens by experts, before and after the last word was replaced. Of the {edited} "
-        f"tokens before that word, so many meet other experts after the edit: {'; '.join(counts)}.",
-    )
-    return drawn, columns(("router", "token", "expert", "before", "after"), rows)
-
-
-def _draw_changed_grid(axes: Axes, old: Tensor, new: Tensor, edited: int) -> None:
-    """One shade where token and expert meet in both texts, [T, E], and marks where they do in one of them."""
-    tokens, experts = old.shape
-    both = old & new
-    _draw_grid(axes, torch.where(both, 0.4, torch.nan), torch.zeros_like(both), ~(old | new)[:edited].any(1))
-    axes.add_patch(Rectangle((edited, 0), tokens - edited, experts, facecolor="#EEEEEE", linewidth=0))
-    for marker, changed in (("_", old & ~new), ("+", new & ~old)):
-        place = changed[:edited].nonzero().T + 0.5
-        axes.plot(*place, marker=marker, color=INK, linestyle="", markersize=8, markeredgewidth=2)
+        _draw_grid(axes, torch.where(old & new, 0.4, torch.nan), torch.zeros_like(old), ~(old | new)[:edited].any(1))
+        axes.add_patch(Rectangle((edited, 0), len(old) - edited, old.shape[1], facecolor="#EEEEEE", linewidth=0))
+        for marker, changed in (("_", old & ~new), ("+", new & ~old)):
+            place = changed[:edited].nonzero().T + 0.5
+            axes.plot(*place, marker=marker, color=INK, linestyle="", markersize=8, markeredgewidth=2)
+        axes.set_title(f"{name}: {moved} rerouted")
+        for slot in (old | new).nonzero().tolist():
+            rows.append((name, *slot, *(each[*slot].nan_to_num().item() for each in weights)))
+    _label_grids(grids, [*tokens[:edited], *"?" * (len(tokens) - edited)])
+    alt = f"""Grids of tokens by experts, before and after the last word was replaced. Of the {edited} tokens before
+        that word, so many meet other experts after the edit: {"; ".join(counts)}."""
+    return drawn, columns(("router", "token", "expert", "before", "after"), rows), alt
 
 
 _TOKENS, _MOST_EXPERTS, _WORDS = 24, 16, 12
-PLAYGROUND_ROUTERS = (
-    "softmax top-k",
-    "top-k, then softmax",
-    "Switch",
-    "expert choice",
-    "sigmoid + bias",
-    "MoGE",
-    "hash",
-)
+# Name -> RouterOutput of logits [T, E], token ids [T], K, what an expert accepts, and the number of groups.
+PLAYGROUND_ROUTERS = {
+    "softmax top-k": lambda logits, ids, k, capacity, groups: routing.route_topk(logits, k),
+    "top-k, then softmax": lambda logits, ids, k, capacity, groups: routing.route_topk_softmax(logits, k),
+    "Switch": lambda logits, ids, k, capacity, groups: routing.route_switch(logits),
+    "expert choice": lambda logits, ids, k, capacity, groups: routing.route_expert_choice(logits, capacity),
+    "sigmoid + bias": lambda logits, ids, k, capacity, groups: _route_biased(logits, k, _settled_bias(logits, k)),
+    "MoGE": lambda logits, ids, k, capacity, groups: routing.route_grouped(logits, k, groups),
+    "hash": lambda logits, ids, k, capacity, groups: routing.route_hash(ids, logits.shape[-1], k),
+}
 
 
 @figure()
@@ -268,51 +227,53 @@ def playground(
     """
     _check_playground(router, experts, k, temperature, groups)
     logits, ids = _made_up_logits(experts)
-    capacity = expert_capacity(len(ids), experts, k, capacity_factor)
-    choice = _route(router, logits / temperature, ids, k, capacity, groups)
+    capacity = expert_capacity(_TOKENS, experts, k, capacity_factor)
+    choice = PLAYGROUND_ROUTERS[router](logits / temperature, ids, k, capacity, groups)
     chosen = _weights(choice)
     kept = chosen if router == "expert choice" else _weights(apply_capacity(choice, capacity))
-    dropped, nobody, load = _dropped(chosen, kept), _nobody(kept), _met(chosen).sum(0)
+    dropped, nobody, load = _met(chosen) & ~_met(kept), ~_met(kept).any(1), _met(chosen).sum(0)
+    counts = f"{dropped.sum()} of {load.sum()} slots dropped, {nobody.sum()} of {_TOKENS} tokens without expert, "
+    counts += f"MaxVio {max_violation(load):.2f}"
+    ignored = f"{router} does not look at the {'temperature or the groups' if router == 'hash' else 'groups'}"
+    note = "MoGE looks at all controls" if router == "MoGE" else ignored
 
-    drawn, (grid, bars) = new_panels(0.21 * experts + 1.7, 1, 2, sharey=True, width_ratios=[3.6, 1])
+    marks = f"■ darker: more weight    × dropped    hatched: no expert\n{note}"
+    drawn, (grid, bars) = new_panels(0.21 * experts + 1.7, 1, 2, sharey=True, width_ratios=[3.6, 1], xlabel=marks)
+    drawn.suptitle(f"{router}\n{counts}", x=0.01, ha="left", size=11)  # there is no room for more
     _draw_grid(grid, kept, dropped, nobody)
     grid.set(xlabel="token", ylabel="expert")
-    grid.set_xticks([token + 0.5 for token in range(0, len(ids), 4)], range(0, len(ids), 4))
+    grid.set_xticks([token + 0.5 for token in range(0, _TOKENS, 4)], range(0, _TOKENS, 4))
     if router == "MoGE":
         for first in range(0, experts, experts // groups):
             grid.axhline(first, color=QUIET, linewidth=1)
-    _draw_load(bars, _met(kept).sum(0), load, capacity)
+    places = [expert + 0.5 for expert in range(experts)]
+    bars.barh(places, load.tolist(), 0.7, facecolor="white", edgecolor=QUIET, linestyle=":")  # who wanted the expert
+    bars.barh(places, _met(kept).sum(0).tolist(), 0.7, facecolor=MAIN)  # who has it
+    bars.axvline(capacity, color=INK, linestyle="--", linewidth=1)
+    bars.set(title=f"load (limit {capacity})", xlabel="tokens", xlim=(0, 1.08 * max(capacity, int(load.max()))))
+    bars.tick_params(axis="y", length=0)
+    bars.xaxis.get_major_locator().set_params(integer=True)
 
-    counts = (
-        f"{int(dropped.sum())} of {int(load.sum())} slots dropped, "
-        f"{int(nobody.sum())} of {len(ids)} tokens without expert, MaxVio {max_violation(load):.2f}"
-    )
-    ignored = f"{router} does not look at the {'temperature or the groups' if router == 'hash' else 'groups'}"
-    note = "MoGE looks at all controls" if router == "MoGE" else ignored
-    set_title(drawn, f"{router}\n{counts}", size=11)
-    drawn.supxlabel(f"■ darker: more weight    × dropped    hatched: no expert\n{note}", size=10)
     settings = f"{experts} experts, k {k}, temperature {temperature:g}, capacity factor {capacity_factor:g}"
     settings += f", {groups} groups" if router == "MoGE" else ""
-    describe(drawn, f"{len(ids)} tokens through the router {router} ({settings}): {counts}. {note}.")
-    return drawn, columns(("token", "expert", "weight", "fate"), _slots(chosen, kept))
+    alt = f"{_TOKENS} tokens through the router {router} ({settings}): {counts}. {note}."
+    return drawn, columns(("token", "expert", "weight", "fate"), _slots(chosen, kept)), alt
 
 
 def _check_playground(router: str, experts: int, k: int, temperature: float, groups: int) -> None:
-    if router not in PLAYGROUND_ROUTERS:
-        raise ValueError(f"router={router!r}: wanted one of {', '.join(PLAYGROUND_ROUTERS)}")
-    if not 2 <= experts <= _MOST_EXPERTS:
-        raise ValueError(f"experts={experts}: wanted 2 to {_MOST_EXPERTS}")
-    if not 1 <= k <= experts:
-        raise ValueError(f"k={k}: wanted 1 to {experts}, the number of experts")
-    if temperature <= 0:
-        raise ValueError(f"temperature={temperature}: wanted more than 0")
-    if router == "Switch" and k != 1:
-        raise ValueError(f"k={k}: Switch sends every token to one expert, wanted k=1")
-    if router == "MoGE" and (groups < 1 or experts % groups or k % groups):
-        raise ValueError(
-            f"groups={groups}: MoGE takes equally many experts from groups of equal size, wanted a divisor of both "
-            f"experts={experts} and k={k}"
-        )
+    uneven = router == "MoGE" and (groups < 1 or experts % groups or k % groups)
+    problems = {
+        f"router={router!r}: wanted one of {', '.join(PLAYGROUND_ROUTERS)}": router not in PLAYGROUND_ROUTERS,
+        f"experts={experts}: wanted 2 to {_MOST_EXPERTS}": not 2 <= experts <= _MOST_EXPERTS,
+        f"k={k}: wanted 1 to {experts}, the number of experts": not 1 <= k <= experts,
+        f"temperature={temperature}: wanted more than 0": temperature <= 0,
+        f"k={k}: Switch sends every token to one expert, wanted k=1": router == "Switch" and k != 1,
+        f"groups={groups}: MoGE takes equally many experts from groups of equal size, wanted a divisor of both "
+        f"experts={experts} and k={k}": uneven,
+    }
+    for message, wrong in problems.items():
+        if wrong:
+            raise ValueError(message)
 
 
 def _made_up_logits(experts: int) -> tuple[Tensor, Tensor]:
@@ -324,27 +285,9 @@ def _made_up_logits(experts: int) -> tuple[Tensor, Tensor]:
     return (logits + popularity)[:experts].T, ids
 
 
-def _route(router: str, logits: Tensor, ids: Tensor, k: int, capacity: int, groups: int) -> RouterOutput:
-    match router:
-        case "softmax top-k":
-            return route_topk(logits, k)
-        case "top-k, then softmax":
-            return route_topk_softmax(logits, k)
-        case "Switch":
-            return route_switch(logits)
-        case "expert choice":
-            return route_expert_choice(logits, capacity)
-        case "sigmoid + bias":
-            return _route_biased(logits, k, _settled_bias(logits, k))
-        case "MoGE":
-            return route_grouped(logits, k, groups)
-        case "hash":
-            return route_hash(ids, logits.shape[-1], k)
-
-
 def _route_biased(logits: Tensor, k: int, bias: Tensor) -> RouterOutput:
     """DeepSeek-V3's choice and weights, without its groups and its scaling factor."""
-    return route_topk(logits, k, score_func="sigmoid", norm_topk_prob=True, bias=bias)
+    return routing.route_topk(logits, k, score_func="sigmoid", norm_topk_prob=True, bias=bias)
 
 
 def _settled_bias(logits: Tensor, k: int, updates: int = 100, rate: float = 0.02) -> Tensor:
@@ -353,15 +296,3 @@ def _settled_bias(logits: Tensor, k: int, updates: int = 100, rate: float = 0.02
     for _ in range(updates):
         update_bias(bias, expert_load(_route_biased(logits, k, bias).indices, len(bias)), rate)
     return bias
-
-
-def _draw_load(axes: Axes, kept: Tensor, asked: Tensor, capacity: int) -> None:
-    """Bars of the tokens that an expert has, within those that wanted it."""
-    rows = [expert + 0.5 for expert in range(len(kept))]
-    axes.barh(rows, asked.tolist(), 0.7, facecolor="white", edgecolor=QUIET, linestyle=":")
-    axes.barh(rows, kept.tolist(), 0.7, facecolor=MAIN)
-    axes.axvline(capacity, color=INK, linestyle="--", linewidth=1)
-    axes.set(xlabel="tokens", xlim=(0, 1.08 * max(capacity, int(asked.max()))))
-    set_panel_title(axes, f"load (limit {capacity})", size=10)
-    axes.tick_params(axis="y", length=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)

@@ -1,7 +1,6 @@
-"""What the experts of a mixture follow, and what each is worth: a trace, or the tables of data/runs.
+"""What the experts of a mixture follow, and what each is worth: of a trace, or of tables as `read_run` returns them.
 
-Experts and layers count from 0, as in the code. A share of information is that of `mutual_information`: 1 says that the
-label decides which experts a token meets.
+A share of information is that of `mutual_information`: 1 says that the label decides which experts a token meets.
 """
 
 from __future__ import annotations
@@ -10,22 +9,12 @@ from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
-from matplotlib.axes import Axes
 
-from minimoe.course.figures.drawing import (
-    check_layer,
-    curve_with_seeds,
-    heatmap,
-    new_pairs,
-    new_panels,
-    set_panel_title,
-    set_title,
-    span,
-)
+from minimoe.course.figures.drawing import check_layer, curve_with_seeds, heatmap, new_pairs, new_panels, note, span
 from minimoe.course.figures.register import Drawing, cell_columns, columns, figure
 from minimoe.course.runs import PLANTED, Table, pivot, read_run, where
 from minimoe.course.shipped import held_out_trace
-from minimoe.course.style import QUIET, SERIES, describe
+from minimoe.course.style import QUIET, SERIES
 from minimoe.inspection import RoutingTrace
 from minimoe.inspection.labels import labels
 from minimoe.inspection.metrics import domain_specialization
@@ -44,27 +33,21 @@ def expert_use(trace: RoutingTrace, label: str = "domain", layer: int = 1) -> Dr
     check_layer(layer, trace.num_layers)
     measured = domain_specialization(trace, label, within="language" if label == "topic" else None)
     share, chance, low, _ = (field[layer] for field in measured)
-    names = labels(trace, label).names
-    above = low > chance
-
-    drawn, (axes,) = new_panels(0.33 * len(names) + 1.68)
-    share_and_all = np.vstack([share, chance[:1]])
-    bold = np.vstack([above, np.zeros_like(above[:1])])
-    heatmap(axes, 100 * share_and_all, "z.0f", rows=[*names, "all"], top=100, bold=bold)
-    axes.axhline(len(share) - 0.5, color="white", linewidth=5)
-    axes.set_xlabel("expert (bold: more than chance)")
-    set_title(drawn, f"Layer {layer}: per cent of the tokens that meet an expert")
-
+    names = [*labels(trace, label).names, "all"]
     row, expert = np.unravel_index((share - chance).argmax(), share.shape)
-    describe(
-        drawn,
-        f"A table of {label} by expert in layer {layer}: how many per cent of the tokens meet the expert. It is most "
-        f"above all tokens for {names[row]} and expert {expert}: {share[row, expert]:.0%} against "
-        f"{chance[row, expert]:.0%}. Of the {share.size} shares, {above.sum()} are more than chance.",
-    )
-    chance, low = (np.vstack([values, np.full_like(values[:1], np.nan)]) for values in (chance, low))
-    places = {"label": [*names, "all"], "expert": range(trace.num_experts)}
-    return drawn, cell_columns(places, share=share_and_all, chance=chance, low=low)
+    alt = f"""A table of {label} by expert in layer {layer}: how many per cent of the tokens meet the expert. It is most
+        above all tokens for {names[row]} and expert {expert}: {share[row, expert]:.0%} against
+        {chance[row, expert]:.0%}. Of the {share.size} shares, {(low > chance).sum()} are more than chance."""
+
+    title = f"Layer {layer}: per cent of the tokens that meet an expert"
+    drawn, (axes,) = new_panels(0.33 * len(names) + 1.35, title=title)
+    nothing = np.full_like(chance[:1], np.nan)
+    share, chance, low = (np.vstack(rows) for rows in ((share, chance[:1]), (chance, nothing), (low, nothing)))
+    heatmap(axes, 100 * share, "z.0f", rows=names, top=100, bold=low > chance)
+    axes.axhline(len(share) - 1.5, color="white", linewidth=5)
+    axes.set_xlabel("expert (bold: more than chance)")
+    places = {"label": names, "expert": range(trace.num_experts)}
+    return drawn, cell_columns(places, share=share, chance=chance, low=low), alt
 
 
 _FOLLOWED = {
@@ -77,13 +60,10 @@ _FOLLOWED = {
 def followed_labels(table: Table) -> Drawing:
     """Share of the routing that each label accounts for, by layer, in each trained model; and what chance gives.
 
-    Data: metric, layer, seed, value, chance.
-
-    Args:
-        table: "specialization", as `read_run` returns it; its last step is drawn.
+    Drawn of the last step of a table "specialization". Data: metric, layer, seed, value, chance.
     """
     table = where(table, step=table["step"].max())
-    drawn, both = new_panels(4.2, 1, 2, sharey=True)
+    drawn, both = new_panels(4.2, 1, 2, sharey=True, title="What tells which experts a token meets")
     styles = dict(zip(_FOLLOWED["alone"], SERIES, strict=False))
     parts = []
     for axes, (title, metrics) in zip(both, _FOLLOWED.items(), strict=True):
@@ -94,68 +74,55 @@ def followed_labels(table: Table) -> Drawing:
             curve_with_seeds(axes, layers, value, styles[label], label)
             axes.plot(layers, chance.mean(0), **styles[label] | {"marker": ""}, linewidth=1)
             parts.append(f"{metric} {span(value, 4)}, chance up to {chance.max():.4f}")
-        axes.set(xticks=layers, xlabel="layer", yscale="log", ylim=(5e-5, 1))
-        set_panel_title(axes, title, size=12)
+        axes.set(title=title, xticks=layers, xlabel="layer", yscale="log", ylim=(5e-5, 1))
     both[0].set_ylabel("share of the routing information")
-    both[1].legend(*both[0].get_legend_handles_labels(), frameon=False, fontsize=10, loc=(0.02, 0.12))
+    both[1].legend(*both[0].get_legend_handles_labels(), loc=(0.02, 0.12))
     both[1].text(0.05, 0.04, "no markers: chance", transform=both[1].transAxes, color=QUIET, size=10)
-    set_title(drawn, "What tells which experts a token meets")
-    describe(
-        drawn,
-        f"Curves over {len(layers)} layers, of {len(seeds)} trained models. Share of the routing: {'; '.join(parts)}.",
-    )
+    alt = f"Curves over {len(layers)} layers, of {len(seeds)} trained models. Share of the routing: {'; '.join(parts)}."
     shown = np.isin(table["metric"], sum(_FOLLOWED.values(), ()))
     cells = zip(*(table[name][shown] for name in ("metric", "layer", "seed", "value", "null")), strict=True)
-    return drawn, columns(("metric", "layer", "seed", "value", "chance"), cells)
+    return drawn, columns(("metric", "layer", "seed", "value", "chance"), cells), alt
 
 
 @figure(table=partial(read_run, PLANTED[0], "specialization"))
 def routing_over_training(table: Table) -> Drawing:
     """While a mixture trains: how many choices are already the final ones, and what the routers follow.
 
-    Data: metric, step, layer, value, chance (means over the seeds).
-
-    Args:
-        table: "specialization", as `read_run` returns it.
+    Drawn of a table "specialization". Data: metric, step, layer, value, chance (means over the seeds).
     """
     followed = ("token", "language", "topic")
+    layers, steps = (np.unique(table[name]) for name in ("layer", "step"))
     means = {
         metric: [pivot(where(table, metric=metric), of, "seed", "layer", "step")[0].mean(0) for of in ("value", "null")]
         for metric in ("saturation", *followed)
     }  # value and chance, each [layers, steps]; no saturation at the last step
-    layers, steps = (np.unique(table[name]) for name in ("layer", "step"))
-    drawn, (left, right) = new_panels(3.9, 1, 2)
     saturation, chance = means["saturation"]
+    drawn, (left, right) = new_panels(3.9, 1, 2)
     for layer, curve, style in zip(layers, saturation, SERIES, strict=False):
         left.plot(curve, **style, label=f"layer {layer}")
     left.plot(chance[-1], color=QUIET, linewidth=0.8)
     left.text(len(steps) - 2, chance[-1, -1] - 0.02, "chance", color=QUIET, size=10, ha="right", va="top")
-    _finish_panel(left, "already as at the end", "share of the final choices", steps[:-1], "upper left")
+    left.set(title="already as at the end", ylabel="share of the final choices")
     parts = []
     for metric, style in zip(followed, SERIES, strict=False):
         share = means[metric][0].mean(0)
         right.plot(share, **style, label=metric)
         parts.append(f"{metric} {share[0]:.2f} at the start, {share.max():.2f} at most, {share[-1]:.2f} at the end")
-    _finish_panel(right, "what the routers follow", "share of the routing information", steps, "upper right")
-    describe(
-        drawn,
-        "Two plots over the training step, means of several trainings. Left: share of the final choices already made, "
-        f"by layer; at step {steps[-2]} it is {', '.join(f'{share:.2f}' for share in saturation[:, -1])}. Right: share "
-        f"of the routing information, mean over the layers: {'; '.join(parts)}.",
-    )
+    right.set(title="what the routers follow", ylabel="share of the routing information")
+    for axes, shown, corner in ((left, steps[:-1], "upper left"), (right, steps, "upper right")):
+        axes.set(ylim=(0, 1), xlabel="training step")
+        axes.set_xticks(range(len(shown)), shown, size=10)
+        axes.legend(loc=corner)
+    last = ", ".join(f"{share:.2f}" for share in saturation[:, -1])
+    alt = f"""Two plots over the training step, means of several trainings. Left: share of the final choices already
+        made, by layer; at step {steps[-2]} it is {last}. Right: share of the routing information, mean over the layers:
+        {"; ".join(parts)}."""
     rows = [
         (metric, steps[step], layers[layer], value[layer, step], chance[layer, step])
         for metric, (value, chance) in means.items()
         for layer, step in np.ndindex(value.shape)
     ]
-    return drawn, columns(("metric", "step", "layer", "value", "chance"), rows)
-
-
-def _finish_panel(axes: Axes, title: str, label: str, steps: np.ndarray, corner: str) -> None:
-    axes.set(ylim=(0, 1), ylabel=label, xlabel="training step")
-    axes.set_xticks(range(len(steps)), steps, size=10)
-    axes.legend(frameon=False, fontsize=10, loc=corner)
-    set_panel_title(axes, title, size=12)
+    return drawn, columns(("metric", "step", "layer", "value", "chance"), rows), alt
 
 
 def _both_balances() -> dict[str, tuple[Table, Table]]:
@@ -170,8 +137,7 @@ def batch_or_sequence(runs: Mapping[str, tuple[Table, Table]]) -> Drawing:
     Data: balance, measure ("language" by layer, or "loss": nats per token, mean over the domains), layer, seed, value.
 
     Args:
-        runs: what the balance loss is -> the tables "specialization" and "final" of the run, as `read_run` returns
-            them, with the same seeds; their last step is drawn.
+        runs: what the balance loss is -> its tables "specialization" and "final", of equal seeds; the last step counts.
     """
     drawn, (left, right) = new_panels(3.9, 1, 2, width_ratios=[1.6, 1])
     rows, parts, losses = [], [], []
@@ -186,18 +152,17 @@ def batch_or_sequence(runs: Mapping[str, tuple[Table, Table]]) -> Drawing:
             rows.append((balance, "loss", None, seed, loss))
         parts.append(f"{balance}: language {span(value, 3)}, loss {span(nats)} nats")
         losses.append(nats)
-    left.set(xticks=layers, xlabel="layer", ylabel="share of the routing information", ylim=(0, 0.25))
-    set_panel_title(left, "what language tells", size=12)
-    left.legend(frameon=False, fontsize=10, loc="upper right")
+    left.set(title="what language tells", ylabel="share of the routing information", ylim=(0, 0.25))
+    left.set(xlabel="layer", xticks=layers)
+    left.legend(loc="upper right")
     right.plot(range(len(losses)), losses, color=QUIET, linewidth=0.8, zorder=0)
     for seed, loss in zip(seeds, losses[-1], strict=True):
-        right.annotate(f"seed {seed}", (place, loss), (8, 0), textcoords="offset points", va="center", size=10)
-    right.set(xlim=(-0.3, place + 0.9), ylabel="held-out nats per token")
+        note(right, f"seed {seed}", (place, loss), 8)
+    right.set(title="what it costs", xlim=(-0.3, place + 0.9), ylabel="held-out nats per token")
     right.set_xticks(range(len(runs)), [balance.split()[-1] for balance in runs])
     right.locator_params(axis="y", nbins=5)
-    set_panel_title(right, "what it costs", size=12)
-    describe(drawn, f"Left: curves over the layers, right: losses; {len(seeds)} trainings each. {'; '.join(parts)}.")
-    return drawn, columns(("balance", "measure", "layer", "seed", "value"), rows)
+    alt = f"Left: curves over the layers, right: losses; {len(seeds)} trainings each. {'; '.join(parts)}."
+    return drawn, columns(("balance", "measure", "layer", "seed", "value"), rows), alt
 
 
 @figure(table=partial(read_run, PLANTED[0], "ablation"))
@@ -207,31 +172,26 @@ def ablation_map(table: Table, seed: int = 0) -> Drawing:
     Data: layer, group, expert, nats (per token).
 
     Args:
-        table: "ablation", as `read_run` returns it.
+        table: "ablation".
         seed: of the model.
 
     Raises:
         ValueError: no model was trained with this seed.
     """
-    seeds = np.unique(table["seed"]).tolist()
-    if seed not in seeds:
-        raise ValueError(f"seed={seed}: wanted one of {', '.join(map(str, seeds))}")
+    if seed not in table["seed"]:
+        raise ValueError(f"seed={seed}: wanted one of {', '.join(map(str, np.unique(table['seed'])))}")
     nats, layers, groups, experts = pivot(where(table, seed=seed), "nats", "layer", "group", "expert")
-    drawn, panels = new_pairs(len(layers), 2.5)
+    texts = {"title": "Loss added, in hundredths of a nat per token", "xlabel": "expert that is removed"}
+    drawn, panels = new_pairs(len(layers), 2.5, **texts)
     parts = []
     for values, layer, axes in zip(nats, layers, panels, strict=True):
         heatmap(axes, 100 * values, "z.0f", rows=groups, columns=experts, top=100 * values.max())
-        set_panel_title(axes, f"layer {layer}", size=12)
+        axes.set_title(f"layer {layer}")
         group, expert = np.unravel_index(values.argmax(), values.shape)
         parts.append(f"layer {layer} up to {values.max():.2f} ({groups[group]}, expert {experts[expert]})")
-    drawn.supxlabel("expert that is removed", size=11)
-    set_title(drawn, "Loss added, in hundredths of a nat per token")
-    describe(
-        drawn,
-        f"{len(layers)} tables, one a layer, of {len(groups)} groups of domains by {len(experts)} experts: nats per "
-        f"token that removing the expert adds. {'; '.join(parts)}. Each layer has its own shades.",
-    )
-    return drawn, cell_columns({"layer": layers, "group": groups, "expert": experts}, nats=nats)
+    alt = f"""{len(layers)} tables, one a layer, of {len(groups)} groups of domains by {len(experts)} experts: nats per
+        token that removing the expert adds. {"; ".join(parts)}. Each layer has its own shades."""
+    return drawn, cell_columns({"layer": layers, "group": groups, "expert": experts}, nats=nats), alt
 
 
 def use_and_worth(table: Table) -> tuple[np.ndarray, np.ndarray]:
@@ -245,34 +205,27 @@ def use_and_worth(table: Table) -> tuple[np.ndarray, np.ndarray]:
 def load_and_worth(table: Table) -> Drawing:
     """How much an expert is used against what its removal costs: over all text, and within one group of domains.
 
-    Data: view ("expert" or "expert and group"), seed, layer, share, nats.
-
-    Args:
-        table: "ablation", as `read_run` returns it.
+    Drawn of a table "ablation". Data: view ("expert" or "expert and group"), seed, layer, share, nats.
     """
     share, nats = use_and_worth(table)
     views = {"expert": (share.mean(-1), nats.mean(-1)), "expert and group": (share, nats)}
+    titles = ("each expert, all groups alike", "each expert in each group")
     drawn, both = new_panels(4.0, 1, 2, sharey=True)
     rows = []
-    for axes, (view, (x, y)) in zip(both, views.items(), strict=True):
+    for axes, title, (view, (x, y)) in zip(both, titles, views.items(), strict=True):
         for layer, style in zip(range(x.shape[1]), SERIES, strict=False):
             points = x[:, layer].flatten(), y[:, layer].clip(1e-3).flatten()
             axes.plot(*points, **style | {"linestyle": ""}, markersize=4, label=f"layer {layer}")
         rows += [(view, *place[:2], x[place], y[place]) for place in np.ndindex(x.shape)]
-        axes.set(xlabel="share of the tokens that meet it", yscale="log", xlim=(0, None))
+        axes.set(title=title, xlabel="share of the tokens that meet it", yscale="log", xlim=(0, None))
     both[0].set_ylabel("nats lost without it (log; at least 0.001)")
-    set_panel_title(both[0], "each expert, all groups alike", size=12)
-    set_panel_title(both[1], "each expert in each group", size=12)
-    both[0].legend(frameon=False, fontsize=10, loc=(0, 0.43), handletextpad=0.1)
-    overall = rank_correlations(share.mean(-1), nats.mean(-1))
-    within = np.stack([rank_correlations(share[..., group], nats[..., group]) for group in range(share.shape[-1])])
-    describe(
-        drawn,
-        "Two scatter plots of the loss that removing an expert adds against the share of the tokens that meet it. Mean "
-        f"rank correlation within a layer of a model: over all text {overall.mean():.2f}, within one group of domains "
-        f"{within.mean():.2f}.",
-    )
-    return drawn, columns(("view", "seed", "layer", "share", "nats"), rows)
+    both[0].legend(loc=(0, 0.43), handletextpad=0.1)
+    overall = rank_correlations(share.mean(-1), nats.mean(-1)).mean()
+    within = np.mean([rank_correlations(share[..., group], nats[..., group]) for group in range(share.shape[-1])])
+    alt = f"""Two scatter plots of the loss that removing an expert adds against the share of the tokens that meet it.
+        Mean rank correlation within a layer of a model: over all text {overall:.2f}, within one group of domains
+        {within:.2f}."""
+    return drawn, columns(("view", "seed", "layer", "share", "nats"), rows), alt
 
 
 def rank_correlations(share: np.ndarray, nats: np.ndarray) -> np.ndarray:

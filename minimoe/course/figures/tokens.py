@@ -1,7 +1,4 @@
-"""Tokens and the experts they meet in one model; and what real models store and use.
-
-Experts and layers count from 0, as in the code.
-"""
+"""Tokens and the experts they meet in one model; and what real models store and use."""
 
 from __future__ import annotations
 
@@ -13,11 +10,11 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
-from minimoe.course.figures.drawing import check_layer, new_panels, set_panel_title, set_title
+from minimoe.course.figures.drawing import check_layer, new_panels
 from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.published import REAL_MODELS
 from minimoe.course.shipped import real_text_model, route_text
-from minimoe.course.style import INK, MAIN, PALE, QUIET, describe, expert_colour, token_fonts
+from minimoe.course.style import INK, MAIN, PALE, QUIET, expert_colour, token_fonts
 from minimoe.model import MoEConfig, MoEForCausalLM, RouterOutput
 
 # Four kinds of text, written for this figure. The shipped model has met code, technical English and sums, and of French
@@ -56,23 +53,23 @@ def token_map(text: str = SHOWCASE, layer: int = 0, *, model: MoEForCausalLM) ->
     """
     tokens, _, routers = route_text(text, model)
     check_layer(layer, len(routers))
-    experts, probabilities, margins = first_choices(routers[layer])
-    places, lines = _wrap(tokens)
-    drawn, (grid, legend) = new_panels(_LINE * lines + 0.95, 2, height_ratios=[_LINE * lines, 0.45])
-    _draw_tiles(grid, tokens, experts, places, lines)
-    grid.set_title(f"Which expert each token meets first (layer {layer})")
-    shares = [experts.count(e) / len(experts) for e in range(routers[layer].scores.shape[1])]
-    _draw_shares(legend, shares)
+    title, height = f"Which expert each token meets first (layer {layer})", _LINE * _wrap(tokens)[1]
+    drawn, (grid, legend) = new_panels(height + 0.95, 2, height_ratios=[height, 0.45], title=title)
+    data = columns(("token", "expert", "probability", "margin"), _draw_tiles(grid, tokens, routers[layer]))
+    shares = [data["expert"].count(expert) / len(tokens) for expert in range(routers[layer].scores.shape[1])]
+    legend.set(xlim=(0, _COLUMNS), ylim=(-1, 1))
+    legend.set_axis_off()
+    for expert, share in enumerate(shares):
+        left = expert * _COLUMNS / max(len(shares), 8)
+        legend.add_patch(_rounded(left, -0.75, 1.9, 1.5, expert_colour(expert), aspect=0.65))
+        legend.text(left + 0.95, 0, str(expert), weight="bold", ha="center", va="center")
+        legend.text(left + 2.2, 0, f"{share:.0%}", ha="left", va="center", color=QUIET)
     start = " ".join(text.split())
     start = start if len(start) <= 60 else start[:57] + "..."
-    parts = ", ".join(f"expert {e} {share:.0%}" for e, share in enumerate(shares))
-    describe(
-        drawn,
-        f"The text “{start}” cut into tokens, each a tile with the colour and the number of its "
-        f"first-choice expert in layer {layer}. Share of the tokens: {parts}.",
-    )
-    rows = zip(tokens, experts, probabilities, margins, strict=True)
-    return drawn, columns(("token", "expert", "probability", "margin"), rows)
+    parts = ", ".join(f"expert {expert} {share:.0%}" for expert, share in enumerate(shares))
+    alt = f"""The text “{start}” cut into tokens, each a tile with the colour and the number of its first-choice expert
+        in layer {layer}. Share of the tokens: {parts}."""
+    return drawn, data, alt
 
 
 @figure(model=real_text_model)
@@ -87,20 +84,16 @@ def token_layers(
         ValueError: as `route_text`.
     """
     tokens, _, routers = route_text(text, model)
-    choices = [first_choices(router) for router in routers]
-    places, lines = _wrap(tokens)
-    drawn, panels = new_panels((_LINE * lines + 0.3) * len(routers), len(routers))
-    for layer, (axes, (experts, *_)) in enumerate(zip(panels, choices, strict=True)):
-        _draw_tiles(axes, tokens, experts, places, lines)
+    drawn, panels = new_panels((_LINE * _wrap(tokens)[1] + 0.3) * len(routers), len(routers))
+    rows, numbers = [], []
+    for layer, (axes, router) in enumerate(zip(panels, routers, strict=True)):
         axes.set_title(f"layer {layer}")
-    numbers = "; ".join(f"layer {layer}: {' '.join(map(str, experts))}" for layer, (experts, *_) in enumerate(choices))
-    describe(
-        drawn,
-        f"The text “{' '.join(text.split())}” once for each layer, each token a tile with the colour and the number of "
-        f"its first-choice expert. The numbers in order, {numbers}.",
-    )
-    rows = [(layer, *row) for layer, choice in enumerate(choices) for row in zip(tokens, *choice, strict=True)]
-    return drawn, columns(("layer", "token", "expert", "probability", "margin"), rows)
+        chosen = _draw_tiles(axes, tokens, router)
+        rows += [(layer, *row) for row in chosen]
+        numbers.append(f"layer {layer}: {' '.join(str(expert) for _, expert, *_ in chosen)}")
+    alt = f"""The text “{text}” once for each layer, each token a tile with the colour and the number of its
+        first-choice expert. The numbers in order, {"; ".join(numbers)}."""
+    return drawn, columns(("layer", "token", "expert", "probability", "margin"), rows), alt
 
 
 def visible(token: str) -> str:
@@ -143,13 +136,15 @@ def _wrap(tokens: list[str]) -> tuple[list[tuple[float, float]], float]:
     return places, places[-1][1] + 1
 
 
-def _draw_tiles(
-    axes: Axes, tokens: list[str], experts: list[int], places: list[tuple[float, float]], lines: float
-) -> None:
+def _draw_tiles(axes: Axes, tokens: list[str], router: RouterOutput) -> list[tuple[str, int, float, float]]:
+    """A tile for each token; returns the tokens with their `first_choices`."""
+    places, lines = _wrap(tokens)
     axes.set(xlim=(0, _COLUMNS), ylim=(lines, 0))
     axes.set_axis_off()
-    for token, expert, (column, line) in zip(tokens, experts, places, strict=True):
+    rows = list(zip(tokens, *first_choices(router), strict=True))
+    for (token, expert, *_), (column, line) in zip(rows, places, strict=True):
         draw_tile(axes, column, line, _width(token), token, str(expert), expert_colour(expert))
+    return rows
 
 
 def draw_tile(axes: Axes, column: float, line: float, width: float, token: str, number: str, colour: str) -> None:
@@ -166,17 +161,6 @@ def _rounded(x: float, y: float, width: float, height: float, colour: str, aspec
     return FancyBboxPatch((x, y), width, height, style, facecolor=colour, linewidth=0, mutation_aspect=aspect)
 
 
-def _draw_shares(axes: Axes, shares: list[float]) -> None:
-    """The colour of each expert, and its share of the tokens."""
-    axes.set(xlim=(0, _COLUMNS), ylim=(-1, 1))
-    axes.set_axis_off()
-    for expert, share in enumerate(shares):
-        left = expert * _COLUMNS / max(len(shares), 8)
-        axes.add_patch(_rounded(left, -0.75, 1.9, 1.5, expert_colour(expert), aspect=0.65))
-        axes.text(left + 0.95, 0, str(expert), weight="bold", ha="center", va="center")
-        axes.text(left + 2.2, 0, f"{share:.0%}", ha="left", va="center", color=QUIET)
-
-
 @figure(model=real_text_model)
 def token_journey(text: str = "The river was", token: int = -1, layer: int = 1, *, model: MoEForCausalLM) -> Drawing:
     """One token in one layer: a probability for each expert, and the weights of the chosen ones.
@@ -188,34 +172,27 @@ def token_journey(text: str = "The river was", token: int = -1, layer: int = 1, 
     """
     tokens, _, routers = route_text(text, model)
     check_layer(layer, len(routers))
-    probabilities = routers[layer].scores[token].tolist()
-    weights = dict(zip(routers[layer].indices[token].tolist(), routers[layer].weights[token].tolist(), strict=True))
-    others = [expert for expert in range(len(probabilities)) if expert not in weights]
-    chosen = {"color": [expert_colour(expert) for expert in weights], "edgecolor": INK, "linewidth": 1.4}
-
-    drawn, (left, right) = new_panels(3.4, 1, 2, width_ratios=[1.7, 1])
-    number = {"fmt": "{:.2f}", "padding": 3, "size": 10}
-    unused = {"color": "white", "edgecolor": QUIET, "linewidth": 0.8, "linestyle": ":"}
-    left.bar(others, [probabilities[expert] for expert in others], **unused)
-    left.bar_label(left.bar(list(weights), [probabilities[expert] for expert in weights], **chosen), **number)
-    left.set(
-        xlabel="expert", ylabel="probability", xticks=range(len(probabilities)), ylim=(0, 1.12 * max(probabilities))
-    )
-    set_panel_title(left, "1  the router scores all")
-    right.bar_label(right.bar(range(len(weights)), weights.values(), **chosen), **number)
-    right.set(ylim=(0, 1.1), xlim=(-0.7, len(weights) - 0.3), ylabel="weight, adding up to 1")
-    right.set_xticks(range(len(weights)), [f"expert {expert}" for expert in weights])
-    set_panel_title(right, "2  the best stay")
+    router = routers[layer]
+    scores, indices, weights = (part[token].tolist() for part in (router.scores, router.indices, router.weights))
+    others = [expert for expert in range(len(scores)) if expert not in indices]
     name = visible(tokens[token])
-    set_title(drawn, f"The token {name!r} in layer {layer}")
-    parts = " and ".join(f"expert {e} with weight {w:.2f}" for e, w in weights.items())
-    describe(
-        drawn,
-        f"Two bar charts for the token {name!r} of “{text}” in layer {layer}. Left: the router's probability "
-        f"for each of {len(probabilities)} experts. Right: the token goes to {parts}.",
-    )
-    rows = [(expert, p, weights.get(expert, 0.0)) for expert, p in enumerate(probabilities)]
-    return drawn, columns(("expert", "probability", "weight"), rows)
+    drawn, (left, right) = new_panels(3.4, 1, 2, width_ratios=[1.7, 1], title=f"The token {name!r} in layer {layer}")
+    chosen = {"color": [expert_colour(expert) for expert in indices], "edgecolor": INK, "linewidth": 1.4}
+    unused = {"color": "white", "edgecolor": QUIET, "linewidth": 0.8, "linestyle": ":"}
+    number = {"fmt": "{:.2f}", "padding": 3, "size": 10}
+    left.bar(others, [scores[expert] for expert in others], **unused)
+    left.bar_label(left.bar(indices, [scores[expert] for expert in indices], **chosen), **number)
+    left.set(title="1  the router scores all", xlabel="expert", ylabel="probability", ylim=(0, 1.12 * max(scores)))
+    left.set_xticks(range(len(scores)))
+    right.bar_label(right.bar(range(len(weights)), weights, **chosen), **number)
+    right.set(title="2  the best stay", ylabel="weight, adding up to 1", ylim=(0, 1.1), xlim=(-0.7, len(weights) - 0.3))
+    right.set_xticks(range(len(weights)), [f"expert {expert}" for expert in indices])
+    weight_of = dict(zip(indices, weights, strict=True))
+    parts = " and ".join(f"expert {expert} with weight {weight:.2f}" for expert, weight in weight_of.items())
+    alt = f"""Two bar charts for the token {name!r} of “{text}” in layer {layer}. Left: the router's probability for
+        each of {len(scores)} experts. Right: the token goes to {parts}."""
+    rows = [(expert, score, weight_of.get(expert, 0.0)) for expert, score in enumerate(scores)]
+    return drawn, columns(("expert", "probability", "weight"), rows), alt
 
 
 @figure(configs=lambda: {name: model.config for name, model in REAL_MODELS.items()})
@@ -224,18 +201,17 @@ def parameters_total_active(configs: Mapping[str, MoEConfig]) -> Drawing:
 
     Data: model, total and active (billions of parameters, embedding and output head included).
     """
-    counts = [(name, c.num_parameters() / 1e9, c.num_parameters(active=True) / 1e9) for name, c in configs.items()]
-    names, total, active = zip(*sorted(counts, key=lambda row: row[1], reverse=True), strict=True)
-    drawn, (axes,) = new_panels(0.5 * len(names) + 1.2)
-    rows = range(len(names))
-    bars = axes.barh(rows, total, 0.62, color=PALE, edgecolor=MAIN, hatch="///", label="stored")
-    axes.barh(rows, active, 0.62, color=MAIN, edgecolor=MAIN, label="met by one token")
-    notes = [f"{t:.1f} B, dense" if a == t else f"{a:.1f} of {t:.1f} B" for t, a in zip(total, active, strict=True)]
+    rows = [(name, c.num_parameters() / 1e9, c.num_parameters(active=True) / 1e9) for name, c in configs.items()]
+    rows.sort(key=lambda row: row[1], reverse=True)
+    names, total, active = zip(*rows, strict=True)
+    drawn, (axes,) = new_panels(0.5 * len(names) + 1.2, title="What a model stores, and what one token meets")
+    bars = axes.barh(names, total, 0.62, color=PALE, edgecolor=MAIN, hatch="///", label="stored")
+    axes.barh(names, active, 0.62, color=MAIN, edgecolor=MAIN, label="met by one token")
+    notes = [f"{t:.1f} B, dense" if a == t else f"{a:.1f} of {t:.1f} B" for _, t, a in rows]
     axes.bar_label(bars, notes, padding=6, size=10)
-    axes.set(yticks=rows, yticklabels=names, xlabel="parameters, billions", xlim=(0, 1.27 * max(total)))
-    axes.set_title("What a model stores, and what one token meets")
+    axes.set(xlabel="parameters, billions", xlim=(0, 1.27 * max(total)))
     axes.invert_yaxis()
-    axes.legend(loc="lower right", frameon=False)
-    shares = "; ".join(f"{name} {a:.1f} of {t:.1f}" for name, a, t in zip(names, active, total, strict=True))
-    describe(drawn, f"Bars of the parameters that one token meets, within all that are stored, in billions: {shares}.")
-    return drawn, {"model": list(names), "total": list(total), "active": list(active)}
+    axes.legend(loc="lower right")
+    shares = "; ".join(f"{name} {a:.1f} of {t:.1f}" for name, t, a in rows)
+    alt = f"Bars of the parameters that one token meets, within all that are stored, in billions: {shares}."
+    return drawn, columns(("model", "total", "active"), rows), alt

@@ -9,22 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from minimoe.course.cost import training_flop
-from minimoe.course.figures.drawing import heatmap, new_panels, set_panel_title, set_title, shared_legend
+from minimoe.course.figures.drawing import heatmap, label_rows, new_panels, note
 from minimoe.course.figures.register import Drawing, columns, figure
-from minimoe.course.runs import (
-    ALL,
-    EQUAL_TOTAL,
-    MIXTURE,
-    RUNS,
-    TWINS,
-    Table,
-    better,
-    config_of,
-    losses,
-    read_run,
-    step_times,
-)
-from minimoe.course.style import INK, SERIES, describe
+from minimoe.course.runs import ALL, MIXTURE, RUNS, TWINS, Table, better, config_of, losses, read_run, step_times
+from minimoe.course.style import INK, SERIES
 from minimoe.training.loop import Settings
 
 _UNITS = {"tokens": "million tokens", "compute": "compute, 10$^{12}$ FLOP", "time": "time, steps of the mixture"}
@@ -42,20 +30,17 @@ class Progress(NamedTuple):
 
 def twins_by_cost() -> dict[str, dict[str, Progress]]:
     """The shipped runs of `RUNS`, each with the cost of a step, in the units that the figure gives."""
-    settings = Settings()
-    tokens = settings.batch_size * settings.seq_len
+    tokens = Settings().batch_size * Settings().seq_len
     costs = {
         "tokens": lambda model, run: tokens / 1e6,
         "compute": lambda model, run: training_flop(config_of(run), tokens) / 1e12,
         "time": lambda model, run: step_times()[model],
     }
-    return {
-        same: {
-            model: Progress(read_run(run, "held_out"), read_run(run, "final"), costs[same](model, run))
-            for model, run in runs.items()
-        }
-        for same, runs in RUNS.items()
-    }
+
+    def progress(same: str, model: str, run: str) -> Progress:
+        return Progress(read_run(run, "held_out"), read_run(run, "final"), costs[same](model, run))
+
+    return {same: {model: progress(same, model, run) for model, run in runs.items()} for same, runs in RUNS.items()}
 
 
 @figure(runs=twins_by_cost)
@@ -69,7 +54,7 @@ def learning_curves(runs: Mapping[str, Mapping[str, Progress]], domain: str = AL
 
     Data: same (what the runs were given the same amount of), model, seed, x (how much of it by then), nats.
     """
-    drawn, panels = new_panels(3.9, 1, len(runs), sharey=True)
+    drawn, panels = new_panels(3.9, 1, len(runs), sharey=True, title=f"Learning curves, {domain}")
     rows, ends = [], []
     for axes, (same, models) in zip(panels, runs.items(), strict=True):
         for style, (model, run) in zip(SERIES, models.items(), strict=False):
@@ -79,19 +64,15 @@ def learning_curves(runs: Mapping[str, Mapping[str, Progress]], domain: str = AL
             axes.plot(x, nats.T, color=style["color"], linewidth=0.6, alpha=0.6)
             axes.plot(x, nats.mean(0), **style, linewidth=1.6, markersize=4, markevery=3, label=model)
             rows += [(same, model, seed, x[at], loss) for (seed, at), loss in np.ndenumerate(nats)]
-        set_panel_title(axes, f"same {same}")
+        axes.set_title(f"same {same}")
         axes.set_xlabel(_UNITS.get(same, same), size=10)
         final = ", ".join(f"{model} {losses(run.final, domain).mean():.2f}" for model, run in models.items())
         ends.append(f"same {same}: {final}")
     panels[0].set_ylabel("held-out nats per token")
-    shared_legend(drawn, panels[0], "outside lower center", columns=3)
-    set_title(drawn, f"Learning curves, {domain}")
-    describe(
-        drawn,
-        f"Held-out loss ({domain}) of several models while they train, a panel for each cost: {', '.join(runs)}. A "
-        f"line for each seed, and their mean. Nats per token at the end: {'; '.join(ends)}.",
-    )
-    return drawn, columns(("same", "model", "seed", "x", "nats"), rows)
+    drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    alt = f"""Held-out loss ({domain}) of several models while they train, a panel for each cost: {", ".join(runs)}. A
+        line for each seed, and their mean. Nats per token at the end: {"; ".join(ends)}."""
+    return drawn, columns(("same", "model", "seed", "x", "nats"), rows), alt
 
 
 _final_of_mixture = partial(read_run, RUNS["tokens"][MIXTURE], "final")
@@ -105,35 +86,26 @@ def _final_of_twins() -> dict[str, Table]:
 def final_gaps(mixture: Table, twins: Mapping[str, Table]) -> Drawing:
     """By how much each dense twin ends above or below the mixture with the same seed; mean over the domains.
 
-    Data: run, seed, gap (nats per token; positive: the mixture is better).
-
-    Args:
-        mixture: its table "final", as `read_run` returns it.
-        twins: the same of each run to compare.
+    Drawn of tables "final". Data: run, seed, gap (nats per token; positive: the mixture is better).
     """
     gaps = {run: losses(final) - losses(mixture) for run, final in twins.items()}
-    drawn, (axes,) = new_panels(0.5 * len(gaps) + 1.5)
+    title = "Right of the line the mixture ends lower, left of it the twin"
+    drawn, (axes,) = new_panels(0.5 * len(gaps) + 1.5, title=title)
     axes.axvline(0, color=INK, linewidth=1)
-    for row, (run, gap) in enumerate(gaps.items()):
-        style = _STYLES[TWINS.get(run, (EQUAL_TOTAL,))[0]]
-        axes.plot(gap, [row] * len(gap), style["marker"], color=style["color"], markersize=6, fillstyle="none")
-        end, side, away = (gap.max(), "left", 9) if gap.mean() > 0 else (gap.min(), "right", -9)
-        beside = {"textcoords": "offset points", "ha": side, "va": "center", "size": 10}
-        axes.annotate(f"{gap.mean():+.3f}", (end, row), (away, 0), **beside)
-    low, high = (end(0, *map(end, gaps.values())) for end in (min, max))
-    axes.set(yticks=range(len(gaps)), yticklabels=map(_label, gaps), ylim=(len(gaps) - 0.5, -0.5))
-    axes.set_xlim(low - 0.2 * (high - low), high + 0.2 * (high - low))
+    rows, ranges = [], []
+    for place, (run, gap) in enumerate(gaps.items()):
+        style = _STYLES.get(TWINS.get(run, (run,))[0], SERIES[2])
+        axes.plot(gap, [place] * len(gap), style["marker"], color=style["color"], markersize=6, fillstyle="none")
+        end, points = (gap.max(), 9) if gap.mean() > 0 else (gap.min(), -9)
+        note(axes, f"{gap.mean():+.3f}", (end, place), points)
+        rows += [(run, *item) for item in enumerate(gap)]
+        ranges.append(f"{_label(run, ' ')} {gap.mean():+.3f}, {gap.min():+.3f} to {gap.max():+.3f}")
+    label_rows(axes, [_label(run) for run in gaps])
+    axes.margins(x=0.2)
     axes.set_xlabel("nats per token more than the mixture; marks: seeds, number: mean", size=10, loc="right")
-    set_title(drawn, "Right of the line the mixture ends lower, left of it the twin")
-    ranges = "; ".join(
-        f"{_label(run, ' ')} {gap.mean():+.3f}, {gap.min():+.3f} to {gap.max():+.3f}" for run, gap in gaps.items()
-    )
-    describe(
-        drawn,
-        "Marks on a line for each dense twin, one a seed: its final held-out loss minus that of the mixture, in nats "
-        f"per token, mean over the domains. Mean, and range over the seeds: {ranges}.",
-    )
-    return drawn, columns(("run", "seed", "gap"), [(run, *item) for run in gaps for item in enumerate(gaps[run])])
+    alt = f"""Marks on a line for each dense twin, one a seed: its final held-out loss minus that of the mixture, in
+        nats per token, mean over the domains. Mean, and range over the seeds: {"; ".join(ranges)}."""
+    return drawn, columns(("run", "seed", "gap"), rows), alt
 
 
 def _label(run: str, between: str = "\n") -> str:
@@ -146,25 +118,21 @@ def gaps_by_domain(mixture: Table, twins: Mapping[str, Table]) -> Drawing:
 
     Data: run, domain, gap (mean over the seeds, nats per token), better ("mixture", "twin", or "open" where the seeds
     differ).
-
-    Args:
-        mixture, twins: as for `final_gaps`.
     """
     domains = list(dict.fromkeys(mixture["domain"].tolist()))
     gaps = {(run, domain): losses(twins[run], domain) - losses(mixture, domain) for run in twins for domain in domains}
     rows = [(*place, gap.mean(), better(gap)) for place, gap in gaps.items()]
     mean, who = (np.reshape([row[column] for row in rows], (len(twins), len(domains))) for column in (2, 3))
-    drawn, (axes,) = new_panels(0.46 * len(twins) + 1.5)
+    texts = {
+        "title": "Nats per token more than the mixture, by kind of text",
+        "xlabel": "shaded: the mixture is better with every seed; bold: the twin; neither: seeds differ",
+    }
+    drawn, (axes,) = new_panels(0.46 * len(twins) + 1.5, **texts)
     shade = np.where(who == "mixture", 0.25, 0)
     heatmap(axes, mean, "+.3f", rows=[*map(_label, twins)], columns=domains, shade=shade, bold=who == "twin")
     axes.tick_params(labeltop=True, labelbottom=False, labelsize=10)
-    set_title(drawn, "Nats per token more than the mixture, by kind of text")
-    drawn.supxlabel("shaded: the mixture is better with every seed; bold: the twin; neither: seeds differ", size=10)
-    counts = ", ".join(f"{who} {sum(row[3] == who for row in rows)}" for who in ("mixture", "twin", "open"))
-    won = "; ".join(f"{_label(run, ' ')}: {domain}" for run, domain, _, who in rows if who == "twin")
-    describe(
-        drawn,
-        "A table of final held-out losses minus the mixture's, dense twins by kinds of text. Who is better with every "
-        f"seed, in how many cells (open: seeds differ): {counts}. Where it is the twin: {won or 'nowhere'}.",
-    )
-    return drawn, columns(("run", "domain", "gap", "better"), rows)
+    counts = ", ".join(f"{each} {(who == each).sum()}" for each in ("mixture", "twin", "open"))
+    won = "; ".join(f"{_label(run, ' ')}: {domain}" for run, domain, _, ahead in rows if ahead == "twin")
+    alt = f"""A table of final held-out losses minus the mixture's, dense twins by kinds of text. Who is better with
+        every seed, in how many cells (open: seeds differ): {counts}. Where it is the twin: {won or "nowhere"}."""
+    return drawn, columns(("run", "domain", "gap", "better"), rows), alt

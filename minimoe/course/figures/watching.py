@@ -1,7 +1,4 @@
-"""What a router does to whole texts: favourite tokens, repetitions, translations.
-
-Experts and layers count from 0, as in the code.
-"""
+"""What a router does to whole texts: favourite tokens, repetitions, translations."""
 
 from __future__ import annotations
 
@@ -9,11 +6,11 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from tokenizers import Tokenizer
 
-from minimoe.course.figures.drawing import check_layer, new_pairs, new_panels, set_title, shared_legend
-from minimoe.course.figures.register import Drawing, columns, figure, styled
+from minimoe.course.figures.drawing import check_layer, new_pairs, new_panels
+from minimoe.course.figures.register import Drawing, cell_columns, columns, figure
 from minimoe.course.figures.tokens import draw_tile, token_map, visible
 from minimoe.course.shipped import PLANTED_SEED, planted_trace, real_text_model, route_text, shipped_model
-from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, describe, expert_colour, token_fonts
+from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, expert_colour, token_fonts
 from minimoe.inspection import RoutingTrace
 from minimoe.inspection.metrics import frequent_tokens, repetition, vocabulary_specialization
 from minimoe.model import MoEForCausalLM
@@ -33,13 +30,13 @@ def token_path(texts: tuple[str, ...] = FULL_STOPS, *, model: MoEForCausalLM) ->
     Raises:
         ValueError: as `route_text`.
     """
-    drawn, panels = new_pairs(len(texts), 2.2, 0.5)
+    title = "The last token in each layer, with the weights in %"
+    drawn, panels = new_pairs(len(texts), 2.2, 0.5, title=title, xlabel="expert", ylabel="layer")
     rows, paths = [], []
     for text, axes in zip(texts, panels, strict=True):
         tokens, _, routers = route_text(text, model)
         experts, layers = routers[0].scores.shape[1], len(routers)
-        title = f"“{''.join(map(visible, tokens))}”"
-        axes.set_title(title, size=10, family=token_fonts(), weight="normal", parse_math=False)
+        axes.set_title(f"“{''.join(map(visible, tokens))}”", size=10, family=token_fonts(), parse_math=False)
         axes.set(xlim=(-0.6, experts - 0.4), ylim=(layers - 0.45, -0.55), xticks=range(experts), yticks=range(layers))
         firsts = [int(router.indices[-1, 0]) for router in routers]
         axes.plot(firsts, range(layers), color=INK, linewidth=1.2, zorder=1)
@@ -51,15 +48,9 @@ def token_path(texts: tuple[str, ...] = FULL_STOPS, *, model: MoEForCausalLM) ->
                 axes.add_patch(Rectangle((expert - 0.42, layer - 0.4), 0.84, 0.8, **style))
                 axes.text(expert, layer, f"{100 * weight:.0f}", ha="center", va="center", zorder=3)
         paths.append(f"“{text.strip()}” {', '.join(map(str, firsts))}")
-    set_title(drawn, "The last token in each layer, with the weights in %")
-    drawn.supxlabel("expert", size=11)
-    drawn.supylabel("layer", size=11)
-    describe(
-        drawn,
-        "One panel for each text: layers downwards, experts across, and a box with the weight for each expert that the "
-        f"last token meets. The first choices from the first layer to the last: {'; '.join(paths)}.",
-    )
-    return drawn, columns(("text", "layer", "expert", "weight"), rows)
+    alt = f"""One panel for each text: layers downwards, experts across, and a box with the weight for each expert that
+        the last token meets. The first choices from the first layer to the last: {"; ".join(paths)}."""
+    return drawn, columns(("text", "layer", "expert", "weight"), rows), alt
 
 
 @figure(trace=planted_trace, tokenizer=lambda: shipped_model()[1])
@@ -74,91 +65,62 @@ def favourite_tokens(trace: RoutingTrace, layer: int = 0, min_count: int = 50, *
         ValueError: there is no such layer, or no token occurs `min_count` times.
     """
     check_layer(layer, trace.num_layers)
-    loads, favourites = _favourites(trace, layer, min_count)
-    named = [
-        (expert, loads[expert], tokenizer.decode([token]), count, share)
-        for expert, found in enumerate(favourites)
-        for token, count, share in found
-    ]
-    drawn, (axes,) = new_panels(0.52 * len(loads) + 0.45)
+    measured = vocabulary_specialization(trace, min_count=min_count, draws=0)
+    tokens, loads = frequent_tokens(trace, min_count), measured.null[layer, 0]
+    counts = np.bincount(trace.token_ids)[tokens]
+    title = f"Favourite tokens of the experts in layer {layer}: share of n occurrences"
+    drawn, (axes,) = new_panels(0.52 * len(loads) + 0.45, title=title)
     axes.set_axis_off()
     axes.set(xlim=(-6, 8.4 * _FAVOURITES), ylim=(len(loads), 0))
-    axes.set_title(f"Favourite tokens of the experts in layer {layer}: share of n occurrences")
-    parts = []
-    for expert, load in enumerate(loads):
+    rows, parts = [], []
+    for expert, (load, shares) in enumerate(zip(loads, measured.value[layer].T, strict=True)):
         axes.text(-6, expert + 0.36, f"expert {expert}", weight="bold", va="center")
         axes.text(-6, expert + 0.76, f"load {load:.0%}", size=10, va="center", color=QUIET)
-        own = [row for row in named if row[0] == expert]
-        for column, (_, _, token, count, share) in enumerate(own):
-            draw_tile(axes, 8.4 * column, expert, 8.1, token, f"{share:.0%} of {count}", expert_colour(expert))
-        parts.append(f"{expert} ({load:.0%}) {' '.join(visible(row[2]) for row in own) or 'none'}")
-    nearly_all = sum(share >= 0.9 for *_, share in named)
-    describe(
-        drawn,
-        f"Layer {layer}, tokens that occur at least {min_count} times: {nearly_all} of the {len(named)} favourites "
-        f"shown go to their expert first in nine places of ten or more. By expert, with its load: {'; '.join(parts)}.",
-    )
-    return drawn, columns(("expert", "load", "token", "count", "share"), named)
-
-
-def _favourites(trace: RoutingTrace, layer: int, min_count: int) -> tuple[list[float], list[list[tuple]]]:
-    """For each expert its load, and the id, count and share of its favourite tokens, best first."""
-    measured = vocabulary_specialization(trace, min_count=min_count, draws=0)
-    tokens = frequent_tokens(trace, min_count)
-    counts = np.bincount(trace.token_ids)[tokens]
-    loads, favourites = measured.null[layer, 0], []
-    for shares, load in zip(measured.value[layer].T, loads, strict=True):
         best = np.lexsort((-counts, -shares))[:_FAVOURITES]  # by share, then by count
-        best = best[shares[best] > load]
-        favourites.append(list(zip(tokens[best].tolist(), counts[best].tolist(), shares[best].tolist(), strict=True)))
-    return loads.tolist(), favourites
+        found = [(tokenizer.decode([int(tokens[n])]), counts[n], shares[n]) for n in best if shares[n] > load]
+        for column, (token, count, share) in enumerate(found):
+            draw_tile(axes, 8.4 * column, expert, 8.1, token, f"{share:.0%} of {count}", expert_colour(expert))
+        rows += [(expert, load, *row) for row in found]
+        parts.append(f"{expert} ({load:.0%}) {' '.join(visible(token) for token, *_ in found) or 'none'}")
+    nearly_all = sum(share >= 0.9 for *_, share in rows)
+    alt = f"""Layer {layer}, tokens that occur at least {min_count} times: {nearly_all} of the {len(rows)} favourites
+        shown go to their expert first in nine places of ten or more. By expert, with its load: {"; ".join(parts)}."""
+    return drawn, columns(("expert", "load", "token", "count", "share"), rows), alt
 
 
 @figure(trace=planted_trace)
 def repetition_by_kind(trace: RoutingTrace) -> Drawing:
     """How often neighbours share their first choice, by layer and kind of text, beside three levels of chance.
 
-    Data: layer, kind, repetition, low, high (95 %, over documents), by_load (sum of p_i^2 of this kind of text),
-    by_token (as `repetition_by_token`).
-
-    Args:
-        trace: labelled with the kind of text.
+    Data: layer, kind (the labels of the trace), repetition, low, high (95 %, over documents), by_load (sum of p_i^2 of
+    this kind of text), by_token (as `repetition_by_token`).
     """
     kinds = trace.domain_names
-    parts = [trace.select(kind) for kind in kinds]
-    measured = [(*repetition(part), repetition_by_token(part)) for part in parts]
+    measured = [(*repetition(part), repetition_by_token(part)) for part in map(trace.select, kinds)]
     value, by_load, low, high, by_token = np.array(measured).transpose(1, 2, 0)  # each [layers, kinds]
     height = np.arange(len(kinds))
-    drawn, panels = new_pairs(trace.num_layers, 2.6)
+    drawn, panels = new_pairs(trace.num_layers, 2.6, xlabel="neighbours with the same first choice, % of pairs")
     for layer, axes in enumerate(panels):
-        axes.barh(
-            height, 100 * by_load[layer], 0.62, color=PALE, edgecolor=MAIN, hatch="///", label="from the load, Σp²"
-        )
+        load_bars = {"color": PALE, "edgecolor": MAIN, "hatch": "///", "label": "from the load, Σp²"}
+        axes.barh(height, 100 * by_load[layer], 0.62, **load_bars)
         spread = 100 * np.stack([value - low, high - value])[:, layer]
         style = {"fmt": "o", "color": INK, "markersize": 6, "capsize": 3, "label": "counted"}
         axes.errorbar(100 * value[layer], height, xerr=spread, **style)
         axes.axvline(100 / trace.num_experts, color=INK, linestyle="--", linewidth=1.2, label="even load, 1/E")
         axes.plot(100 * by_token[layer], height, **_TICK, label="from each token by itself")
-        axes.set_title(f"layer {layer}", size=11)
+        axes.set_title(f"layer {layer}")
     panels[0].set(yticks=height, yticklabels=kinds, xlim=(0, max(75, 105 * value.max())))
     panels[0].invert_yaxis()
-    drawn.supxlabel("neighbours with the same first choice, % of pairs", size=11)
-    shared_legend(drawn, panels[0], "outside upper center", columns=2)
+    drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     layer, kind = np.unravel_index(value.argmax(), value.shape)
     away = [f"{100 * points:.1f}" for points in abs(value - by_token).max(1)]
-    describe(
-        drawn,
-        f"{trace.num_layers} panels, one a layer, with the repetition of {len(kinds)} kinds of text: {value.min():.0%} "
-        f"to {value.max():.0%}, where an even load gives {1 / trace.num_experts:.1%}. Against the level of the actual "
-        f"load, {(low > by_load).sum()} of {value.size} are above, {(high < by_load).sum()} below, by their whole "
-        f"interval. The highest, {kinds[kind]} in layer {layer}, compares with {by_load[layer, kind]:.0%} from its "
-        f"load. What each token by itself would give is up to {', '.join(away)} points away from the count, by layer.",
-    )
-    rows = [
-        (layer, kinds[kind], value[layer, kind], *(level[layer, kind] for level in (low, high, by_load, by_token)))
-        for layer, kind in np.ndindex(value.shape)
-    ]
-    return drawn, columns(("layer", "kind", "repetition", "low", "high", "by_load", "by_token"), rows)
+    alt = f"""{trace.num_layers} panels, one a layer, with the repetition of {len(kinds)} kinds of text:
+        {value.min():.0%} to {value.max():.0%}, where an even load gives {1 / trace.num_experts:.1%}. Against the level
+        of the actual load, {(low > by_load).sum()} of {value.size} are above, {(high < by_load).sum()} below, by their
+        whole interval. The highest, {kinds[kind]} in layer {layer}, compares with {by_load[layer, kind]:.0%} from its
+        load. What each token by itself would give is up to {", ".join(away)} points away from the count, by layer."""
+    levels = {"repetition": value, "low": low, "high": high, "by_load": by_load, "by_token": by_token}
+    return drawn, cell_columns({"layer": range(trace.num_layers), "kind": kinds}, **levels), alt
 
 
 def repetition_by_token(trace: RoutingTrace) -> np.ndarray:
@@ -175,7 +137,7 @@ def repetition_by_token(trace: RoutingTrace) -> np.ndarray:
     return (shares[:, one] * shares[:, next_one]).sum(-1).mean(-1)
 
 
-@styled(model=real_text_model)
+@figure(listed=False, model=real_text_model)
 def draw_translations(layer: int = 3, *, model: MoEForCausalLM) -> Drawing:
     """The first sentence of one story in every language, one after the other, as `token_map` shows them.
 
@@ -189,12 +151,9 @@ def draw_translations(layer: int = 3, *, model: MoEForCausalLM) -> Drawing:
         f"{language.capitalize()} expert {counts.argmax()} ({counts.max() / counts.sum():.0%})"
         for language, counts in zip(LANGUAGES, map(np.bincount, np.split(data["expert"], breaks)), strict=True)
     )
-    describe(
-        drawn,
-        "One sentence in English, French, German and Spanish, one after the other, every token a tile with the colour "
-        f"and the number of its first-choice expert in layer {layer}. The busiest, and its share: {busiest}.",
-    )
-    return drawn, data
+    alt = f"""One sentence in English, French, German and Spanish, one after the other, every token a tile with the
+        colour and the number of its first-choice expert in layer {layer}. The busiest, and its share: {busiest}."""
+    return drawn, data, alt
 
 
 @figure(trace=planted_trace)
@@ -207,8 +166,7 @@ def language_agreement(trace: RoutingTrace, shuffles: int = 1000, seed: int = 0)
 
     Args:
         trace: of planted documents, as for `document_agreement`.
-        shuffles: random pairings.
-        seed: of these.
+        shuffles, seed: of the random pairings.
     """
     rng = np.random.default_rng(seed)
     pairs = np.triu_indices(len(LANGUAGES), k=1)
@@ -220,7 +178,7 @@ def language_agreement(trace: RoutingTrace, shuffles: int = 1000, seed: int = 0)
         by_luck = np.mean([_mispaired(across, *pairs, rng) >= same for _ in range(shuffles)])
         rows.append((layer, same, across[..., other].mean(), within[..., other].mean(), by_luck))
     layers, translations, other_meaning, one_language, _ = np.array(rows).T
-    drawn, (axes,) = new_panels(3.3)
+    drawn, (axes,) = new_panels(3.3, title="Do translations meet the same experts?")
     series = {
         "other text, same language": one_language,
         "translations": translations,
@@ -228,22 +186,17 @@ def language_agreement(trace: RoutingTrace, shuffles: int = 1000, seed: int = 0)
     }
     for (label, values), shift, style in zip(series.items(), (-0.22, 0.0, 0.22), SERIES, strict=False):
         axes.plot(100 * values, layers + shift, **style | {"linestyle": "none"}, markersize=8, label=label)
-    lowest = min(60, 100 * min(values.min() for values in series.values()) - 2)
-    axes.set(xlim=(lowest, 100), ylim=(layers[-1] + 0.5, -0.5), yticks=layers)
-    axes.set_yticklabels([f"layer {layer}" for layer in range(len(layers))])
+    lowest = min(60, 100 * min(map(np.min, series.values())) - 2)
+    axes.set(xlim=(lowest, 100), ylim=(layers[-1] + 0.5, -0.5), xlabel="agreement in the use of the experts, %")
+    axes.set_yticks(layers, [f"layer {layer:g}" for layer in layers])
     axes.grid(axis="x", color=PALE)
-    axes.set_xlabel("agreement in the use of the experts, %")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.1), ncols=3, frameon=False, fontsize=10, columnspacing=1.2)
-    axes.set_title("Do translations meet the same experts?")
-    each = (f"layer {layer}: {own:.1%}, {same:.1%} and {other:.1%}" for layer, same, other, own, _ in rows)
-    describe(
-        drawn,
-        "Agreement in the use of the experts: translations agree more than two different texts in the same two "
-        f"languages, by at most {100 * (translations - other_meaning).max():.1f} points; different texts in one "
-        f"language agree by at least {100 * (one_language - translations).min():.1f} points more than translations. "
-        f"Another text in the same language, translations, another text in another language: {'; '.join(each)}.",
-    )
-    return drawn, columns(("layer", "translations", "other_meaning", "one_language", "by_luck"), rows)
+    drawn.legend(loc="outside upper center", ncols=3, columnspacing=1.2)
+    each = [f"layer {layer}: {own:.1%}, {same:.1%} and {other:.1%}" for layer, same, other, own, _ in rows]
+    alt = f"""Agreement in the use of the experts: translations agree more than two different texts in the same two
+        languages, by at most {100 * (translations - other_meaning).max():.1f} points; different texts in one language
+        agree by at least {100 * (one_language - translations).min():.1f} points more than translations. Another text in
+        the same language, translations, another text in another language: {"; ".join(each)}."""
+    return drawn, columns(("layer", "translations", "other_meaning", "one_language", "by_luck"), rows), alt
 
 
 def document_agreement(trace: RoutingTrace) -> np.ndarray:

@@ -1,0 +1,173 @@
+"""Which tensor plays which role, whatever the family calls it: names of tensors, and of sizes in config.json.
+
+The package gguf keeps the names of more than a hundred architectures, in the files of Hugging Face and in those of
+llama.cpp. `_SLOTS` says which of its tensors are of interest here, `_MORE_NAMES` what it lacks. A slot is a role, or
+what roles are made of: places.py makes them. Nothing asks how a model is run: positions, windows, activations and
+scaling play no part.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+PROJECTIONS = ("gate", "up", "down")
+IN_A_LAYER = (
+    *"qkvo",
+    *(f"{role}_bias" for role in "qkvo"),
+    *(f"{role}_norm" for role in "qk"),
+    *("norm1", "norm2", "norm1_after", "norm2_after"),
+    *PROJECTIONS,
+    *("router", "router_bias", "router_scale", "router_noise", "shared_router"),
+    *(f"shared_{role}" for role in PROJECTIONS),
+)
+ONCE = ("embedding", "head", "norm_final")
+
+# gguf's name of a tensor -> its role, or what roles are made of. Where it gives one name to several of them, the first
+# one here takes it.
+_SLOTS = {
+    **{f"ATTN_{role}": role.lower() for role in "QKV"},
+    "ATTN_OUT": "o",
+    "ATTN_QKV": "qkv",
+    "ATTN_Q_NORM": "q_norm",
+    "ATTN_K_NORM": "k_norm",
+    **{f"FFN_{role.upper()}": role for role in PROJECTIONS},
+    **{f"FFN_{role.upper()}_EXP": f"expert_{role}" for role in PROJECTIONS},
+    **{f"FFN_{role.upper()}_SHEXP": f"shared_{role}" for role in PROJECTIONS},
+    "FFN_GATE_UP_EXP": "expert_gate_up",
+    "FFN_GATE_INP": "router",
+    "FFN_EXP_PROBS_B": "router_bias",
+    "FFN_GATE_INP_SHEXP": "shared_router",
+    "ATTN_NORM": "norm1",
+    "FFN_NORM": "norm2",
+    "FFN_PRE_NORM": "norm2",
+    "ATTN_NORM_2": "norm1_apart",  # beside a norm of the MLP (Falcon)
+    "ATTN_POST_NORM": "norm1_after",
+    "FFN_POST_NORM": "norm2_after",
+    "ATTN_OUT_NORM": "norm1_out",  # of the sum (BERT), or another name of one of these
+    "LAYER_OUT_NORM": "norm2_out",
+    "ATTN_Q_A": "q_a",
+    "ATTN_Q_A_NORM": "q_a_norm",
+    "ATTN_Q_B": "q_b",
+    "ATTN_KV_A_MQA": "kv_a",
+    "ATTN_KV_A_NORM": "kv_a_norm",
+    "ATTN_KV_B": "kv_b",
+    "ATTN_K_B": "k_b",  # llama.cpp cuts kv_b in two
+    "ATTN_V_B": "v_b",
+    "NEXTN_EH_PROJ": "further_on",  # in a layer that predicts a token further on
+    "TOKEN_EMBD": "embedding",
+    "OUTPUT": "head",
+    "OUTPUT_NORM": "norm_final",
+    "TOKEN_EMBD_NORM": "norm_embedding",
+}
+_MORE_NAMES = {  # within a layer, without ".weight"
+    "mlp.router_scale": "router_scale",  # Pangu Pro MoE
+    "mlp.gate.router_scale": "router_scale",  # ours
+    "mlp.gate.noise_weight": "router_noise",  # ours
+    "attention.wqkv": "qkv",  # InternLM 2
+    "self_attn.q_conv1d": "linear",  # attention of another kind (Kimi Linear)
+    "linear_attn.in_proj_qkv": "linear",  # (Qwen 3.5)
+    "block_sparse_moe.input_linear": "expert_gate_up",  # Granite
+    "shared_mlp.input_linear": "shared_up",
+    "feed_forward.experts.gate_up_proj": "expert_gate_up",  # Llama 4
+    "self_attn_layer_norm": "norm1",  # OPT, XGLM
+    "final_layer_norm": "norm2",
+    "post_attention_layernorm": "norm_between",  # after attention or before the MLP: `_place_norms` tells
+    "fc1": "up",
+    "fc2": "down",
+}
+_MORE_NAMES_ONCE = {
+    "final_layer_norm": "norm_final",  # OPT
+    "layer_norm": "norm_final",  # XGLM
+    "model.embedding_norm": "norm_final",  # LFM 2
+}
+_OTHER_STACKS = re.compile(r"vision|visual|image|audio|speech|mtp|draft|assistant")
+_WITH_BIAS = ("q", "k", "v", "o", "qkv")
+
+# What configurations call a size; the first is the name that errors use.
+SIZES = {
+    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_transformer_layers"),
+    "hidden": ("hidden_size", "n_embd", "d_model", "model_dim", "dim"),
+    "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads", "num_query_heads"),
+    "kv_heads": ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "multi_query_group_num"),
+    "head_dim": ("head_dim", "kv_channels"),
+    "vocabulary": ("vocab_size",),
+    "experts": ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts"),
+}
+_TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "thinker_config")
+
+
+@cache
+def _known_names() -> tuple[dict[str, str], dict[str, str]]:
+    """Name -> slot, within a layer and outside of one, without ".weight"."""
+    from gguf.constants import MODEL_TENSOR, TENSOR_NAMES
+    from gguf.tensor_mapping import TensorNameMap
+
+    in_a_layer, once = dict(_MORE_NAMES), dict(_MORE_NAMES_ONCE)
+    for tensor, slot in _SLOTS.items():
+        tensor = MODEL_TENSOR[tensor]
+        of_layers, others = (
+            table.get(tensor, ()) for table in (TensorNameMap.block_mappings_cfg, TensorNameMap.mappings_cfg)
+        )
+        for name in (*of_layers, *others, TENSOR_NAMES[tensor]):
+            _, is_of_a_layer, part = name.partition("{bid}.")
+            (in_a_layer if is_of_a_layer else once).setdefault((part or name).removesuffix(".weight"), slot)
+    return in_a_layer, once
+
+
+def slot_of(name: str) -> tuple[str | None, int | None]:
+    """What a tensor of a layer is for, by its name in the layer, and the expert in it; None: nothing of interest."""
+    name = name.replace("e_score_correction_bias", "e_score_correction.bias")
+    base, kind = re.fullmatch(r"(.+?)(?:\.(weight|gamma|bias|beta))?", name).groups()
+    expert = re.search(r"(?<=experts)\.(\d+)", base)
+    if expert is not None:
+        base = base[: expert.start()] + base[expert.end() :]
+    slot = _known_names()[0].get(base)
+    if kind in ("bias", "beta") and slot != "router_bias":
+        slot = f"{slot}_bias" if slot in _WITH_BIAS else None
+    return slot, None if expert is None else int(expert[1])
+
+
+def find_layers(tensors: Iterable[str]) -> tuple[str, dict[int, dict[str, dict[int | None, str]]]]:
+    """The layers of the text model: what stands before their number, and number -> slot -> expert -> name.
+
+    Of a model that sees or hears these are those of its text part.
+    """
+    stacks: dict[str, dict] = {}
+    for name in tensors:
+        place = re.fullmatch(r"(?:(.*?)\.)?(\d+)\.(.+)", name)
+        slot, expert = (None, None) if place is None else slot_of(place[3])
+        if slot is not None:
+            slots = stacks.setdefault(place[1] or "", {}).setdefault(int(place[2]), {})
+            slots.setdefault(slot, {}).setdefault(expert, name)
+
+    def likely(stack: str) -> tuple[bool, int]:
+        return not _OTHER_STACKS.search(stack), sum(map(len, stacks[stack].values()))
+
+    stack = max(stacks, key=likely, default="")
+    return stack, stacks.get(stack, {})
+
+
+def find_once(tensors: Iterable[str], stack: str) -> dict[str, str]:
+    """Slot -> name of the tensors outside of layers that belong to the same model as those layers."""
+    found: dict[str, str] = {}
+    for name in tensors:
+        parts = re.sub(r"\.(weight|gamma)$", "", name).split(".")
+        for i in range(len(parts)):
+            slot = _known_names()[1].get(".".join(parts[i:]))
+            if slot is not None and parts[:i] == stack.split(".")[:i]:
+                found.setdefault(slot, name)
+                break
+    return found
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With what a nested configuration says of the text model; whether its head is tied, the outer one says."""
+    for key in _TEXT_CONFIGS:
+        if isinstance(nested := config.get(key), Mapping):
+            outer = {name: value for name, value in config.items() if name != key}
+            tied = outer.get("tie_word_embeddings", True)
+            return text_config({**outer, **nested, "tie_word_embeddings": tied})
+    return config
