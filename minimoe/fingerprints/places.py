@@ -156,7 +156,7 @@ class Places:
         is_plain = {"q", "k"} <= self._slots[layer].keys() and "kv_a" not in self._slots[layer]
         (q_rows, *_), (k_rows, *_) = self._shape(q), self._shape(k)
         self.head_dim = (self._said("head_dim", layer) if is_plain else None) or q_rows // self.num_heads
-        self.num_kv_heads = (self._said("kv_heads", layer) if is_plain else None) or k_rows // self.head_dim
+        self.num_kv_heads = (self._said("kv_heads", layer) if is_plain else None) or k_rows // max(self.head_dim, 1)
         for size, heads, rows, place in (
             ("heads", self.num_heads, q_rows, q),
             ("kv_heads", self.num_kv_heads, k_rows, k),
@@ -167,7 +167,8 @@ class Places:
 
     def _count_heads(self, layer: int) -> int:
         heads = self._said("heads", layer)
-        self._require(heads is not None, "heads", "a whole number")
+        if heads is None:
+            self._fail(f"model_type={self.model_type!r}: found no {SIZES['heads'][0]}, wanted a whole number")
         return heads
 
     def _count_experts(self, layer: int) -> int:

@@ -412,7 +412,7 @@ def test_a_model_with_a_tensor_missing_is_bad_input(command, tmp_path):
     for tensor, words in (
         ("model.layers.1.self_attn.q_proj.weight", "has no 'q' in layer 1"),
         ("model.layers.2.mlp.up_proj.weight", "has no 'up' in layer 2"),
-        ("model.embed_tokens.weight", "has no 'embedding'"),
+        ("model.embed_tokens.weight", "found no embeddings among model.layers.0."),
     ):
         folder = copytree(data_path("zoo") / "alder", tmp_path / tensor)
         tensors = load_file(folder / "model.safetensors")

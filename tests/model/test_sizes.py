@@ -111,6 +111,8 @@ def test_an_absurd_size_is_refused_by_name_before_anything_is_built(layout, said
         if key == "intermediate_size" and messages == [None] * 3:
             assert layout in ("qwen2_moe", "pangu_pro_moe", "minimoe") and value > 0  # no layer here is dense
             continue
+        if value <= 0 and key.endswith(("intermediate_size", "experts")) and messages[1:] == [None] * 2:
+            del messages[1:]  # to read and compare, the tensors say how many experts there are, and how wide
         for message in messages:
             assert message.startswith("CheckpointError") and f"={value}" in message, (key, value, message)
             if value > 0:

