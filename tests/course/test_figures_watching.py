@@ -59,7 +59,7 @@ def test_token_path_boxes_both_experts_of_the_last_token_in_each_layer():
     rows = list(zip(*data.values(), strict=True))
     place = 0
     for text, axes in zip(texts, drawn.axes, strict=False):
-        routers = route_text(text, real_text_model()).routers
+        _, routers = route_text(text, real_text_model())
         boxes = {(round(b.get_x() + 0.42), round(b.get_y() + 0.4)): b.get_linewidth() for b in axes.patches}
         for layer, router in enumerate(routers):
             experts, weights = router.indices[-1].tolist(), router.weights[-1].tolist()

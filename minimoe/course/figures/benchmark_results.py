@@ -119,9 +119,9 @@ def framed_strangers(scores: Rows) -> Drawing:
     return drawn, columns(("frame", "method", "score"), rows), alt
 
 
-def draw_strip(axes: Axes, values: list[float], height: float, colour: str, spread: float = 0.25) -> None:
+def draw_strip(axes: Axes, values: list[float], height: float, colour: str) -> None:
     """A dot for each value, one beside the other around a height."""
-    heights = height + np.linspace(-spread, spread, len(values))
+    heights = height + np.linspace(-0.25, 0.25, len(values))
     axes.plot(values, heights, "o", markersize=3, color=colour, markeredgecolor=INK, markeredgewidth=0.3)
 
 

@@ -22,6 +22,7 @@ from minimoe.lineage.frame import frame_std_profile
 from minimoe.lineage.gauge import GAUGES, fold_norms, obstacle
 from minimoe.lineage.zoo import Zoo
 from minimoe.model import MoEForCausalLM
+from minimoe.model.config import require
 from minimoe.training.tokenizer import VOCAB_SIZE
 
 # Fast enough to be redrawn while somebody waits: first those that read coordinates, then those that see through them.
@@ -150,8 +151,7 @@ def frame_bench(
     Raises:
         ValueError: `degree` is not between 0 and 1.
     """
-    if not 0 <= degree <= 1:
-        raise ValueError(f"degree={degree}: wanted 0 to 1")
+    require(0 <= degree <= 1, "degree", degree, "0 to 1")
     own, goal = open_weights(stranger), open_weights(imitated)
     start, end = read_std_profile(own), read_std_profile(goal)
     framed = frame_std_profile(stranger, {role: start[role] ** (1 - degree) * end[role] ** degree for role in start})

@@ -20,6 +20,7 @@ from minimoe.course.shipped import zoo_weights
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES
 from minimoe.fingerprints.result import Features
 from minimoe.fingerprints.std_profile import ATTENTION, LEAST_SPREAD, compare_std_profiles, read_std_profile
+from minimoe.model.config import require
 
 MODELS = 26  # as many as the zoo has roots of one shape: 325 pairs
 BINS = np.linspace(-1, 1, 41)  # of a score
@@ -148,8 +149,9 @@ def random_strangers(layers: int = 8, width: int = 96, fall: float = 4.0) -> Dra
     Raises:
         ValueError: there are fewer than 3 layers, or the width is below 2, or fall is not from 0 to below 100.
     """
-    if layers < 3 or width < 2 or not 0 <= fall < 100:
-        raise ValueError(f"layers={layers}, width={width}, fall={fall}: wanted at least 3, at least 2, 0 to below 100")
+    require(layers >= 3, "layers", layers, "at least 3")
+    require(width >= 2, "width", width, "at least 2")
+    require(0 <= fall < 100, "fall", fall, "0 to below 100")
     stds = random_stds(layers, width, fall)
     flat = (stds.std(-1) / stds.mean(-1) < LEAST_SPREAD).any(-1)  # [M]
     first, second = np.triu_indices(MODELS, k=1)

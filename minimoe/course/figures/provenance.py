@@ -16,6 +16,7 @@ from minimoe.fingerprints.weights import open_weights
 from minimoe.lineage.derive import prune_layers, quantise
 from minimoe.lineage.gauge import all_gauges, permute_neurons
 from minimoe.model import MoEForCausalLM
+from minimoe.model.config import require
 
 EVERY_SECOND = "0 2 4 6"
 REWRITINGS: dict[str, Callable[[MoEForCausalLM], MoEForCausalLM]] = {
@@ -40,10 +41,11 @@ def shallow(kept: str = EVERY_SECOND, rewriting: str = "none", *, deep: MoEForCa
     """
     deep = deep or zoo_model("deep-1")
     layers, depth = kept.split(), deep.config.num_hidden_layers
-    if not layers or not set(layers) <= set(map(str, range(depth))):
-        raise ValueError(f"kept={kept!r}: wanted some of the layers 0 to {depth - 1}, as {EVERY_SECOND!r}")
-    if rewriting not in REWRITINGS:
-        raise ValueError(f"rewriting={rewriting!r}: wanted one of {', '.join(REWRITINGS)}")
+    known = set(map(str, range(depth)))
+    require(
+        layers and known.issuperset(layers), "kept", kept, f"some of the layers 0 to {depth - 1}, as {EVERY_SECOND!r}"
+    )
+    require(rewriting in REWRITINGS, "rewriting", rewriting, f"one of {', '.join(REWRITINGS)}")
     return REWRITINGS[rewriting](prune_layers(deep, set(range(depth)) - set(map(int, layers))))
 
 

@@ -25,6 +25,7 @@ from minimoe.fingerprints.weights import Weights, open_weights
 from minimoe.lineage.tree import MEMBERS
 from minimoe.lineage.zoo import ancestors, relation
 from minimoe.model import MoEForCausalLM
+from minimoe.model.config import require
 from minimoe.training import Corpus
 
 ATTENTION, MLP = ("q", "k", "v", "o"), ("gate", "up", "down")
@@ -106,8 +107,8 @@ def family_of(root: str = "alder") -> list[Relative]:
     Raises:
         ValueError: the zoo has no family of that name.
     """
-    if root not in MEMBERS or MEMBERS[root].parents:
-        raise ValueError(f"root={root!r}: wanted a member without parents, such as 'alder'")
+    is_root = root in MEMBERS and not MEMBERS[root].parents
+    require(is_root, "root", root, "a member without parents, such as 'alder'")
     family = [Relative(root, "from random weights", root, "shared lineage", ())]
     for name in MEMBERS:
         parents, true = MEMBERS[name].parents, relation(root, name)

@@ -75,14 +75,13 @@ def learning_curves(runs: Mapping[str, Mapping[str, Progress]], domain: str = AL
     return drawn, columns(("same", "model", "seed", "x", "nats"), rows), alt
 
 
-_final_of_mixture = partial(read_run, RUNS["tokens"][MIXTURE], "final")
+_SHIPPED = {
+    "mixture": partial(read_run, RUNS["tokens"][MIXTURE], "final"),
+    "twins": lambda: {run: read_run(run, "final") for run in TWINS},
+}
 
 
-def _final_of_twins() -> dict[str, Table]:
-    return {run: read_run(run, "final") for run in TWINS}
-
-
-@figure(mixture=_final_of_mixture, twins=_final_of_twins)
+@figure(**_SHIPPED)
 def final_gaps(mixture: Table, twins: Mapping[str, Table]) -> Drawing:
     """By how much each dense twin ends above or below the mixture with the same seed; mean over the domains.
 
@@ -112,7 +111,7 @@ def _label(run: str, between: str = "\n") -> str:
     return between.join(TWINS.get(run, (run,)))
 
 
-@figure(mixture=_final_of_mixture, twins=_final_of_twins)
+@figure(**_SHIPPED)
 def gaps_by_domain(mixture: Table, twins: Mapping[str, Table]) -> Drawing:
     """The same for each kind of text, mean over the seeds, marked where all seeds agree on who is better.
 
