@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from scipy.stats import binomtest
@@ -16,10 +15,9 @@ from minimoe.course.figures.drawing import label_right, label_rows, new_panels
 from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.shipped import zoo_weights
 from minimoe.course.style import INK, MAIN, PALE, QUIET
-from minimoe.fingerprints.anchors import shared_tokens
-from minimoe.fingerprints.expert_attribution import attribute_experts
+from minimoe.fingerprints.expert_attribution import Place, trace_experts
 from minimoe.fingerprints.folded import mean_up
-from minimoe.fingerprints.matching import assign, read_token_features, similarities
+from minimoe.fingerprints.matching import assign
 from minimoe.fingerprints.weights import Weights
 from minimoe.fingerprints.zoo_scores import Rows, scores
 from minimoe.model.config import require
@@ -151,9 +149,6 @@ def behaviour_misleads(scores: Rows) -> Drawing:
     return drawn, columns(("group", "model", *methods), rows), alt
 
 
-Place = tuple[int, str]  # layer and expert
-
-
 @figure(
     suspect=partial(zoo_weights, "alder-drop-0.5-trained"),
     parents=lambda: {name: zoo_weights(name) for name in ("alder", "birch")},  # birch: a stranger
@@ -189,22 +184,6 @@ def attribution_map(
         again. {"; ".join(parts)}."""
     names = ("parent", "layer", "expert", "parent_layer", "agreeing", "neurons", "drop_rate")
     return drawn, columns(names, rows), alt
-
-
-@lru_cache(maxsize=16)
-def trace_experts(parent: Weights, suspect: Weights) -> tuple[dict[Place, np.ndarray], dict[Place, float]]:
-    """Of each expert, what its neurons are in each layer of a dense parent [L, I], -1 for none; and its drop rate.
-
-    A neuron is the one of the parent that is nearest by gate, by up and by down. Assignments, as `attribute_experts`
-    makes them to the most likely layer, would take seconds for all layers.
-    """
-    tokens = shared_tokens(parent, suspect)
-    sources, experts = (read_token_features(weights, tokens) for weights in (parent, suspect))
-    partners = {}
-    for place, expert in experts.items():
-        gate, up, down = torch.stack([similarities(expert, source).argmax(-1) for source in sources.values()], dim=1)
-        partners[place] = gate.where((gate == up) & (up == down), -1).numpy()
-    return partners, {(found.layer, found.expert): found.drop_rate for found in attribute_experts(parent, suspect)}
 
 
 def _draw_partners(axes: Axes, partners: dict[Place, np.ndarray], rates: dict[Place, float], width: int) -> None:

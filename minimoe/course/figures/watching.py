@@ -12,7 +12,7 @@ from minimoe.course.figures.tokens import draw_tile, token_map, visible
 from minimoe.course.shipped import PLANTED_SEED, planted_trace, real_text_model, route_text, shipped_model
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, expert_colour, token_fonts
 from minimoe.inspection import RoutingTrace
-from minimoe.inspection.metrics import frequent_tokens, repetition, vocabulary_specialization
+from minimoe.inspection.metrics import frequent_tokens, repetition, repetition_by_token, vocabulary_specialization
 from minimoe.model import MoEForCausalLM
 from minimoe.model.config import require
 from minimoe.training.planted import DOMAINS, LANGUAGES, TOPICS, document
@@ -119,20 +119,6 @@ def repetition_by_kind(trace: RoutingTrace) -> Drawing:
         load. What each token by itself would give is up to {", ".join(away)} points away from the count, by layer."""
     levels = {"repetition": value, "low": low, "high": high, "by_load": by_load, "by_token": by_token}
     return drawn, cell_columns({"layer": range(trace.num_layers), "kind": kinds}, **levels), alt
-
-
-def repetition_by_token(trace: RoutingTrace) -> np.ndarray:
-    """How often neighbours would have the same first choice if every token chose by itself, [L].
-
-    A token t draws its expert from s_t, the shares of the experts among all first choices for t in this trace. So this
-    is the mean of sum_i s_t(i) s_u(i) over the neighbours t, u of a document. A token that occurs once can only draw
-    what it has drawn, so rare tokens pull this level towards the count.
-    """
-    shares = vocabulary_specialization(trace, min_count=1, draws=0).value
-    place = np.searchsorted(frequent_tokens(trace, 1), trace.token_ids)
-    neighbours = np.diff(trace.documents) == 0
-    one, next_one = place[:-1][neighbours], place[1:][neighbours]
-    return (shares[:, one] * shares[:, next_one]).sum(-1).mean(-1)
 
 
 @figure(listed=False, model=real_text_model)
