@@ -114,7 +114,7 @@ def attribute_experts(parent: Weights, suspect: Weights) -> list[Attribution]:
 
 @lru_cache(maxsize=16)
 def trace_experts(parent: Weights, suspect: Weights) -> tuple[dict[Place, np.ndarray], dict[Place, float]]:
-    """Of each expert, which neurons of a dense parent its neurons are, [L, I'] with -1 for none; and its drop rate.
+    """Of each expert, which neurons of each layer of a dense parent its own are [L, I], -1 for none; and its drop rate.
 
     A neuron is the one of the parent that is nearest by gate, by up and by down. Assignments, as `attribute_experts`
     makes them to the most likely layer, would take seconds for all layers.

@@ -79,8 +79,7 @@ def chance(kind: str, layers: int, *, draws: int = 4000, trend: float = 0.9, see
             depth, which is the share `trend` of the variance; the rest is drawn for each layer and curve.
         layers: of both models.
 
-    Raises:
-        ValueError: there is no such kind.
+    Raises ValueError where there is no such kind.
     """
     require(kind in CHANCE, "kind", kind, f"one of {', '.join(CHANCE)}")
     curves = np.random.default_rng(seed).standard_normal((2, draws, 1 if kind == "wandering" else 4, layers))
@@ -100,14 +99,15 @@ def chance_by_depth(trend: float = 0.9, depths: Sequence[int] = (4, 8, 16, 32, 4
     the claimed value or above).
     """
     rows, parts = [], []
-    drawn, panels = new_panels(3.6, 1, len(CHANCE), sharey=True)
+    xlabel = f"layers (dashed: the claimed {CLAIMED}; band: 95 % of the draws)"
+    drawn, panels = new_panels(3.6, 1, len(CHANCE), sharey=True, xlabel=xlabel)
     for axes, kind, style in zip(panels, CHANCE, SERIES, strict=False):
         found = [chance(kind, layers, trend=trend) for layers in depths]
         low, median, high = np.quantile(found, (0.025, 0.5, 0.975), axis=1)
         axes.fill_between(range(len(depths)), low, high, color=style["color"], alpha=0.25, linewidth=0)
         axes.plot(median, **style)
         axes.axhline(CLAIMED, color=INK, linestyle="--", linewidth=1)
-        axes.set(title=kind, xlabel="layers", xticks=range(len(depths)), xticklabels=depths)
+        axes.set(title=kind, xticks=range(len(depths)), xticklabels=depths)
         shares = np.mean(np.array(found) >= CLAIMED, axis=1)
         rows += [(kind, *row) for row in zip(depths, low, median, high, shares, strict=True)]
         parts.append(f"{kind}: median {median[-1]:.2f}, {shares[-1]:.1%} at {CLAIMED} or above")
@@ -150,8 +150,7 @@ def likelihood_ratio(related: np.ndarray, background: np.ndarray, reading: str =
         lowest, estimate, highest; the ends come from the two exact 95 % intervals, which take pairs to be independent.
         Infinite, where the background has no such pair.
 
-    Raises:
-        ValueError: there is no such reading.
+    Raises ValueError where there is no such reading.
     """
     require(reading in READINGS, "reading", reading, f"one of {', '.join(READINGS)}")
     hits = [READINGS[reading](found) for found in (related, background)]
@@ -212,9 +211,7 @@ def belief(
 
     Data: background, prior, low, belief, high: the range comes from that of the likelihood ratio. Where no pair of the
     background has the value, belief is empty: few pairs that lack it are no estimate.
-
-    Raises:
-        ValueError: `prior` is not between 0 and 1, or there is no such background or reading.
+    Raises ValueError where `prior` is not between 0 and 1, or there is no such background or reading.
     """
     require(0 < prior < 1, "prior", prior, "a probability between 0 and 1, without the ends")
     require(background in backgrounds, "background", background, f"one of {', '.join(backgrounds)}")

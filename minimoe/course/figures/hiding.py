@@ -81,9 +81,7 @@ def gauge_bench(
 
     Data: method, score (empty where the method refuses), highest_stranger (of the zoo's for calibration); the last row
     is the largest difference of a logit.
-
-    Raises:
-        ValueError: there is no such gauge; `amount` is below 0.
+    Raises ValueError where there is no such gauge, or `amount` is below 0.
     """
     if model is None:
         name = next(name for name in SUBJECTS if obstacle(gauge, load_double(name).config) is None)
@@ -147,9 +145,7 @@ def frame_bench(
     Models are in float64; `names` are theirs. Data: role, layer, and the standard deviation there as a z-score over
     the layers: of the stranger, of the other, and of the stranger framed. The last row is the std profile's score of
     stranger and framed stranger with the other.
-
-    Raises:
-        ValueError: `degree` is not between 0 and 1.
+    Raises ValueError where `degree` is not between 0 and 1.
     """
     require(0 <= degree <= 1, "degree", degree, "0 to 1")
     own, goal = open_weights(stranger), open_weights(imitated)

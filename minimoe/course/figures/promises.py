@@ -70,8 +70,7 @@ def worth_of_a_verdict(
         found, flagged: how many of the relatives, and of the strangers, the method calls related.
         relatives, strangers: how many there are in the benchmark.
 
-    Raises:
-        ValueError: a count is impossible, or the method never says "related".
+    Raises ValueError where a count is impossible, or the method never says "related".
     """
     require(0 <= found <= relatives, "found", found, f"0 to {relatives}")
     require(0 <= flagged <= strangers, "flagged", flagged, f"0 to {strangers}")

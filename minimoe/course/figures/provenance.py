@@ -36,8 +36,7 @@ def shallow(kept: str = EVERY_SECOND, rewriting: str = "none", *, deep: MoEForCa
         rewriting: a key of `REWRITINGS`.
         deep: the model; None: deep-1 of the zoo.
 
-    Raises:
-        ValueError: no layers, one that it does not have, or an unknown rewriting.
+    Raises ValueError for no layers, one that it does not have, or an unknown rewriting.
     """
     deep = deep or zoo_model("deep-1")
     layers, depth = kept.split(), deep.config.num_hidden_layers
@@ -56,9 +55,7 @@ def layers_of_a_copy(
     """The cosine of every layer of a shallow copy with every layer of the model it was made from.
 
     Data: layer_a (of the copy), layer_b, cosine.
-
-    Raises:
-        ValueError: as for `shallow`.
+    Raises what `shallow` raises.
     """
     table = layer_cosines(open_weights(shallow(kept, rewriting, deep=deep)), open_weights(deep)).mean(-1)
     drawn, (axes,) = new_panels(0.9 + 0.36 * len(table))

@@ -62,9 +62,7 @@ _LINE, _PAD, _TOP = 0.172, 0.05, 0.42
 
 def family_of(root: str = "alder") -> list[Relative]:
     """A root of the zoo, the members that are called after it, and the strangers to it.
-
-    Raises:
-        ValueError: the zoo has no family of that name.
+    Raises ValueError where the zoo has no family of that name.
     """
     is_root = root in MEMBERS and not MEMBERS[root].parents
     require(is_root, "root", root, "a member without parents, such as 'alder'")
@@ -281,7 +279,7 @@ def weights_and_behaviour(
         axes.plot(*zip(*of_group, strict=True), label=group, **look | {"linestyle": ""})
     named = [one for one in places if one.name in labels]
     for one in named:
-        note(axes, labels[one.name], (one.degrees, one.moved), 8 if one.degrees < 65 else -9)
+        note(axes, labels[one.name], (one.degrees, one.moved), 10 if one.degrees < 65 else -9)
     axes.set(xlim=(-2, 90), ylim=(-0.03, 1), ylabel="behaviour: probability moved")
     axes.set_xlabel("weights: degrees from the most similar vector, mean")
     axes.legend(loc="upper left", ncols=2, handletextpad=0.2)

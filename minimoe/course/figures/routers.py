@@ -179,8 +179,7 @@ def playground(
         capacity_factor: an expert accepts this times its fair share of the slots; expert choice takes exactly that.
         groups: of experts, for MoGE.
 
-    Raises:
-        ValueError: the router cannot work with these settings.
+    Raises ValueError where the router cannot work with these settings.
     """
     even = groups >= 1 and experts % groups == k % groups == 0
     require(router in PLAYGROUND_ROUTERS, "router", router, f"one of {', '.join(PLAYGROUND_ROUTERS)}")

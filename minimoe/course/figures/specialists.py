@@ -27,9 +27,7 @@ def expert_use(trace: RoutingTrace, label: str = "domain", layer: int = 1) -> Dr
 
     Data: label (the last is "all"), expert, share, chance and low: of the load-aware null, and the lower end of the
     95 % interval; empty for "all". For topics both keep the language fixed.
-
-    Raises:
-        ValueError: there is no such layer, or `label` is another one.
+    Raises ValueError where there is no such layer, or `label` is another one.
     """
     require(layer in range(trace.num_layers), "layer", layer, f"0 to {trace.num_layers - 1}")
     measured = domain_specialization(trace, label, within="language" if label == "topic" else None)
@@ -174,8 +172,7 @@ def ablation_map(table: Table, seed: int = 0) -> Drawing:
         table: "ablation".
         seed: of the model.
 
-    Raises:
-        ValueError: no model was trained with this seed.
+    Raises ValueError where no model was trained with this seed.
     """
     require(seed in table["seed"], "seed", seed, f"one of {', '.join(map(str, np.unique(table['seed'])))}")
     nats, layers, groups, experts = pivot(where(table, seed=seed), "nats", "layer", "group", "expert")

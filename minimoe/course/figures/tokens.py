@@ -49,9 +49,7 @@ def token_map(text: str = SHOWCASE, layer: int = 0, *, model: MoEForCausalLM) ->
     """Every token of `text` in the colour, and with the number, of its first-choice expert.
 
     Data: token, expert, probability (of that expert), margin (to the second choice).
-
-    Raises:
-        ValueError: as `route_text`, or there is no such layer.
+    Raises what `route_text` raises, and ValueError where there is no such layer.
     """
     tokens, routers = route_text(text, model)
     require(layer in range(len(routers)), "layer", layer, f"0 to {len(routers) - 1}")
@@ -166,9 +164,7 @@ def token_journey(text: str = "The river was", token: int = -1, layer: int = 1, 
     """One token in one layer: a probability for each expert, and the weights of the chosen ones.
 
     Data: expert, probability, weight (0 for an expert that is not chosen).
-
-    Raises:
-        ValueError: as `route_text`, or there is no such layer.
+    Raises what `route_text` raises, and ValueError where there is no such layer.
     """
     tokens, routers = route_text(text, model)
     require(layer in range(len(routers)), "layer", layer, f"0 to {len(routers) - 1}")

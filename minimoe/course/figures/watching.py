@@ -58,9 +58,7 @@ def favourite_tokens(trace: RoutingTrace, layer: int = 0, min_count: int = 50, *
     A token of which an expert gets no more than of all tokens is not among them, so a row may be short or empty.
 
     Data: expert, load (its share of all tokens), token, count (occurrences), share (of these that go to the expert).
-
-    Raises:
-        ValueError: there is no such layer, or no token occurs `min_count` times.
+    Raises ValueError where there is no such layer, or no token occurs `min_count` times.
     """
     require(layer in range(trace.num_layers), "layer", layer, f"0 to {trace.num_layers - 1}")
     measured = vocabulary_specialization(trace, min_count=min_count, draws=0)
