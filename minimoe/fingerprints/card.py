@@ -22,8 +22,6 @@ What it cannot confirm
     a model can make a new one, unless the hash of the first is kept where they cannot change it.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection, Iterator, Sequence
 from importlib.metadata import version

@@ -1,7 +1,5 @@
 """Which layers a model took from another: the cosine of every layer of one with every layer of the other."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 import torch.nn.functional as F

@@ -21,8 +21,6 @@ every order would be as likely as any other. All suspects that are asked about o
 Shapes: S tokens in each of n examples.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from scipy import stats

@@ -6,8 +6,6 @@ what roles are made of: places.py makes them. Nothing asks how a model is run: p
 scaling play no part.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache

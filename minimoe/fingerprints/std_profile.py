@@ -17,8 +17,6 @@ Source
 Shapes: L layers.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from minimoe.fingerprints.result import Features, Refusal, Result, explain_refusals

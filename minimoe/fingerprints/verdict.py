@@ -28,8 +28,6 @@ A verdict says that weights are shared. It does not say whether they do anything
 another model), who had them first, by what right, or whether two teams began from the same published model.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -72,7 +70,7 @@ class Correlation:
         level = min(max(math.tanh(usual + MARGIN * (highest - usual)), self.lowest_level), HIGHEST_LEVEL)
         return level if fits else (1 + level) / 2
 
-    def describe(self, name: str, evidence: Evidence) -> str:
+    def describe(self, name: str, evidence: "Evidence") -> str:
         """What was found, for the reason of a verdict."""
         return f"{name} of {evidence.result.score:.3f}, where strangers have up to {max(evidence.strangers):.3f}"
 
@@ -92,7 +90,7 @@ class PValue:
     def level(self, strangers: Sequence[float], fits: bool) -> float:
         return math.log10(RARE_P) / math.log10(SMALLEST_P)
 
-    def describe(self, name: str, evidence: Evidence) -> str:
+    def describe(self, name: str, evidence: "Evidence") -> str:
         return f"{name} has p = {evidence.result.p_value:.2g}"
 
 

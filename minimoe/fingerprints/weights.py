@@ -14,8 +14,6 @@ model is kept with it (`read_once`): open a model in memory anew after changing 
 Shapes: H hidden size, I width of an MLP or of an expert, E experts, L layers, V vocabulary.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -92,7 +90,7 @@ def read_once(read: Callable[..., Any]) -> Callable[..., Any]:
     return kept
 
 
-def open_weights(source: str | Path | MoEForCausalLM, *, tokenizer: Any = None) -> Weights:
+def open_weights(source: str | Path | MoEForCausalLM, *, tokenizer: Any = None) -> "Weights":
     """The weights of a model, by role.
 
     Args:
@@ -141,7 +139,7 @@ class Weights:
         self,
         name: str,
         source: Checkpoint | MoEForCausalLM,
-        tensors: Checkpoint | _Memory,
+        tensors: "Checkpoint | _Memory",
         config: MoEConfig | None,
         reason: str | None,
         tokenizer: Any,

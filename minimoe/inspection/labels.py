@@ -1,7 +1,5 @@
 """Labels of tokens: what the metrics compare the routing with."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

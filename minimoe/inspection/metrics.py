@@ -5,8 +5,6 @@ attributes; an index E is an empty slot and counts for nobody. Everywhere `draws
 for the interval, `shuffles` how often chance is imitated where the null has no formula, and `seed` that of both.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from math import comb
 

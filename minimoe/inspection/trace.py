@@ -6,8 +6,6 @@ router's choice, best first, after any capacity. On disk a trace is one safetens
 Shapes: B batch, S sequence, L sparse layers, N tokens, E experts, K slots per token (K = E under expert choice).
 """
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 import io
@@ -106,7 +104,7 @@ class RoutingTrace:
         """K: slots per token, some of which may be empty."""
         return self.indices.shape[2]
 
-    def select(self, tokens: np.ndarray | str) -> RoutingTrace:
+    def select(self, tokens: np.ndarray | str) -> "RoutingTrace":
         """The trace of some of the tokens, given as a boolean mask [N] or by the name of a domain, in memory.
 
         Raises TraceError where no token is left, or there is no such domain.
@@ -127,7 +125,7 @@ class RoutingTrace:
             save_file(tensors, temporary, {"format": FORMAT, "version": VERSION, "facts": json.dumps(self._facts())})
 
     @staticmethod
-    def load(path: str | Path) -> RoutingTrace:
+    def load(path: str | Path) -> "RoutingTrace":
         """Map a file that `save` or `record_routing(model, path)` wrote.
 
         Raises FileNotFoundError, or TraceError for a file that is cut short, is no trace, or is of another version.
@@ -154,7 +152,7 @@ class RoutingTrace:
 
 
 @contextmanager
-def record_routing(model: nn.Module, path: str | Path | None = None) -> Iterator[Recording]:
+def record_routing(model: nn.Module, path: str | Path | None = None) -> Iterator["Recording"]:
     """Record where every token goes in every forward of `model` within the block.
 
         with record_routing(model) as trace:
@@ -216,7 +214,7 @@ class Recording(RoutingTrace):
 class _Recorder:
     """The hooks on a model that take down what its experts are given."""
 
-    def __init__(self, model: nn.Module, path: Path | None, sequences: _Sequences, stack: ExitStack) -> None:
+    def __init__(self, model: nn.Module, path: Path | None, sequences: "_Sequences", stack: ExitStack) -> None:
         self._experts = _find_experts(model)
         self._model, self._model_id = model, model_id(model)
         self._path, self._sequences = path, sequences

@@ -6,8 +6,6 @@ done in float64 and stored in the dtype of the (first) input. A `Derivation` kee
 Shapes: H hidden size, D head size, I width of an MLP or of an expert, E experts, L layers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace

@@ -6,8 +6,6 @@ target: that it looks like it is evidence against a fingerprint, not for descent
 Shapes: H hidden size, D head size, I width of an MLP, L layers.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy

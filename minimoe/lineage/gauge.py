@@ -12,8 +12,6 @@ Shapes: H hidden size, D head size, I width of an MLP or of an expert, E experts
 head with the queries that share it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from functools import wraps

@@ -4,8 +4,6 @@ A recipe is called with the models it starts from and its options, all of them p
 says everything. It may change the model it starts from.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any

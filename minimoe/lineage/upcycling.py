@@ -19,8 +19,6 @@ new model in evaluation mode, in the dtype of the first one given, which stays a
 Shapes: H hidden size, I width of the dense MLP, E experts, K experts per token, G slices of an MLP.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace

@@ -6,8 +6,6 @@ are the member, and what its descendants start from. What needs no training is m
 asked for.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from pathlib import Path

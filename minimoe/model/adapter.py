@@ -5,8 +5,6 @@ times alpha / r, or alpha / sqrt(r) where `use_rslora` says so (Kalajdzievski 20
 [V, H], and where `fan_in_fan_out` says so, it is added transposed. What `modules_to_save` names replaces the base's.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator
@@ -94,7 +92,7 @@ class AdaptedCheckpoint(Checkpoint):
                 raise CheckpointError(f"{file}: {name} is not understood, as the base has no {replaced}")
             yield replaced, stored[name]
 
-    def _add(self, to: Readable, parts: tuple[Stored, Stored], module: str, is_embedding: bool) -> _Sum:
+    def _add(self, to: Readable, parts: tuple[Stored, Stored], module: str, is_embedding: bool) -> "_Sum":
         """A, B: [r, in] and [out, r]."""
         first, second = parts
         is_transposed = is_embedding or self._settings.get("fan_in_fan_out") is True

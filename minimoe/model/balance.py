@@ -5,8 +5,6 @@ kept between calls. `router_outputs` are one for each sparse layer; `attention_m
 which counts for nothing, and None where there is none.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

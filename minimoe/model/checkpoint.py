@@ -4,8 +4,6 @@ Reading is lazy: opening a folder reads configuration and headers, one tensor co
 checkpoint holds is ever executed. formats.py reads what is stored in few bits; saving.py writes such folders.
 """
 
-from __future__ import annotations
-
 import filecmp
 import hashlib
 import math

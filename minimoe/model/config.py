@@ -4,8 +4,6 @@ One frozen dataclass describes every model the kit knows: a dense Llama, a Mixtr
 experiment of your own. `families.py` translates it to and from the `config.json` of each published family.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields

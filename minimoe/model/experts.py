@@ -10,8 +10,6 @@ and computes, for every token, the sum over its K slots of weight * down(silu(ga
 is E is empty and costs nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

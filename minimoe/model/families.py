@@ -4,8 +4,6 @@ One table per family; the functions at the end interpret them. `read_config` and
 between a `config.json` and a `MoEConfig`, `Family.on_disk` between the names of tensors.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any

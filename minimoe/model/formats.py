@@ -13,8 +13,6 @@
 What GPTQ, AWQ, bitsandbytes with 4 bits and others store has a name here, and is refused where it is asked for.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping

@@ -10,8 +10,6 @@ The package `gguf` turns blocks into numbers, in every format that it knows. To 
 tokens and as many merges takes it 4 s and half a gigabyte for that while.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -123,7 +121,7 @@ class _Blocks:
             numbers = numbers.view(-1, self.head_dim // 2, 2, math.prod(self.shape[1:])).transpose(1, 2)
         return numbers.flatten() - self.added
 
-    def cut(self, count: int) -> list[_Blocks]:
+    def cut(self, count: int) -> list["_Blocks"]:
         """Its rows in `count` equal parts; of a stack of as many matrices, these."""
         rows, size = self.shape[0] // count, self.size // count
         shape = (rows, *self.shape[1:]) if len(self.shape) < 3 else self.shape[1:]

@@ -8,8 +8,6 @@ Shapes: B batch, S sequence, T = B * S tokens, H hidden size, I expert width, E 
     output += shared expert(x)
 """
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 
 import torch
@@ -138,7 +136,7 @@ class Router(nn.Module):
             state_dict = {**state_dict, name: at_least_float32(state_dict[name])}
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
-    def _apply(self, fn, recurse: bool = True) -> Router:
+    def _apply(self, fn, recurse: bool = True) -> "Router":
         """What `.to(dtype)`, `.half()` and the like call: they move the bias, but leave it in float32 at least."""
         before = self.e_score_correction_bias
         super()._apply(fn, recurse)

@@ -4,8 +4,6 @@ Shapes: T tokens, E experts, K experts per token. Everywhere `logits` are [T, E]
 float32 at least, because a choice made in half precision differs from run to run; and `k` is K.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

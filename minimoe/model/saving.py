@@ -1,7 +1,5 @@
 """Writing a model as a folder in the Hugging Face layout: complete, or not at all."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Single files of a checkpoint folder: JSON, the header of safetensors, and what a file is that is neither."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -58,7 +56,7 @@ class Stored:
             f"{self.file}: {self.name} is stored as {self.dtype}, wanted one of {', '.join(DTYPES)}{beside}"
         )
 
-    def pieces(self, read: Read, size: int) -> Iterator[Tensor]:
+    def pieces(self, read: "Read", size: int) -> Iterator[Tensor]:
         """Its numbers in order, in flat pieces of at most `size`; what is stored in few bits, in float32."""
         return read(self, size, self.number_type)
 

@@ -7,8 +7,6 @@ tensors. Pre-norm RMSNorm, rotary positions, grouped-query attention, gated SiLU
 Mixtral, OLMoE and Pangu Pro MoE have in common. The mixture itself is in moe.py.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -311,7 +309,7 @@ class MoEForCausalLM(nn.Module):
         device: torch.device | str | None = None,
         check_finite: bool = True,
         experts_implementation: str | None = None,
-    ) -> MoEForCausalLM:
+    ) -> "MoEForCausalLM":
         """Read a model, in evaluation mode, with the tokenizer.json that lies beside it.
 
         Args:

@@ -3,8 +3,6 @@
 Shapes: L sparse layers, E experts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 

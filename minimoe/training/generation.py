@@ -1,7 +1,5 @@
 """Text in, text out: `generate(model, prompts, max_new_tokens)`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -13,8 +13,6 @@ A run with a folder `out` keeps there
 and continues from the last saved state when it is started again: on one thread to bit-identical weights.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

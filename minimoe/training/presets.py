@@ -2,8 +2,6 @@
 which they were trained for its figures (`python -m workshop.experiments` repeats them).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from minimoe.model import MoEConfig
