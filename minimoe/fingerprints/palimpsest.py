@@ -60,8 +60,7 @@ def palimpsest(
         p_value: (1 + how many random orders reach the score) / (T + 1).
         refused: an encoder; likelihoods that are all equal or not finite.
 
-    Raises:
-        ValueError: there are fewer than 10 examples, or of fewer than 2 tokens; an id is outside a vocabulary.
+    Raises ValueError: there are fewer than 10 examples, or of fewer than 2 tokens; an id is outside a vocabulary.
     """
     if sequences.dim() != 2 or len(sequences) < FEWEST or sequences.shape[1] < 2:
         raise ValueError(f"sequences has shape {tuple(sequences.shape)}: wanted [>= {FEWEST}, >= 2]")

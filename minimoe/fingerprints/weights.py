@@ -219,9 +219,7 @@ class Weights:
 
         Sums are float64, over the pieces as in Chan et al. 1979 (Updating formulae and a pairwise algorithm for
         computing sample variances).
-
-        Raises:
-            Refusal: a number is not finite, or all of them are 0; the tensor is named.
+        Raises Refusal: a number is not finite, or all of them are 0; the tensor is named.
         """
         count, mean, squares = 0, 0.0, 0.0  # squares: the sum of squared distances from the mean
         for name, piece in self.pieces(role, layer):
@@ -317,8 +315,7 @@ class Weights:
     def sha256(self) -> str:
         """Of the weight file; of several: of their sha256 by name; in memory: of names, dtypes, shapes and bytes.
 
-        Raises:
-            Refusal: the files are on a server, and no sha256 of them is published.
+        Raises Refusal: the files are on a server, and no sha256 of them is published.
         """
         if isinstance(self._source, Checkpoint):
             try:

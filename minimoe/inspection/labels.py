@@ -25,8 +25,7 @@ def labels(trace: RoutingTrace, of: str) -> Labels:
         of: "domain"; "language" or "topic", the two halves of domains named "language/topic" (other domains have
             neither); "token", its id; "position", its place in the sequence, in buckets that double: 0, 1-2, 3-6...
 
-    Raises:
-        ValueError: `of` is unknown, or no domain is named "language/topic".
+    Raises ValueError: `of` is unknown, or no domain is named "language/topic".
     """
     if of not in LABELS:
         raise ValueError(f"label {of!r}: wanted one of {', '.join(LABELS)}")

@@ -60,8 +60,7 @@ class RoutingTrace:
         num_experts: E.
         model_id: what `model_id(model)` returned.
 
-    Raises:
-        TraceError: an array is empty, or of another type or shape.
+    Raises TraceError: an array is empty, or of another type or shape.
     """
 
     indices: np.ndarray

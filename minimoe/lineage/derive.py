@@ -74,8 +74,7 @@ _FREE |= {"router_aux_loss_coef", "seq_aux", "router_z_loss_coef"}
 def average(models: Sequence[MoEForCausalLM]) -> MoEForCausalLM:
     """The mean of every weight: a uniform model soup (Wortsman et al. 2022, arXiv 2203.05482, section 2).
 
-    Raises:
-        ValueError: there is no model, or the configurations differ; the field is named.
+    Raises ValueError: there is no model, or the configurations differ; the field is named.
     """
     return _merge(models, lambda *weights: torch.stack(weights).mean(0))
 
@@ -83,8 +82,7 @@ def average(models: Sequence[MoEForCausalLM]) -> MoEForCausalLM:
 def lerp(a: MoEForCausalLM, b: MoEForCausalLM, t: float) -> MoEForCausalLM:
     """(1 - t) a + t b, weight by weight: `a` at t = 0, `b` at t = 1.
 
-    Raises:
-        ValueError: the configurations differ; the field is named.
+    Raises ValueError: the configurations differ; the field is named.
     """
     return _merge([a, b], lambda x, y: torch.lerp(x, y, t))
 
@@ -95,9 +93,7 @@ def slerp(a: MoEForCausalLM, b: MoEForCausalLM, t: float) -> MoEForCausalLM:
     With w the angle between them: sin((1 - t) w) / sin(w) * a + sin(t w) / sin(w) * b. Where two vectors are equally
     long, all between them are too, which a straight line cuts short. Where sin(w) = 0 or one of them is 0, it is the
     straight line. Every expert's matrix turns on its own.
-
-    Raises:
-        ValueError: the configurations differ; the field is named.
+    Raises ValueError: the configurations differ; the field is named.
     """
 
     def norm(tensor: Tensor) -> Tensor:
@@ -129,8 +125,7 @@ def ties(
         density: share of a task vector that is kept, over all weights at once; 1 trims nothing.
         weight: what the merged task vector is multiplied by (lambda).
 
-    Raises:
-        ValueError: density is outside (0, 1], there is no model, or a configuration differs from that of the base.
+    Raises ValueError: density is outside (0, 1], there is no model, or a configuration differs from that of the base.
     """
     require(0 < density <= 1, f"density={density}: wanted above 0 and at most 1")
     _require_alike(models, base)
@@ -181,8 +176,7 @@ def prune_neurons(model: MoEForCausalLM, keep: float) -> MoEForCausalLM:
     Args:
         keep: share of the width that stays, of each kind of MLP; rounded, at least one neuron.
 
-    Raises:
-        ValueError: keep is outside (0, 1].
+    Raises ValueError: keep is outside (0, 1].
     """
     require(0 < keep <= 1, f"keep={keep}: wanted above 0 and at most 1")
 
@@ -229,9 +223,7 @@ def prune_heads(model: MoEForCausalLM, num_key_value_heads: int) -> MoEForCausal
 
     A group is as strong as the product of the norms of its value rows and of its output columns: without either
     it adds nothing. The size of a head stays.
-
-    Raises:
-        ValueError: there are not that many.
+    Raises ValueError: there are not that many.
     """
     config, found = model.config, model.config.num_key_value_heads
     fits = 1 <= num_key_value_heads <= found
@@ -270,8 +262,7 @@ def take_heads(attention: Attention, queries: Tensor, queries_each: int) -> None
 def prune_layers(model: MoEForCausalLM, layers: Collection[int]) -> MoEForCausalLM:
     """Remove whole `layers`, counted from 0; those around them join (Gromov et al. 2024, arXiv 2403.17887).
 
-    Raises:
-        ValueError: a layer is not there, or none would be left.
+    Raises ValueError: a layer is not there, or none would be left.
     """
     present = range(model.config.num_hidden_layers)
     fits = set(layers) < set(present)
@@ -284,9 +275,7 @@ def depth_upscale(model: MoEForCausalLM, removed: int) -> MoEForCausalLM:
 
     The lower copy loses its last `removed` layers, the upper one its first: 2 (L - removed) layers in all. In the paper
     L = 32, and `removed` is m = 8.
-
-    Raises:
-        ValueError: removed is not 0 to L - 1.
+    Raises ValueError: removed is not 0 to L - 1.
     """
     layers = model.config.num_hidden_layers
     fits = 0 <= removed < layers
@@ -313,9 +302,7 @@ def extend_vocabulary(model: MoEForCausalLM, new_tokens: int, *, seed: int = 0) 
     Each new number is drawn from a normal distribution with the mean and standard deviation of its column (Hewitt 2021,
     Initializing New Word Embeddings for Pretrained Language Models; without his covariances). The logits of the old
     tokens stay what they were, their probabilities do not. The tokenizer stays as well: the new ids have no text yet.
-
-    Raises:
-        ValueError: new_tokens is below 1.
+    Raises ValueError: new_tokens is below 1.
     """
     require(new_tokens >= 1, f"new_tokens={new_tokens}: wanted at least 1")
     generator = torch.Generator("cpu").manual_seed(seed)
@@ -334,9 +321,7 @@ def quantise(model: MoEForCausalLM, bits: int) -> MoEForCausalLM:
     Symmetric, round to nearest: with s = max |row| / (2^(bits - 1) - 1), each weight becomes the multiple of s next to
     it, at most s / 2 away (Dettmers et al. 2022, arXiv 2208.07339, section 2.1, row-wise). Embedding, output head,
     routers, norms and biases stay, as usual. 8 and 4 bits are usual.
-
-    Raises:
-        ValueError: bits is not 2 to 8.
+    Raises ValueError: bits is not 2 to 8.
     """
     require(bits in range(2, 9), f"bits={bits!r}: wanted a whole number from 2 to 8")
     tensors = model.state_dict()

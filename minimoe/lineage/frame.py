@@ -25,9 +25,7 @@ def frame_norms(model: MoEForCausalLM, target: MoEForCausalLM) -> MoEForCausalLM
     """Give `model` the norm weights of `target`, exactly, and what reads the norms the ratio: W <- W diag(old / new).
 
     A final norm that changes unties the embeddings. The norms of queries and keys (`qk_norm`) stay.
-
-    Raises:
-        ValueError: hidden size or depth differ, or the target has a 0 where the model has none.
+    Raises ValueError: hidden size or depth differ, or the target has a 0 where the model has none.
     """
     _require_equal(model, target, "num_hidden_layers", "hidden_size")
     named = target.state_dict()
@@ -56,8 +54,7 @@ def frame_std_profile(model: MoEForCausalLM, target: MoEForCausalLM | Mapping[st
         model: any without `clip_qkv`.
         target: of the same depth; or its standard deviations, [L] each of "q", "k", "v" and "o".
 
-    Raises:
-        ValueError: queries, keys and values are clipped; the profile is not L positive numbers of each.
+    Raises ValueError: queries, keys and values are clipped; the profile is not L positive numbers of each.
     """
     clip = model.config.clip_qkv
     require(clip is None, f"clip_qkv={clip}: wanted None, for frame_std_profile")
@@ -135,9 +132,7 @@ def frame_neuron_order(model: MoEForCausalLM, target: MoEForCausalLM) -> MoEForC
 
     Of all orders that one is taken in which the cosines of up rows have the largest sum, layer by layer. Whoever asks,
     as `csu` does, whether neurons that resemble each other stand at the same number takes it that nobody chose them.
-
-    Raises:
-        ValueError: one is a mixture; or depth, hidden size or width of the MLP differ.
+    Raises ValueError: one is a mixture; or depth, hidden size or width of the MLP differ.
     """
     _require_equal(model, target, "num_hidden_layers", "hidden_size", "intermediate_size")
     for role, either in (("model", model), ("target", target)):

@@ -67,8 +67,7 @@ def obstacle(gauge: str, config: MoEConfig) -> str | None:
     """Why `gauge`, a name in `GAUGES`, would change the function of a model, or would have nothing to change; None:
     no setting keeps it from applying. `rotate_residual` also wants folded norms, which it checks when it is called.
 
-    Raises:
-        ValueError: there is no such gauge.
+    Raises ValueError: there is no such gauge.
     """
     require(gauge in GAUGES, f"gauge={gauge!r}: wanted one of {', '.join(GAUGES)}")
     for holds, words in (_NEEDS[need] for need in GAUGES[gauge].needs):
@@ -138,9 +137,7 @@ def rotate_residual(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) ->
 
     Embedding and head turn alike, so that tied embeddings stay tied. An `amount` of 1 turns planes by up to half a
     circle. (SliceGPT: Ashkboos et al. 2024, arXiv 2401.15024, section 3.1.)
-
-    Raises:
-        ValueError: a norm weighs dimensions differently; after `fold_norms` none does.
+    Raises ValueError: a norm weighs dimensions differently; after `fold_norms` none does.
     """
     for name in _readers(model):
         weight = model.get_submodule(name).weight

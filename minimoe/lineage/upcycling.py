@@ -81,9 +81,8 @@ def upcycle(
         **settings: other fields of the result's `MoEConfig`. `shared_expert_intermediate_size` is I / 2 if not given,
             where the family has a shared expert; `mlp_only_layers` stay dense.
 
-    Raises:
-        ValueError: naming the argument or field, what was found and what was wanted; the family cannot express the
-            model.
+    Raises ValueError: naming the argument or field, what was found and what was wanted; the family cannot express the
+    model.
     """
     _require_dense("dense", dense)
     granularity = _check_method(method, num_experts, num_experts_per_tok, granularity, drop_ratio)
@@ -129,8 +128,7 @@ def branch_train_mix(
         parents: dense, of one shape; as many experts as parents.
         seed: of the router. The others are as for `upcycle`.
 
-    Raises:
-        ValueError: as for `upcycle`; the parents' configurations differ.
+    Raises ValueError: as for `upcycle`; the parents' configurations differ.
     """
     for number, parent in enumerate(parents):
         _require_dense(f"parents[{number}]", parent)
@@ -167,8 +165,7 @@ def transplant_expert(
         donor_layer: where it comes from; None: from `layer`.
         donor_expert: which expert of that layer; None for a dense MLP.
 
-    Raises:
-        ValueError: a layer or expert is not there, or the shapes differ.
+    Raises ValueError: a layer or expert is not there, or the shapes differ.
     """
     changed = deepcopy(model).eval()
     experts = _find_part(changed, "", layer, expert)

@@ -31,9 +31,8 @@ class Zoo:
     Args:
         home: where members that are not shipped lie.
 
-    Raises:
-        ValueError: in every method, where there is no such member; in `load`, `make` and `build_one` also where it, or
-            an ancestor, takes training and was not built.
+    Raises ValueError: in every method, where there is no such member; in `load`, `make` and `build_one` also where it,
+    or an ancestor, takes training and was not built.
     """
 
     def __init__(self, home: str | Path = HOME) -> None:
@@ -76,11 +75,7 @@ class Zoo:
 
 
 def derivation(name: str) -> Derivation:
-    """Where a member comes from.
-
-    Raises:
-        ValueError: there is no such member.
-    """
+    """Where a member comes from. Raises ValueError: there is no such member."""
     member = _find(name)
     options = ", ".join(f"{key}={value!r}" for key, value in member.options.items())
     return Derivation(

@@ -33,9 +33,8 @@ class AdaptedCheckpoint(Checkpoint):
         path: the folder of the adapter. Its base is the folder that `base_model_name_or_path` names, or one of that
             name in the folder of the adapter or beside it.
 
-    Raises:
-        CheckpointError: the base is not at hand; it is named. The adapter is not LoRA, has a part that is not
-            understood, or does not fit the base. And as for `Checkpoint`, of either.
+    Raises CheckpointError: the base is not at hand; it is named. The adapter is not LoRA, has a part that is not
+    understood, or does not fit the base. And as for `Checkpoint`, of either.
     """
 
     def __init__(self, path: str | Path) -> None:

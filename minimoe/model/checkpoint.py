@@ -65,9 +65,8 @@ class Checkpoint:
     Args:
         path: the folder; or a safetensors file that holds a whole model, beside its config.json.
 
-    Raises:
-        CheckpointError: a file is missing, damaged or a pickle; shards and index disagree; the file is one of several.
-            Where a file or the folder is something else, an adapter or a Git LFS pointer for one, the message says so.
+    Raises CheckpointError: a file is missing, damaged or a pickle; shards and index disagree; the file is one of
+    several. Where a file or the folder is something else, an adapter or a Git LFS pointer for one, the message says so.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -160,8 +159,7 @@ class Checkpoint:
     def tokenizer_json(self) -> str | None:
         """The text of the tokenizer.json beside the weights; None if there is none.
 
-        Raises:
-            CheckpointError: it is no text.
+        Raises CheckpointError: it is no text.
         """
         file = self.beside(TOKENIZER)
         try:
@@ -173,9 +171,8 @@ class Checkpoint:
     def model_config(self) -> MoEConfig:
         """config.json, translated, its sizes checked against the headers of the tensors, its tie against the head.
 
-        Raises:
-            CheckpointError: the model is of an unknown family, asks for what is not supported, or has other sizes than
-                the tensors.
+        Raises CheckpointError: the model is of an unknown family, asks for what is not supported, or has other sizes
+        than the tensors.
         """
         try:
             config = read_config(self._config_to_run())
@@ -198,9 +195,7 @@ class Checkpoint:
         """The narrowest dtype that holds every stored tensor exactly, whatever config.json says.
 
         A selection bias does not count: it is kept in float32 beside weights in half precision.
-
-        Raises:
-            CheckpointError: a tensor is in a format that is not read, integers for one.
+        Raises CheckpointError: a tensor is in a format that is not read, integers for one.
         """
         apart = _ROTARY_BUFFER, KEPT_IN_FLOAT32
         used = {stored.number_type for name, stored in self._stored.items() if not name.endswith(apart)}
@@ -413,8 +408,7 @@ def _check_tensors(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> None
 def require_finite(name: str, tensor: Tensor) -> None:
     """Look for NaN and infinity.
 
-    Raises:
-        NotFiniteError: naming the tensor, the first such value, its place, and how many there are.
+    Raises NotFiniteError: naming the tensor, the first such value, its place, and how many there are.
     """
     if not is_finite(tensor):
         bad = (~tensor.isfinite()).nonzero()
@@ -443,8 +437,7 @@ def check_sizes(
         on_disk: from the name of a tensor in the model here to that on disk.
         keys: field of `config` -> what the configuration calls it; a field that is not there has its own name.
 
-    Raises:
-        ValueError: naming the key, the value found, and what the file holds.
+    Raises ValueError: naming the key, the value found, and what the file holds.
     """
 
     def require_at_most(field: str, part: str, what: str) -> None:

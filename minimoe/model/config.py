@@ -30,9 +30,7 @@ class MoEConfig:
 
     `num_experts = 0` gives a dense model. Otherwise a layer is sparse unless `mlp_only_layers` names it or
     `decoder_sparse_step` skips it (Qwen2-MoE's rule: layer i is sparse when (i + 1) % step == 0).
-
-    Raises:
-        ValueError: naming the field, the value found and the value wanted.
+    Raises ValueError: naming the field, the value found and the value wanted.
     """
 
     # The transformer around the experts.

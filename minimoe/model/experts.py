@@ -97,9 +97,7 @@ def grouped_experts(
     """As `sorted_experts`, with three grouped matrix products in place of loops; what transformers does by default.
 
     Nothing is read back from the device, so that `torch.compile(fullgraph=True)` and `torch.export` can follow.
-
-    Raises:
-        ValueError: the dtype is one that `F.grouped_mm` does not multiply.
+    Raises ValueError: the dtype is one that `F.grouped_mm` does not multiply.
     """
     slots, token, ends, empty = _sort_by_expert(indices, len(gate))
     # grouped_mm leaves the rows of empty slots, which are no expert's, undefined in its output and in its gradient: the

@@ -196,8 +196,7 @@ BERT = "bert"
 def find_family(model_type: object) -> Family:
     """The family called `model_type`, in any case.
 
-    Raises:
-        ValueError: there is none; the message lists those there are.
+    Raises ValueError: there is none; the message lists those there are.
     """
     name = str(model_type).lower()
     for family in FAMILIES.values():
@@ -209,8 +208,7 @@ def find_family(model_type: object) -> Family:
 def read_config(raw: Mapping[str, Any]) -> MoEConfig:
     """Translate the content of a `config.json`, of today's transformers or of earlier ones.
 
-    Raises:
-        ValueError: naming the key, the value found and the value wanted.
+    Raises ValueError: naming the key, the value found and the value wanted.
     """
     if raw.get("model_type") == BERT:
         raise ValueError(
@@ -242,8 +240,7 @@ def write_config(config: MoEConfig, model_type: str | None, dtype: str) -> dict[
         model_type: the family; None: `config.model_type`.
         dtype: of the parameters, such as "float32".
 
-    Raises:
-        ValueError: the family cannot express the model; the message names the fields.
+    Raises ValueError: the family cannot express the model; the message names the fields.
     """
     family = find_family(config.model_type if model_type is None else model_type)
     rope = _read_rope({"rope_scaling": config.rope_scaling}, config.rope_theta, config.max_position_embeddings)[1]

@@ -137,10 +137,9 @@ class GGUF(Checkpoint):
     Args:
         path: the file; any part of one that is split; or the folder of either.
 
-    Raises:
-        CheckpointError: the file or one of its parts is missing, damaged or something else, the folder holds several
-            models, or a key is missing. A tensor in a format that is not understood is refused where it is read, and
-            what is not computed here, where `model_config` is asked for.
+    Raises CheckpointError: the file or one of its parts is missing, damaged or something else, the folder holds several
+    models, or a key is missing. A tensor in a format that is not understood is refused where it is read, and what is
+    not computed here, where `model_config` is asked for.
     """
 
     dtype = torch.float32

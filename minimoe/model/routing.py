@@ -50,8 +50,7 @@ def route_topk(
             its two best (sigmoid).
         routed_scaling_factor: multiplies the weights.
 
-    Raises:
-        ValueError: k, a group or the score function is impossible; a logit is not a number.
+    Raises ValueError: k, a group or the score function is impossible; a logit is not a number.
     """
     _check_logits(logits, k)
     require(score_func in ("softmax", "sigmoid"), "score_func", score_func, "'softmax' or 'sigmoid'")

@@ -35,8 +35,7 @@ def save_model(
         model_type: the family to write as; None: that of the configuration.
         max_shard_size: bytes per file.
 
-    Raises:
-        ValueError: the family cannot express this model.
+    Raises ValueError: the family cannot express this model.
     """
     family = find_family(model.config.model_type if model_type is None else model_type)
     tensors = tensors_on_disk(model, family)

@@ -68,8 +68,7 @@ Read = Callable[[Stored, int, torch.dtype], Iterator[Tensor]]
 def read_header(file: Path) -> dict[str, Stored]:
     """Where each tensor of a safetensors file lies.
 
-    Raises:
-        CheckpointError: the file is none, or cut off; it says what it is, if that is known.
+    Raises CheckpointError: the file is none, or cut off; it says what it is, if that is known.
     """
     try:
         with safe_open(file, framework="pt", device="cpu"):
@@ -92,8 +91,7 @@ def read_header(file: Path) -> dict[str, Stored]:
 def read_json(file: Path) -> dict[str, Any]:
     """An object, in which no key appears twice.
 
-    Raises:
-        CheckpointError: the file is missing, or something else; it says what it is, if that is known.
+    Raises CheckpointError: the file is missing, or something else; it says what it is, if that is known.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)

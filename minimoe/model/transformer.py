@@ -202,9 +202,8 @@ class MoEForCausalLM(nn.Module):
             use_cache: return the cache of all P + S tokens.
             output_router_logits: return what the routers chose, and the balance loss.
 
-        Raises:
-            ValueError: a token id is outside the vocabulary, a shape does not fit, or the mask holds something else
-                than 0 and 1.
+        Raises ValueError: a token id is outside the vocabulary, a shape does not fit, or the mask holds something else
+        than 0 and 1.
         """
         past = cache[0][0].shape[2] if cache else 0
         self._check_ids(input_ids)
@@ -265,8 +264,7 @@ class MoEForCausalLM(nn.Module):
             use_cache: keep keys and values instead of computing the past again at every step. The tokens are the
                 same, except with a capacity or expert choice, where routing depends on which tokens come together.
 
-        Raises:
-            ValueError: naming the argument, what was found and what was wanted.
+        Raises ValueError: naming the argument, what was found and what was wanted.
         """
         vocab = self.config.vocab_size
         require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "at least 1")
@@ -343,8 +341,7 @@ class MoEForCausalLM(nn.Module):
             path: a folder, made if missing.
             model_type: the family to write as ("mixtral", ...); None: that of the configuration.
 
-        Raises:
-            ValueError: the family cannot express this model.
+        Raises ValueError: the family cannot express this model.
         """
         save_model(self, path, model_type=model_type)
 
@@ -360,8 +357,7 @@ def next_token_loss(
         attention_mask: [B, S], 0 for padding: neither is it predicted, nor does it predict. None: there is none.
         reduction: "mean" over the tokens that are scored, or their "sum".
 
-    Raises:
-        ValueError: the shapes differ, no token is left to take a mean of, or a label is outside the vocabulary.
+    Raises ValueError: the shapes differ, no token is left to take a mean of, or a label is outside the vocabulary.
     """
     shape = tuple(labels.shape)
     if labels.shape != logits.shape[:2]:

@@ -37,8 +37,8 @@ def generate(
         Each prompt with its continuation, special tokens included: a text for a text, a list for several. Greedily,
         each goes on as it would alone; when sampling, all draw from one generator.
 
-    Raises:
-        ValueError: a prompt is empty, there is no tokenizer, or a setting of `MoEForCausalLM.generate` is impossible.
+    Raises ValueError: a prompt is empty, there is no tokenizer, or a setting of `MoEForCausalLM.generate` is
+    impossible.
     """
     if tokenizer is None and model.tokenizer_json is None:
         raise ValueError("tokenizer=None, and the model has no tokenizer.json: wanted one of the two")

@@ -22,8 +22,7 @@ def small_config(
             normalised, it would always be 1, and the router could not learn.
         balance: one of `BALANCES`; a dense model has nothing to balance.
 
-    Raises:
-        ValueError: `balance` is unknown; else as `MoEConfig`.
+    Raises ValueError: `balance` is unknown; else as `MoEConfig`.
     """
     if balance not in BALANCES:
         raise ValueError(f"balance={balance!r}: wanted one of {', '.join(BALANCES)}")
