@@ -76,11 +76,8 @@ _MORE_NAMES = {  # within a layer, without ".weight"
     "fc1": "up",
     "fc2": "down",
 }
-_MORE_NAMES_ONCE = {
-    "final_layer_norm": "norm_final",  # OPT
-    "layer_norm": "norm_final",  # XGLM
-    "model.embedding_norm": "norm_final",  # LFM 2
-}
+# OPT, XGLM, LFM 2.
+_MORE_NAMES_ONCE = dict.fromkeys(("final_layer_norm", "layer_norm", "model.embedding_norm"), "norm_final")
 _OTHER_STACKS = re.compile(r"vision|visual|image|audio|speech|mtp|draft|assistant")
 _WITH_BIAS = ("q", "k", "v", "o", "qkv")
 
@@ -106,10 +103,9 @@ def _known_names() -> tuple[dict[str, str], dict[str, str]]:
     in_a_layer, once = dict(_MORE_NAMES), dict(_MORE_NAMES_ONCE)
     for tensor, slot in _SLOTS.items():
         tensor = MODEL_TENSOR[tensor]
-        of_layers, others = (
-            table.get(tensor, ()) for table in (TensorNameMap.block_mappings_cfg, TensorNameMap.mappings_cfg)
-        )
-        for name in (*of_layers, *others, TENSOR_NAMES[tensor]):
+        tables = TensorNameMap.block_mappings_cfg, TensorNameMap.mappings_cfg
+        names = (name for table in tables for name in table.get(tensor, ()))
+        for name in (*names, TENSOR_NAMES[tensor]):
             _, is_of_a_layer, part = name.partition("{bid}.")
             (in_a_layer if is_of_a_layer else once).setdefault((part or name).removesuffix(".weight"), slot)
     return in_a_layer, once

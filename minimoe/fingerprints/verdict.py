@@ -166,9 +166,8 @@ def judge(
         if same_from is not None and (found.result.score or 0) >= same_from:
             return SAME, f"every layer answers alike ({name} of {found.result.score:.5f})", 1.0
 
-    standings = {
-        name: min(found.standing, found.scale.most) for name, found in evidence.items() if found.standing is not None
-    }
+    applying = {name: found for name, found in evidence.items() if found.standing is not None}
+    standings = {name: min(found.standing, found.scale.most) for name, found in applying.items()}
     decided = any(evidence[name].scale.most > EVIDENCE for name in standings)
     if not decided and max(standings.values(), default=0) < EVIDENCE:  # a rewritten copy escapes the p-values
         return CANNOT_TELL, "no method that sees through rewrites applies, or no strangers are known", None

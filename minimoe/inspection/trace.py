@@ -27,14 +27,8 @@ from torch import Tensor, nn
 from minimoe.atomic import replace_atomically
 
 FORMAT, VERSION = "minimoe routing trace", "1"
-DTYPES = {  # the arrays of a trace
-    "weights": np.float32,
-    "indices": np.int16,
-    "token_ids": np.int32,
-    "domains": np.int16,
-    "documents": np.int32,
-    "positions": np.int32,
-}
+DTYPES = {"weights": np.float32, "indices": np.int16, "domains": np.int16}  # the arrays of a trace
+DTYPES |= dict.fromkeys(("token_ids", "documents", "positions"), np.int32)
 ROUTED = ("weights", "indices")  # [L, N, K], the others are [N]
 
 
@@ -75,10 +69,9 @@ class RoutingTrace:
     model_id: str
 
     def __post_init__(self) -> None:
-        if self.indices.ndim != 3 or self.indices.size == 0:
-            raise TraceError(
-                f"indices: found shape {self.indices.shape}, wanted [layers, tokens, slots], none of them 0"
-            )
+        shape = self.indices.shape
+        if len(shape) != 3 or 0 in shape:
+            raise TraceError(f"indices: found shape {shape}, wanted [layers, tokens, slots], none of them 0")
         for name, array in self._arrays().items():
             shape = (len(self.layers), len(self), self.k) if name in ROUTED else (len(self),)
             if (array.dtype, array.shape) != (DTYPES[name], shape):
@@ -88,10 +81,8 @@ class RoutingTrace:
         return self.indices.shape[1]
 
     def __repr__(self) -> str:
-        return (
-            f"<RoutingTrace of {len(self):,} tokens, {self.num_layers} layers, {self.k} of {self.num_experts} experts; "
-            f"domains: {', '.join(self.domain_names) or 'none'}>"
-        )
+        size = f"{len(self):,} tokens, {self.num_layers} layers, {self.k} of {self.num_experts} experts"
+        return f"<RoutingTrace of {size}; domains: {', '.join(self.domain_names) or 'none'}>"
 
     @property
     def num_layers(self) -> int:
@@ -194,9 +185,8 @@ class Recording(RoutingTrace):
 
     def __getattr__(self, name: str) -> Any:
         """Reached only by what is not there, such as the fields of the trace while it is being recorded."""
-        raise AttributeError(
-            f"{name}: a trace has its fields once its `with record_routing(...)` block has ended without an error"
-        )
+        condition = "once its `with record_routing(...)` block has ended without an error"
+        raise AttributeError(f"{name}: a trace has its fields {condition}")
 
     def label(self, domains: str | Sequence[str | None] | None, *, documents: Sequence[Hashable] | None = None) -> None:
         """Say what the following forwards are about. It holds until the next call.
@@ -324,22 +314,18 @@ class _Sequences:
             self._rows = [self._documents.setdefault(key, len(self._documents)) for key in keys]
             self._lengths, self._columns = np.zeros(rows, int), 0
         elif (rows, cached) != (len(self._rows), self._columns):
-            raise ValueError(
-                f"the cache holds {rows} rows of {cached} tokens, but the last forward that was recorded ended with "
-                f"{len(self._rows)} rows of {self._columns}: record a text from its beginning"
-            )
+            last = f"the last forward that was recorded ended with {len(self._rows)} rows of {self._columns}"
+            found = f"the cache holds {rows} rows of {cached} tokens, but {last}"
+            raise ValueError(f"{found}: record a text from its beginning")
         domains = self.domains if isinstance(self.domains, list) else [self.domains] * rows
         _check_rows("domains", domains, rows)
-        numbers = [
-            -1 if name is None else self.domain_names.setdefault(name, len(self.domain_names)) for name in domains
-        ]
+        known = self.domain_names
+        numbers = [-1 if name is None else known.setdefault(name, len(known)) for name in domains]
         positions = self._lengths[:, None] + kept.cumsum(1) - 1
         self._lengths, self._columns = positions[:, -1] + 1, self._columns + length
-        return {
-            "domains": np.repeat(numbers, length),
-            "documents": np.repeat(self._rows, length),
-            "positions": positions.flatten(),
-        }
+        of_rows = {"domains": numbers, "documents": self._rows}
+        columns = {name: np.repeat(values, length) for name, values in of_rows.items()}
+        return columns | {"positions": positions.flatten()}
 
 
 def _check_rows(name: str, values: Sequence[Any], rows: int) -> None:
@@ -379,9 +365,8 @@ def _find_experts(model: nn.Module) -> dict[int, nn.Module]:
         if numbers and hasattr(module, "gate") and hasattr(getattr(module, "experts", None), "down_proj"):
             found[numbers[0]] = module.experts
     if not found:
-        raise ValueError(
-            f"{type(model).__name__} has no layer with a `gate` and fused `experts`: wanted a mixture of experts"
-        )
+        lack = f"{type(model).__name__} has no layer with a `gate` and fused `experts`"
+        raise ValueError(f"{lack}: wanted a mixture of experts")
     return found
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from minimoe.model.attention import Attention
-from minimoe.model.config import MoEConfig
+from minimoe.model.config import MoEConfig, require
 from minimoe.model.layers import MLP
 from minimoe.model.moe import Experts
 from minimoe.model.transformer import MoEForCausalLM
@@ -56,12 +56,6 @@ def parts(model: nn.Module, *kinds: type[nn.Module]) -> list[nn.Module]:
 def wide(tensor: Tensor) -> Tensor:
     """`tensor` in float64 on the CPU: some devices have no float64."""
     return tensor.detach().to("cpu", torch.float64)
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise a ValueError with this message unless the condition holds."""
-    if not condition:
-        raise ValueError(message)
 
 
 # --- merging ----------------------------------------------------------------------------------------------
@@ -127,7 +121,7 @@ def ties(
 
     Raises ValueError: density is outside (0, 1], there is no model, or a configuration differs from that of the base.
     """
-    require(0 < density <= 1, f"density={density}: wanted above 0 and at most 1")
+    require(0 < density <= 1, "density", density, "above 0 and at most 1")
     _require_alike(models, base)
     family = [base, *models]
     vectors = torch.stack([parameters_to_vector(map(wide, model.state_dict().values())) for model in family])
@@ -156,12 +150,12 @@ def _merge(models: Sequence[MoEForCausalLM], rule: Callable[..., Tensor]) -> MoE
 
 def _require_alike(models: Sequence[MoEForCausalLM], base: MoEForCausalLM | None = None) -> None:
     """Refuse no models, and models that differ from `base`, or from the first of them, in what changes outputs."""
-    require(len(models) > 0, "models=[]: wanted at least one")
+    require(len(models) > 0, "models", [], "at least one")
     wanted = asdict((models[0] if base is None else base).config)
     for model in models:
         for name, found in asdict(model.config).items():
             alike = name in _FREE or found == wanted[name]
-            require(alike, f"{name}={found!r}: wanted {wanted[name]!r}, as in the model it is merged with")
+            require(alike, name, found, f"{wanted[name]!r}, as in the model it is merged with")
 
 
 # --- width ------------------------------------------------------------------------------------------------
@@ -178,7 +172,7 @@ def prune_neurons(model: MoEForCausalLM, keep: float) -> MoEForCausalLM:
 
     Raises ValueError: keep is outside (0, 1].
     """
-    require(0 < keep <= 1, f"keep={keep}: wanted above 0 and at most 1")
+    require(0 < keep <= 1, "keep", keep, "above 0 and at most 1")
 
     def shorter(width: int) -> int:
         return max(1, round(keep * width)) if width else 0
@@ -227,7 +221,7 @@ def prune_heads(model: MoEForCausalLM, num_key_value_heads: int) -> MoEForCausal
     """
     config, found = model.config, model.config.num_key_value_heads
     fits = 1 <= num_key_value_heads <= found
-    require(fits, f"num_key_value_heads={num_key_value_heads}: wanted 1 to {found}, those of the model")
+    require(fits, "num_key_value_heads", num_key_value_heads, f"1 to {found}, those of the model")
     queries_each = config.num_attention_heads // found
     pruned = deepcopy(model)
     for attention in parts(pruned, Attention):
@@ -265,8 +259,7 @@ def prune_layers(model: MoEForCausalLM, layers: Collection[int]) -> MoEForCausal
     Raises ValueError: a layer is not there, or none would be left.
     """
     present = range(model.config.num_hidden_layers)
-    fits = set(layers) < set(present)
-    require(fits, f"layers={sorted(layers)}: wanted some, but not all, of 0 to {len(present) - 1}")
+    require(set(layers) < set(present), "layers", sorted(layers), f"some, but not all, of 0 to {len(present) - 1}")
     return _with_layers(model, [layer for layer in present if layer not in layers])
 
 
@@ -278,8 +271,7 @@ def depth_upscale(model: MoEForCausalLM, removed: int) -> MoEForCausalLM:
     Raises ValueError: removed is not 0 to L - 1.
     """
     layers = model.config.num_hidden_layers
-    fits = 0 <= removed < layers
-    require(fits, f"removed={removed}: wanted 0 to {layers - 1}, less than the {layers} layers there are")
+    require(0 <= removed < layers, "removed", removed, f"0 to {layers - 1}, less than the {layers} layers there are")
     return _with_layers(model, [*range(layers - removed), *range(removed, layers)])
 
 
@@ -304,7 +296,7 @@ def extend_vocabulary(model: MoEForCausalLM, new_tokens: int, *, seed: int = 0) 
     tokens stay what they were, their probabilities do not. The tokenizer stays as well: the new ids have no text yet.
     Raises ValueError: new_tokens is below 1.
     """
-    require(new_tokens >= 1, f"new_tokens={new_tokens}: wanted at least 1")
+    require(new_tokens >= 1, "new_tokens", new_tokens, "at least 1")
     generator = torch.Generator("cpu").manual_seed(seed)
     tensors = model.state_dict()
     for name, tensor in tensors.items():
@@ -323,7 +315,7 @@ def quantise(model: MoEForCausalLM, bits: int) -> MoEForCausalLM:
     routers, norms and biases stay, as usual. 8 and 4 bits are usual.
     Raises ValueError: bits is not 2 to 8.
     """
-    require(bits in range(2, 9), f"bits={bits!r}: wanted a whole number from 2 to 8")
+    require(bits in range(2, 9), "bits", bits, "a whole number from 2 to 8")
     tensors = model.state_dict()
     for name, weight in tensors.items():
         routes = ".mlp.gate." in name or ".shared_expert_gate." in name

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimoe.lineage.derive import build_from, neurons, parts, require, set_neurons, take_heads, take_neurons, wide
+from minimoe.lineage.derive import build_from, neurons, parts, set_neurons, take_heads, take_neurons, wide
 from minimoe.model.attention import Attention
-from minimoe.model.config import MoEConfig
+from minimoe.model.config import MoEConfig, require
 from minimoe.model.layers import MLP
 from minimoe.model.moe import Experts, MoELayer
 from minimoe.model.transformer import MoEForCausalLM
@@ -53,7 +53,8 @@ def _gauge(*needs: str) -> Callable:
         @torch.no_grad()
         def checked(model: MoEForCausalLM, **options: Any) -> MoEForCausalLM:
             reason = obstacle(rewrite.__name__, model.config)
-            require(reason is None, f"{rewrite.__name__}: {reason}")
+            if reason is not None:
+                raise ValueError(f"{rewrite.__name__}: {reason}")
             return rewrite(model, **options)
 
         checked.needs = needs
@@ -69,7 +70,7 @@ def obstacle(gauge: str, config: MoEConfig) -> str | None:
 
     Raises ValueError: there is no such gauge.
     """
-    require(gauge in GAUGES, f"gauge={gauge!r}: wanted one of {', '.join(GAUGES)}")
+    require(gauge in GAUGES, "gauge", gauge, f"one of {', '.join(GAUGES)}")
     for holds, words in (_NEEDS[need] for need in GAUGES[gauge].needs):
         if not holds(config):
             return words.format(config)
@@ -142,8 +143,9 @@ def rotate_residual(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) ->
     for name in _readers(model):
         weight = model.get_submodule(name).weight
         least, most = float(weight.min()), float(weight.max())
-        found = f"{name}.weight goes from {least:.4g} to {most:.4g}"
-        require(least == most, f"{found}: wanted one number throughout, for rotate_residual; fold_norms does that")
+        if least != most:
+            found = f"{name}.weight goes from {least:.4g} to {most:.4g}"
+            raise ValueError(f"{found}: wanted one number throughout, for rotate_residual; fold_norms does that")
     changed, generator = _begin(model, seed)
     rotation = _skew(model.config.hidden_size, amount, generator).matrix_exp()
     _change_basis(changed, lambda vectors: vectors @ rotation.T)
@@ -377,7 +379,7 @@ def _begin(model: MoEForCausalLM, seed: int) -> tuple[MoEForCausalLM, torch.Gene
 
 def _uniform(shape: tuple[int, ...], amount: float, generator: torch.Generator) -> Tensor:
     """Float64 numbers from -amount to amount."""
-    require(0 <= amount < math.inf, f"amount={amount}: wanted a finite number of at least 0")
+    require(0 <= amount < math.inf, "amount", amount, "a finite number of at least 0")
     return amount * (2 * torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu") - 1)
 
 

@@ -15,7 +15,7 @@ import torch
 
 from minimoe.atomic import write_atomically
 from minimoe.data_files import data_path
-from minimoe.lineage.derive import Derivation, require
+from minimoe.lineage.derive import Derivation
 from minimoe.lineage.recipes import INSTANT
 from minimoe.lineage.tree import MEMBERS, Member
 from minimoe.model import MoEForCausalLM
@@ -134,5 +134,6 @@ def _teachers(name: str) -> set[str]:
 
 
 def _find(name: str) -> Member:
-    require(name in MEMBERS, f"{name!r}: not in the zoo; `minimoe zoo list` names its members")
+    if name not in MEMBERS:
+        raise ValueError(f"{name!r}: not in the zoo; `minimoe zoo list` names its members")
     return MEMBERS[name]

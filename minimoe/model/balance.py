@@ -28,8 +28,7 @@ def max_violation(load: Tensor) -> float:
     Raises ValueError: no token was counted.
     """
     counts = load.tolist()
-    if sum(counts) == 0:
-        raise ValueError(f"load={counts}: wanted at least one routed token")
+    require(sum(counts) > 0, "load", counts, "at least one routed token")
     return max(counts) / (sum(counts) / len(counts)) - 1
 
 
@@ -98,8 +97,8 @@ def _mean(values: Tensor, sequences: int, real: Tensor | None) -> Tensor:
 
 
 def _split(values: Tensor, sequences: int) -> Tensor:
-    if sequences < 1 or values.shape[0] % sequences:
-        raise ValueError(f"sequences={sequences}: wanted a divisor of the {len(values)} tokens")
+    divides = sequences >= 1 and len(values) % sequences == 0
+    require(divides, "sequences", sequences, f"a divisor of the {len(values)} tokens")
     return values.unflatten(0, (sequences, -1))
 
 

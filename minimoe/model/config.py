@@ -11,12 +11,8 @@ from typing import Any, get_type_hints
 
 ROUTERS = ("topk", "topk_softmax", "noisy_topk", "switch", "expert_choice", "grouped", "hash")
 EXPERTS_IMPLEMENTATIONS = ("eager", "sorted", "grouped")
-_CHOICES = {
-    "qk_norm": (None, "head", "full"),
-    "router": ROUTERS,
-    "score_func": ("softmax", "sigmoid"),
-    "experts_implementation": EXPERTS_IMPLEMENTATIONS,
-}
+_CHOICES = {"router": ROUTERS, "experts_implementation": EXPERTS_IMPLEMENTATIONS}
+_CHOICES |= {"qk_norm": (None, "head", "full"), "score_func": ("softmax", "sigmoid")}
 ROPE_SETTINGS = {  # what each rope_type takes
     "default": (),
     "linear": ("factor",),
@@ -215,14 +211,8 @@ _NAMES = [field.name for field in fields(MoEConfig)]
 MIXTURE_FIELDS = frozenset(_NAMES[_NAMES.index("num_experts") + 1 : _NAMES.index("experts_implementation")])
 
 # Settings that only some routers read. Elsewhere they must keep their defaults: a setting is never silently ignored.
-_READ_BY = {
-    "score_func": ("topk",),
-    "e_score_correction_bias": ("topk",),
-    "n_group": ("topk", "grouped"),
-    "topk_group": ("topk",),
-    "routed_scaling_factor": ("topk",),
-    "router_scale": ("grouped",),
-}
+_READ_BY = {"n_group": ("topk", "grouped"), "router_scale": ("grouped",)}
+_READ_BY |= dict.fromkeys(("score_func", "e_score_correction_bias", "topk_group", "routed_scaling_factor"), ("topk",))
 
 
 def require(holds: bool, name: str, found: object, wanted: str) -> None:

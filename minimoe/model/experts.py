@@ -10,7 +10,6 @@ and computes, for every token, the sum over its K slots of weight * down(silu(ga
 is E is empty and costs nothing.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -189,8 +188,4 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
-    "eager": eager_experts,
-    "sorted": sorted_experts,
-    "grouped": grouped_experts,
-}
+IMPLEMENTATIONS = {"eager": eager_experts, "sorted": sorted_experts, "grouped": grouped_experts}

@@ -132,8 +132,7 @@ def route_expert_choice(logits: Tensor, capacity: int, *, real: Tensor | None = 
     """
     _check_logits(logits, 1)
     tokens, experts = logits.shape
-    if not 1 <= capacity <= tokens:
-        raise ValueError(f"capacity={capacity}: wanted 1 to {tokens}, the number of tokens")
+    require(1 <= capacity <= tokens, "capacity", capacity, f"1 to {tokens}, the number of tokens")
     scores = logits.softmax(-1)
     eligible = scores if real is None else scores.masked_fill(~real[:, None], -1)  # below any probability
     chosen = eligible.topk(capacity, dim=0).indices
@@ -217,8 +216,7 @@ def _check_logits(logits: Tensor, k: int) -> None:
     require(1 <= k <= logits.shape[-1], "k", k, f"1 to {logits.shape[-1]}, the number of experts")
     if has_values(logits) and not logits.detach().isfinite().all():
         bad = ~logits.detach().isfinite().all(-1)
-        token = int(bad.nonzero()[0])
+        token, affected = int(bad.nonzero()[0]), f"{int(bad.sum())} of {len(logits)} tokens are affected"
         raise ValueError(
-            f"router logits of token {token} are {logits[token].tolist()}: wanted finite numbers "
-            f"({int(bad.sum())} of {len(logits)} tokens are affected)"
+            f"router logits of token {token} are {logits[token].tolist()}: wanted finite numbers ({affected})"
         )

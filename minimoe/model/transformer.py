@@ -209,10 +209,10 @@ class MoEForCausalLM(nn.Module):
         self._check_ids(input_ids)
         _check_mask(attention_mask, input_ids, past)
         hidden, chosen, present = self.model(input_ids, attention_mask, cache)
-        logits = self.lm_head(hidden)
+        logits, config = self.lm_head(hidden), self.config
         real = None if attention_mask is None else attention_mask[:, past:]
-        cross_entropy = None if labels is None else next_token_loss(logits, labels, real)
-        loss, aux_loss, config = cross_entropy, None, self.config
+        loss = cross_entropy = None if labels is None else next_token_loss(logits, labels, real)
+        aux_loss = None
         trained = labels is not None and self.training and len(chosen) > 0
         if chosen and (output_router_logits or (trained and config.router_aux_loss_coef)):
             sequences = input_ids.shape[0] if config.seq_aux else 1
@@ -221,8 +221,8 @@ class MoEForCausalLM(nn.Module):
             loss = loss + config.router_aux_loss_coef * aux_loss
         if trained and config.router_z_loss_coef:
             loss = loss + config.router_z_loss_coef * router_z_loss(chosen, attention_mask=real)
-        router_outputs = chosen if output_router_logits else None
-        return CausalLMOutput(logits, loss, cross_entropy, aux_loss, router_outputs, present if use_cache else None)
+        router_outputs, cache = chosen if output_router_logits else None, present if use_cache else None
+        return CausalLMOutput(logits, loss, cross_entropy, aux_loss, router_outputs, cache)
 
     def _check_ids(self, input_ids: Tensor) -> None:
         if input_ids.dtype not in (torch.int64, torch.int32):
@@ -368,9 +368,7 @@ def next_token_loss(
     if has_values(targets):
         scored, last = targets[targets != -100], logits.shape[-1] - 1
         if reduction == "mean" and not len(scored):
-            raise ValueError(
-                "labels are -100 or padding everywhere after the first position: wanted at least one to score"
-            )
+            raise ValueError("labels are all -100 or padding after the first position: wanted at least one to score")
         wrong = scored[(scored < 0) | (scored > last)]
         if len(wrong):
             raise ValueError(f"labels holds {int(wrong[0])}: wanted -100 or 0 to {last} (vocab_size - 1)")

@@ -28,10 +28,7 @@ def generate(
         prompts: one text, or several.
         max_new_tokens: at least 1.
         tokenizer: a `tokenizers.Tokenizer`; None: the one in `model.tokenizer_json`.
-        temperature: 0 takes the likeliest token each time (greedy); above 0 it samples.
-        top_k: sample among the k likeliest tokens only.
-        top_p: sample among the fewest tokens whose probability reaches p.
-        seed: of the sampling.
+        temperature, top_k, top_p, seed: of the sampling, as in `MoEForCausalLM.generate`; by default it is greedy.
 
     Returns:
         Each prompt with its continuation, special tokens included: a text for a text, a list for several. Greedily,

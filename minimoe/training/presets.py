@@ -4,7 +4,7 @@ which they were trained for its figures (`python -m workshop.experiments` repeat
 
 from dataclasses import dataclass
 
-from minimoe.model import MoEConfig
+from minimoe.model.config import MoEConfig, require
 
 WIDTH = 128  # of one expert
 BALANCES = ("loss", "sequence", "bias", "none")  # over the batch, in each sequence, by a selection bias, not at all
@@ -24,8 +24,7 @@ def small_config(
 
     Raises ValueError: `balance` is unknown; else as `MoEConfig`.
     """
-    if balance not in BALANCES:
-        raise ValueError(f"balance={balance!r}: wanted one of {', '.join(BALANCES)}")
+    require(balance in BALANCES, "balance", balance, f"one of {', '.join(BALANCES)}")
     shape = {"vocab_size": vocab_size, "hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4}
     if experts == 0:
         return MoEConfig(**shape, num_experts=0, intermediate_size=WIDTH * experts_per_token, model_type="llama")
