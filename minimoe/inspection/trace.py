@@ -39,32 +39,19 @@ class RoutingTrace:
     """Where every token of some text went, in every sparse layer of one model.
 
     A trace that was loaded lies on disk, mapped into memory: what nobody looks at is not read.
-
-    Args:
-        indices: [L, N, K] int16, the experts a token was dispatched to; an empty slot has index `num_experts`.
-        weights: [L, N, K] float32, what their outputs were multiplied by; 0 in an empty slot.
-        token_ids: [N] int32.
-        domains: [N] int16, index into `domain_names`; -1 where unlabelled.
-        documents: [N] int32, the document a token belongs to.
-        positions: [N] int32, a token's place within its sequence.
-        domain_names: what `domains` points to.
-        layers: the numbers of the sparse layers within the model.
-        num_experts: E.
-        model_id: what `model_id(model)` returned.
-
     Raises TraceError: an array is empty, or of another type or shape.
     """
 
-    indices: np.ndarray
-    weights: np.ndarray
-    token_ids: np.ndarray
-    domains: np.ndarray
-    documents: np.ndarray
-    positions: np.ndarray
+    indices: np.ndarray  # [L, N, K] int16, the experts a token was dispatched to; E in an empty slot
+    weights: np.ndarray  # [L, N, K] float32, what their outputs were multiplied by; 0 in an empty slot
+    token_ids: np.ndarray  # [N] int32
+    domains: np.ndarray  # [N] int16, index into `domain_names`; -1 where unlabelled
+    documents: np.ndarray  # [N] int32, the document a token belongs to
+    positions: np.ndarray  # [N] int32, a token's place within its sequence
     domain_names: tuple[str, ...]
-    layers: tuple[int, ...]
-    num_experts: int
-    model_id: str
+    layers: tuple[int, ...]  # the numbers of the sparse layers within the model
+    num_experts: int  # E
+    model_id: str  # what `model_id(model)` returned
 
     def __post_init__(self) -> None:
         shape = self.indices.shape

@@ -250,9 +250,6 @@ def take_heads(attention: Attention, queries: Tensor, queries_each: int) -> None
             parameter.data = parameter.data.unflatten(0, (-1, size))[kept].flatten(0, 1)
 
 
-# --- depth ------------------------------------------------------------------------------------------------
-
-
 def prune_layers(model: MoEForCausalLM, layers: Collection[int]) -> MoEForCausalLM:
     """Remove whole `layers`, counted from 0; those around them join (Gromov et al. 2024, arXiv 2403.17887).
 
@@ -283,9 +280,6 @@ def _with_layers(model: MoEForCausalLM, order: Sequence[int]) -> MoEForCausalLM:
         tensors |= model.model.layers[old].state_dict(prefix=f"model.layers.{new}.")
     dense = tuple(new for new, old in enumerate(order) if not config.is_sparse(old)) if config.num_experts else ()
     return build_from(model, tensors, num_hidden_layers=len(order), mlp_only_layers=dense, decoder_sparse_step=1)
-
-
-# --- vocabulary, precision --------------------------------------------------------------------------------
 
 
 def extend_vocabulary(model: MoEForCausalLM, new_tokens: int, *, seed: int = 0) -> MoEForCausalLM:

@@ -369,9 +369,6 @@ def exchange_router_scale(model: MoEForCausalLM, *, seed: int, amount: float = 1
     return changed
 
 
-# --- what they share --------------------------------------------------------------------------------------
-
-
 def _begin(model: MoEForCausalLM, seed: int) -> tuple[MoEForCausalLM, torch.Generator]:
     """A model of the same weights, in memory of its own, and where its random numbers come from."""
     return build_from(model, model.state_dict()), torch.Generator("cpu").manual_seed(seed)

@@ -212,9 +212,6 @@ def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator, device="cpu").to(like)
 
 
-# --- where it goes ----------------------------------------------------------------------------------------
-
-
 def _with_trunk(config: MoEConfig, dense: MoEForCausalLM) -> MoEForCausalLM:
     """A model with all of `dense` that it has a place for; biases that `dense` does not have are 0."""
     like = dense.model.embed_tokens.weight
@@ -248,9 +245,6 @@ def _fill(layer: MoELayer, router: Tensor, shared: Tensor, experts: Tensor, gran
     if layer.shared_expert_gate is not None:
         layer.shared_expert_gate.weight.zero_()
         layer.shared_expert.down_proj.weight.mul_(2)
-
-
-# --- what is possible -------------------------------------------------------------------------------------
 
 
 def _mixture_config(

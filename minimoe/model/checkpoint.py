@@ -281,9 +281,6 @@ def tensors_on_disk(model: nn.Module, family: Family) -> dict[str, Tensor]:
     return tensors
 
 
-# -- reading
-
-
 def _open_tensors(checkpoint: Checkpoint) -> dict[str, Stored]:
     """Where each tensor lies, from the headers alone."""
     if (file := checkpoint.beside(SINGLE)) is not None:  # first, as in transformers

@@ -198,9 +198,6 @@ class _Reader(GGUFReader):
             raise ValueError(f"found {len(self.data)} bytes, wanted a whole GGUF file")
 
 
-# -- files
-
-
 def _find_parts(path: Path) -> list[Path]:
     """The file, or all parts of the model that it belongs to, in order."""
     if path.is_dir():
@@ -244,9 +241,6 @@ def _read_parts(parts: list[Path]) -> tuple[dict[str, Any], dict[str, _Blocks]]:
     return metadata[0], stored
 
 
-# -- the layout
-
-
 def _in_our_layout(
     stored: Mapping[str, _Blocks], config: Mapping[str, Any], architecture: str
 ) -> Iterator[tuple[str, _Blocks]]:
@@ -286,9 +280,6 @@ def _by_expert(part: str, expert: str | None, ours: str | None, tensor: _Blocks)
             yield _NAMES_IN_LAYER["ffn_up_exps"].format(number), up
         else:
             yield ours.format(number), one
-
-
-# -- metadata
 
 
 def _read_metadata(metadata: Mapping[str, Any], stored: Mapping[str, _Blocks]) -> dict[str, Any]:
