@@ -152,13 +152,7 @@ class Evidence:
 def judge(
     evidence: Mapping[str, Evidence], *, equal_files: bool = False, equal_depths: bool = True
 ) -> tuple[str, str, float | None]:
-    """Verdict, reason and score from the evidence of each method.
-
-    Args:
-        evidence: by name of the method.
-        equal_files: whether both models are the same bytes.
-        equal_depths: whether they have as many layers.
-    """
+    """Verdict, reason and score from the evidence of each method, and from what is known of both files and models."""
     if equal_files:
         return SAME, "the files hold the same bytes (sha256)", 1.0
     for name, found in evidence.items():

@@ -21,7 +21,6 @@ def labels(trace: RoutingTrace, of: str) -> Labels:
     """What each token is labelled with.
 
     Args:
-        trace: of T tokens.
         of: "domain"; "language" or "topic", the two halves of domains named "language/topic" (other domains have
             neither); "token", its id; "position", its place in the sequence, in buckets that double: 0, 1-2, 3-6...
 

@@ -1,7 +1,8 @@
 """Models made from other models without training: merged, pruned, deepened, extended, quantised.
 
 Each returns a new model in evaluation mode, with the tokenizer of the old, and leaves its inputs as they are. Sums are
-done in float64 and stored in the dtype of the (first) input. A `Derivation` keeps where a model came from.
+done in float64 and stored in the dtype of the (first) input. A `Derivation` keeps where a model came from. What merges
+models raises a ValueError where there is none, or where their configurations differ, and names the field.
 
 Shapes: H hidden size, D head size, I width of an MLP or of an expert, E experts, L layers.
 """
@@ -66,18 +67,12 @@ _FREE |= {"router_aux_loss_coef", "seq_aux", "router_z_loss_coef"}
 
 
 def average(models: Sequence[MoEForCausalLM]) -> MoEForCausalLM:
-    """The mean of every weight: a uniform model soup (Wortsman et al. 2022, arXiv 2203.05482, section 2).
-
-    Raises ValueError: there is no model, or the configurations differ; the field is named.
-    """
+    """The mean of every weight: a uniform model soup (Wortsman et al. 2022, arXiv 2203.05482, section 2)."""
     return _merge(models, lambda *weights: torch.stack(weights).mean(0))
 
 
 def lerp(a: MoEForCausalLM, b: MoEForCausalLM, t: float) -> MoEForCausalLM:
-    """(1 - t) a + t b, weight by weight: `a` at t = 0, `b` at t = 1.
-
-    Raises ValueError: the configurations differ; the field is named.
-    """
+    """(1 - t) a + t b, weight by weight: `a` at t = 0, `b` at t = 1."""
     return _merge([a, b], lambda x, y: torch.lerp(x, y, t))
 
 
@@ -87,7 +82,6 @@ def slerp(a: MoEForCausalLM, b: MoEForCausalLM, t: float) -> MoEForCausalLM:
     With w the angle between them: sin((1 - t) w) / sin(w) * a + sin(t w) / sin(w) * b. Where two vectors are equally
     long, all between them are too, which a straight line cuts short. Where sin(w) = 0 or one of them is 0, it is the
     straight line. Every expert's matrix turns on its own.
-    Raises ValueError: the configurations differ; the field is named.
     """
 
     def norm(tensor: Tensor) -> Tensor:
@@ -114,12 +108,10 @@ def ties(
     sign of the sum over the trimmed vectors. Merge: it moves by the mean of those numbers that have this sign.
 
     Args:
-        base: the common ancestor.
-        models: its descendants.
         density: share of a task vector that is kept, over all weights at once; 1 trims nothing.
         weight: what the merged task vector is multiplied by (lambda).
 
-    Raises ValueError: density is outside (0, 1], there is no model, or a configuration differs from that of the base.
+    Raises ValueError: density is outside (0, 1].
     """
     require(0 < density <= 1, "density", density, "above 0 and at most 1")
     _require_alike(models, base)

@@ -103,7 +103,6 @@ def replace_norms(model: MoEForCausalLM, weights: Mapping[str, Tensor]) -> MoEFo
     """Give norms other weights, and what reads them the ratio: W <- W diag(old / new).
 
     Args:
-        model: any.
         weights: [H] each, by the name of the norm ("model.layers.0.input_layernorm", ..., "model.norm").
 
     Raises:

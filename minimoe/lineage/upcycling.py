@@ -67,8 +67,7 @@ def upcycle(
 
     Args:
         dense: with no mixture in it.
-        num_experts: E.
-        num_experts_per_tok: K.
+        num_experts, num_experts_per_tok: E and K.
         method: one of the above.
         model_type: the family of the result; "mixtral", "qwen2_moe", "pangu_pro_moe", or another that can express it.
         granularity: G, for the two that cut; K if None, so that as many neurons are active as in the dense model.

@@ -26,10 +26,7 @@ LINEAGE = "lineage.json"
 
 
 class Zoo:
-    """The members of the tree, by name.
-
-    Args:
-        home: where members that are not shipped lie.
+    """The members of the tree, by name; those that are not shipped lie in `home`.
 
     Raises ValueError: in every method, where there is no such member; in `load`, `make` and `build_one` also where it,
     or an ancestor, takes training and was not built.

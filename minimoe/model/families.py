@@ -201,11 +201,7 @@ def read_config(raw: Mapping[str, Any]) -> MoEConfig:
 def write_config(config: MoEConfig, model_type: str | None, dtype: str) -> dict[str, Any]:
     """The content of a `config.json` that transformers 5 reads, and tools that know only the earlier names.
 
-    Args:
-        config: of the model.
-        model_type: the family; None: `config.model_type`.
-        dtype: of the parameters, such as "float32".
-
+    model_type: the family; None: `config.model_type`. dtype: of the parameters, such as "float32".
     Raises ValueError: the family cannot express the model; the message names the fields.
     """
     family = find_family(config.model_type if model_type is None else model_type)

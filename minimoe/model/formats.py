@@ -207,10 +207,8 @@ _FORMS: tuple[tuple[str, str, str, tuple[str, ...], type[_Quantised] | str], ...
 def find_quantised(stored: Mapping[str, Stored], hf_config: Mapping[str, Any]) -> dict[str, Readable]:
     """The tensors of a model: what is stored as numbers, and in place of codes and scales what follows from them.
 
-    Args:
-        stored: what lies in the files.
-        hf_config: the configuration beside them. Formats are known by names and dtypes; of it only
-            the size of blocks is taken, and how many bits are packed.
+    Formats are known by names and dtypes; of the configuration only the size of blocks is taken, and how many bits are
+    packed.
     """
     config = hf_config.get("quantization_config")
     config = config if isinstance(config, Mapping) else {}

@@ -26,7 +26,6 @@ class MoELayer(nn.Module):
     """Router, dispatch, experts, combine; plus the shared expert that every token meets.
 
     Args:
-        config: of the model it belongs to.
         seed: of the initial weights; None leaves them to the caller.
     """
 

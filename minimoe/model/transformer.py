@@ -146,11 +146,8 @@ class TiedHead(Linear):
 class MoEForCausalLM(nn.Module):
     """A language model: `MoEForCausalLM(config)(input_ids, attention_mask, labels=labels)`.
 
-    `tokenizer_json`, the text of a tokenizer.json or None, says what its token ids stand for.
-
-    Args:
-        config: `num_experts = 0` makes it dense.
-        seed: of the initial weights.
+    `config.num_experts = 0` makes it dense; `seed` is that of the initial weights. `tokenizer_json`, the text of a
+    tokenizer.json or None, says what its token ids stand for.
     """
 
     def __init__(self, config: MoEConfig, *, seed: int = 0) -> None:

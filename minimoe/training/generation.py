@@ -26,9 +26,8 @@ def generate(
     Args:
         model: with a tokenizer, as `from_pretrained` and `train` leave it.
         prompts: one text, or several.
-        max_new_tokens: at least 1.
         tokenizer: a `tokenizers.Tokenizer`; None: the one in `model.tokenizer_json`.
-        temperature, top_k, top_p, seed: of the sampling, as in `MoEForCausalLM.generate`; by default it is greedy.
+        max_new_tokens, temperature, top_k, top_p, seed: as for `MoEForCausalLM.generate`; greedy by default.
 
     Returns:
         Each prompt with its continuation, special tokens included: a text for a text, a list for several. Greedily,
