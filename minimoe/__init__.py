@@ -7,7 +7,7 @@ asked for, so that `import minimoe` costs nothing.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # "as": names of this package, to a type checker
+if TYPE_CHECKING:  # "as" makes each a name of this package to type checkers
     from minimoe.fingerprints.compare import compare as compare
     from minimoe.fingerprints.fingerprint import fingerprint as fingerprint
     from minimoe.fingerprints.report import Report as Report

@@ -97,8 +97,8 @@ def _mean(values: Tensor, sequences: int, real: Tensor | None) -> Tensor:
 
 
 def _split(values: Tensor, sequences: int) -> Tensor:
-    divides = sequences >= 1 and len(values) % sequences == 0
-    require(divides, "sequences", sequences, f"a divisor of the {len(values)} tokens")
+    if sequences < 1 or values.shape[0] % sequences:
+        raise ValueError(f"sequences={sequences}: wanted a divisor of the {len(values)} tokens")
     return values.unflatten(0, (sequences, -1))
 
 

@@ -132,7 +132,8 @@ def route_expert_choice(logits: Tensor, capacity: int, *, real: Tensor | None = 
     """
     _check_logits(logits, 1)
     tokens, experts = logits.shape
-    require(1 <= capacity <= tokens, "capacity", capacity, f"1 to {tokens}, the number of tokens")
+    if not 1 <= capacity <= tokens:
+        raise ValueError(f"capacity={capacity}: wanted 1 to {tokens}, the number of tokens")
     scores = logits.softmax(-1)
     eligible = scores if real is None else scores.masked_fill(~real[:, None], -1)  # below any probability
     chosen = eligible.topk(capacity, dim=0).indices
