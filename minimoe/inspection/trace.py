@@ -6,19 +6,15 @@ router's choice, best first, after any capacity. On disk a trace is one safetens
 Shapes: B batch, S sequence, L sparse layers, N tokens, E experts, K slots per token (K = E under expert choice).
 """
 
-from __future__ import annotations
-
 import hashlib
 import inspect
-import io
 import json
-import tempfile
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,14 +25,8 @@ from torch import Tensor, nn
 from minimoe.atomic import replace_atomically
 
 FORMAT, VERSION = "minimoe routing trace", "1"
-DTYPES = {  # the arrays of a trace
-    "weights": np.float32,
-    "indices": np.int16,
-    "token_ids": np.int32,
-    "domains": np.int16,
-    "documents": np.int32,
-    "positions": np.int32,
-}
+DTYPES = {"weights": np.float32, "indices": np.int16, "domains": np.int16}  # the arrays of a trace
+DTYPES |= dict.fromkeys(("token_ids", "documents", "positions"), np.int32)
 ROUTED = ("weights", "indices")  # [L, N, K], the others are [N]
 
 
@@ -49,39 +39,24 @@ class RoutingTrace:
     """Where every token of some text went, in every sparse layer of one model.
 
     A trace that was loaded lies on disk, mapped into memory: what nobody looks at is not read.
-
-    Args:
-        indices: [L, N, K] int16, the experts a token was dispatched to; an empty slot has index `num_experts`.
-        weights: [L, N, K] float32, what their outputs were multiplied by; 0 in an empty slot.
-        token_ids: [N] int32.
-        domains: [N] int16, index into `domain_names`; -1 where unlabelled.
-        documents: [N] int32, the document a token belongs to.
-        positions: [N] int32, a token's place within its sequence.
-        domain_names: what `domains` points to.
-        layers: the numbers of the sparse layers within the model.
-        num_experts: E.
-        model_id: what `model_id(model)` returned.
-
-    Raises:
-        TraceError: an array is empty, or of another type or shape.
+    Raises TraceError: an array is empty, or of another type or shape.
     """
 
-    indices: np.ndarray
-    weights: np.ndarray
-    token_ids: np.ndarray
-    domains: np.ndarray
-    documents: np.ndarray
-    positions: np.ndarray
+    indices: np.ndarray  # [L, N, K] int16, the experts a token was dispatched to; E in an empty slot
+    weights: np.ndarray  # [L, N, K] float32, what their outputs were multiplied by; 0 in an empty slot
+    token_ids: np.ndarray  # [N] int32
+    domains: np.ndarray  # [N] int16, index into `domain_names`; -1 where unlabelled
+    documents: np.ndarray  # [N] int32, the document a token belongs to
+    positions: np.ndarray  # [N] int32, a token's place within its sequence
     domain_names: tuple[str, ...]
-    layers: tuple[int, ...]
-    num_experts: int
-    model_id: str
+    layers: tuple[int, ...]  # the numbers of the sparse layers within the model
+    num_experts: int  # E
+    model_id: str  # what `model_id(model)` returned
 
     def __post_init__(self) -> None:
-        if self.indices.ndim != 3 or self.indices.size == 0:
-            raise TraceError(
-                f"indices: found shape {self.indices.shape}, wanted [layers, tokens, slots], none of them 0"
-            )
+        shape = self.indices.shape
+        if len(shape) != 3 or 0 in shape:
+            raise TraceError(f"indices: found shape {shape}, wanted [layers, tokens, slots], none of them 0")
         for name, array in self._arrays().items():
             shape = (len(self.layers), len(self), self.k) if name in ROUTED else (len(self),)
             if (array.dtype, array.shape) != (DTYPES[name], shape):
@@ -91,10 +66,8 @@ class RoutingTrace:
         return self.indices.shape[1]
 
     def __repr__(self) -> str:
-        return (
-            f"<RoutingTrace of {len(self):,} tokens, {self.num_layers} layers, {self.k} of {self.num_experts} experts; "
-            f"domains: {', '.join(self.domain_names) or 'none'}>"
-        )
+        size = f"{len(self):,} tokens, {self.num_layers} layers, {self.k} of {self.num_experts} experts"
+        return f"<RoutingTrace of {size}; domains: {', '.join(self.domain_names) or 'none'}>"
 
     @property
     def num_layers(self) -> int:
@@ -106,7 +79,7 @@ class RoutingTrace:
         """K: slots per token, some of which may be empty."""
         return self.indices.shape[2]
 
-    def select(self, tokens: np.ndarray | str) -> RoutingTrace:
+    def select(self, tokens: np.ndarray | str) -> "RoutingTrace":
         """The trace of some of the tokens, given as a boolean mask [N] or by the name of a domain, in memory.
 
         Raises TraceError where no token is left, or there is no such domain.
@@ -127,8 +100,8 @@ class RoutingTrace:
             save_file(tensors, temporary, {"format": FORMAT, "version": VERSION, "facts": json.dumps(self._facts())})
 
     @staticmethod
-    def load(path: str | Path) -> RoutingTrace:
-        """Map a file that `save` or `record_routing(model, path)` wrote.
+    def load(path: str | Path) -> "RoutingTrace":
+        """Map a file that `save` wrote.
 
         Raises FileNotFoundError, or TraceError for a file that is cut short, is no trace, or is of another version.
         """
@@ -154,7 +127,7 @@ class RoutingTrace:
 
 
 @contextmanager
-def record_routing(model: nn.Module, path: str | Path | None = None) -> Iterator[Recording]:
+def record_routing(model: nn.Module) -> Iterator["Recording"]:
     """Record where every token goes in every forward of `model` within the block.
 
         with record_routing(model) as trace:
@@ -170,14 +143,12 @@ def record_routing(model: nn.Module, path: str | Path | None = None) -> Iterator
     The model computes what it would compute anyway, bit for bit. In training mode that includes the router's noise.
     Blocks may be nested; each records the forwards within it.
 
-    A recording is whole or not there: when the block ends in an exception or the process is killed, nothing is kept,
-    and an older file at `path` is as it was.
+    A recording is whole or not there: when the block ends in an exception, nothing is kept. It lies in memory; `save`
+    writes it to a file.
 
     Args:
         model: a `MoEForCausalLM`, or a Mixtral, Qwen2-MoE, Qwen3-MoE or OLMoE of transformers: any module called with
             `input_ids` [B, S] whose sparse layers have a `gate` and call `experts(hidden_states, indices, weights)`.
-        path: record to disk and, at the end, map this file. Memory then holds one forward at a time; while the block
-            ends, the disk holds the trace twice. None: keep the trace in memory.
 
     Raises:
         ValueError: the model has no such layer, is called without `input_ids`, or with a cache of text that was not
@@ -187,7 +158,7 @@ def record_routing(model: nn.Module, path: str | Path | None = None) -> Iterator
     with ExitStack() as stack:
         recording = Recording.__new__(Recording)  # which has the fields of a trace at the end of the block
         recording._sequences = _Sequences()
-        recorder = _Recorder(model, None if path is None else Path(path), recording._sequences, stack)
+        recorder = _Recorder(model, recording._sequences, stack)
         yield recording
         vars(recording).update(vars(recorder.finish()))
 
@@ -197,9 +168,8 @@ class Recording(RoutingTrace):
 
     def __getattr__(self, name: str) -> Any:
         """Reached only by what is not there, such as the fields of the trace while it is being recorded."""
-        raise AttributeError(
-            f"{name}: a trace has its fields once its `with record_routing(...)` block has ended without an error"
-        )
+        condition = "once its `with record_routing(...)` block has ended without an error"
+        raise AttributeError(f"{name}: a trace has its fields {condition}")
 
     def label(self, domains: str | Sequence[str | None] | None, *, documents: Sequence[Hashable] | None = None) -> None:
         """Say what the following forwards are about. It holds until the next call.
@@ -216,13 +186,10 @@ class Recording(RoutingTrace):
 class _Recorder:
     """The hooks on a model that take down what its experts are given."""
 
-    def __init__(self, model: nn.Module, path: Path | None, sequences: _Sequences, stack: ExitStack) -> None:
-        self._experts = _find_experts(model)
+    def __init__(self, model: nn.Module, sequences: "_Sequences", stack: ExitStack) -> None:
+        self._experts, self._sequences = _find_experts(model), sequences
         self._model, self._model_id = model, model_id(model)
-        self._path, self._sequences = path, sequences
-        self._stack = stack
-        self._scratch = stack.enter_context(_open_scratch(path))  # a record for each token
-        self._record_type: np.dtype | None = None
+        self._forwards: list[dict[str, np.ndarray]] = []  # the arrays of each
         self._dispatched: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # of the forward that is running, by layer
         stack.enter_context(model.register_forward_pre_hook(self._begin, with_kwargs=True))
         for layer, experts in self._experts.items():
@@ -248,62 +215,27 @@ class _Recorder:
         if found != wanted:
             raise TraceError(f"tokens given to the experts of each layer: {found}, but the batch has {wanted}")
         layers = [self._dispatched[layer] for layer in self._experts]
-        indices, weights = (np.stack(arrays, axis=1) for arrays in zip(*layers, strict=True))
-        columns = {"indices": indices, "weights": weights, "token_ids": self._input_ids.cpu().flatten().numpy()}
-        columns |= self._sequences.place(self._kept, self._cached)  # [B * S, ...] each
-        self._record_type = np.dtype([(name, dtype, columns[name].shape[1:]) for name, dtype in DTYPES.items()])
-        records = np.empty(len(indices), self._record_type)
-        for name, column in columns.items():
-            records[name] = column
-        self._scratch.write(records[self._kept.flatten()].data)
+        indices, weights = map(np.stack, zip(*layers, strict=True))
+        arrays = {"indices": indices, "weights": weights, "token_ids": self._input_ids.cpu().flatten().numpy()}
+        arrays |= self._sequences.place(self._kept, self._cached)
+        kept = self._kept.flatten()
+        parts = {name: array[:, kept] if name in ROUTED else array[kept] for name, array in arrays.items()}
+        self._forwards.append({name: part.astype(DTYPES[name]) for name, part in parts.items()})
 
     def finish(self) -> RoutingTrace:
-        """The trace: in memory, or written to its file and mapped from there."""
+        """The trace of all forwards."""
         if model_id(self._model) != self._model_id:
             raise TraceError("the weights of the model changed during the recording: a trace belongs to one model")
-        if self._record_type is None or not self._scratch.tell():
+        if not any(len(forward["token_ids"]) for forward in self._forwards):
             raise TraceError("the model was not called in the block; a call of a part of it does not count")
-        arrays = self._arrays_by_layer()
-        self._scratch.close()  # gives back its space
-        trace = RoutingTrace(
-            **arrays,
+        parts = {name: [forward[name] for forward in self._forwards] for name in DTYPES}
+        return RoutingTrace(
+            **{name: np.concatenate(arrays, axis=int(name in ROUTED)) for name, arrays in parts.items()},
             domain_names=tuple(self._sequences.domain_names),
             layers=tuple(self._experts),
             num_experts=len(next(iter(self._experts.values())).down_proj),
             model_id=self._model_id,
         )
-        if self._path is None:
-            return trace
-        trace.save(self._path)
-        return RoutingTrace.load(self._path)
-
-    def _arrays_by_layer(self) -> dict[str, np.ndarray]:
-        """The arrays of the trace, in memory or mapped from files without a name."""
-        if self._path is None:
-            records = np.frombuffer(self._scratch.getbuffer(), self._record_type)
-        else:
-            self._scratch.flush()
-            records = np.memmap(self._scratch, self._record_type, "r")
-        arrays = {}
-        for name, dtype in DTYPES.items():
-            column = records[name].swapaxes(0, 1) if name in ROUTED else records[name]  # [N, L, K] -> [L, N, K]
-            if self._path is None:
-                arrays[name] = np.empty(column.shape, dtype)
-            else:
-                file = self._stack.enter_context(_open_scratch(self._path))
-                arrays[name] = np.memmap(file, dtype, "w+", shape=column.shape)
-            arrays[name][...] = column
-        return arrays
-
-
-def _open_scratch(path: Path | None) -> BinaryIO:
-    """A file in memory, or one on the disk of `path`, without a name: it is gone when the process is."""
-    if path is None:
-        return io.BytesIO()
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: found a folder, wanted the name of a file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryFile(dir=path.parent)
 
 
 class _Sequences:
@@ -327,22 +259,18 @@ class _Sequences:
             self._rows = [self._documents.setdefault(key, len(self._documents)) for key in keys]
             self._lengths, self._columns = np.zeros(rows, int), 0
         elif (rows, cached) != (len(self._rows), self._columns):
-            raise ValueError(
-                f"the cache holds {rows} rows of {cached} tokens, but the last forward that was recorded ended with "
-                f"{len(self._rows)} rows of {self._columns}: record a text from its beginning"
-            )
+            last = f"the last forward that was recorded ended with {len(self._rows)} rows of {self._columns}"
+            found = f"the cache holds {rows} rows of {cached} tokens, but {last}"
+            raise ValueError(f"{found}: record a text from its beginning")
         domains = self.domains if isinstance(self.domains, list) else [self.domains] * rows
         _check_rows("domains", domains, rows)
-        numbers = [
-            -1 if name is None else self.domain_names.setdefault(name, len(self.domain_names)) for name in domains
-        ]
+        known = self.domain_names
+        numbers = [-1 if name is None else known.setdefault(name, len(known)) for name in domains]
         positions = self._lengths[:, None] + kept.cumsum(1) - 1
         self._lengths, self._columns = positions[:, -1] + 1, self._columns + length
-        return {
-            "domains": np.repeat(numbers, length),
-            "documents": np.repeat(self._rows, length),
-            "positions": positions.flatten(),
-        }
+        of_rows = {"domains": numbers, "documents": self._rows}
+        columns = {name: np.repeat(values, length) for name, values in of_rows.items()}
+        return columns | {"positions": positions.flatten()}
 
 
 def _check_rows(name: str, values: Sequence[Any], rows: int) -> None:
@@ -382,9 +310,8 @@ def _find_experts(model: nn.Module) -> dict[int, nn.Module]:
         if numbers and hasattr(module, "gate") and hasattr(getattr(module, "experts", None), "down_proj"):
             found[numbers[0]] = module.experts
     if not found:
-        raise ValueError(
-            f"{type(model).__name__} has no layer with a `gate` and fused `experts`: wanted a mixture of experts"
-        )
+        lack = f"{type(model).__name__} has no layer with a `gate` and fused `experts`"
+        raise ValueError(f"{lack}: wanted a mixture of experts")
     return found
 
 
