@@ -8,13 +8,15 @@ Shapes: B batch, S sequence, L sparse layers, N tokens, E experts, K slots per t
 
 import hashlib
 import inspect
+import io
 import json
+import tempfile
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -101,7 +103,7 @@ class RoutingTrace:
 
     @staticmethod
     def load(path: str | Path) -> "RoutingTrace":
-        """Map a file that `save` wrote.
+        """Map a file that `save` or `record_routing(model, path)` wrote.
 
         Raises FileNotFoundError, or TraceError for a file that is cut short, is no trace, or is of another version.
         """
@@ -127,7 +129,7 @@ class RoutingTrace:
 
 
 @contextmanager
-def record_routing(model: nn.Module) -> Iterator["Recording"]:
+def record_routing(model: nn.Module, path: str | Path | None = None) -> Iterator["Recording"]:
     """Record where every token goes in every forward of `model` within the block.
 
         with record_routing(model) as trace:
@@ -143,12 +145,14 @@ def record_routing(model: nn.Module) -> Iterator["Recording"]:
     The model computes what it would compute anyway, bit for bit. In training mode that includes the router's noise.
     Blocks may be nested; each records the forwards within it.
 
-    A recording is whole or not there: when the block ends in an exception, nothing is kept. It lies in memory; `save`
-    writes it to a file.
+    A recording is whole or not there: when the block ends in an exception or the process is killed, nothing is kept,
+    and an older file at `path` is as it was.
 
     Args:
         model: a `MoEForCausalLM`, or a Mixtral, Qwen2-MoE, Qwen3-MoE or OLMoE of transformers: any module called with
             `input_ids` [B, S] whose sparse layers have a `gate` and call `experts(hidden_states, indices, weights)`.
+        path: record to disk and, at the end, map this file. Memory then holds one forward at a time; while the block
+            ends, the disk holds the trace twice. None: keep the trace in memory.
 
     Raises:
         ValueError: the model has no such layer, is called without `input_ids`, or with a cache of text that was not
@@ -158,7 +162,7 @@ def record_routing(model: nn.Module) -> Iterator["Recording"]:
     with ExitStack() as stack:
         recording = Recording.__new__(Recording)  # which has the fields of a trace at the end of the block
         recording._sequences = _Sequences()
-        recorder = _Recorder(model, recording._sequences, stack)
+        recorder = _Recorder(model, None if path is None else Path(path), recording._sequences, stack)
         yield recording
         vars(recording).update(vars(recorder.finish()))
 
@@ -186,10 +190,13 @@ class Recording(RoutingTrace):
 class _Recorder:
     """The hooks on a model that take down what its experts are given."""
 
-    def __init__(self, model: nn.Module, sequences: "_Sequences", stack: ExitStack) -> None:
-        self._experts, self._sequences = _find_experts(model), sequences
+    def __init__(self, model: nn.Module, path: Path | None, sequences: "_Sequences", stack: ExitStack) -> None:
+        self._experts = _find_experts(model)
         self._model, self._model_id = model, model_id(model)
-        self._forwards: list[dict[str, np.ndarray]] = []  # the arrays of each
+        self._path, self._sequences = path, sequences
+        self._stack = stack
+        self._scratch = stack.enter_context(_open_scratch(path))  # a record for each token
+        self._record_type: np.dtype | None = None
         self._dispatched: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # of the forward that is running, by layer
         stack.enter_context(model.register_forward_pre_hook(self._begin, with_kwargs=True))
         for layer, experts in self._experts.items():
@@ -215,27 +222,62 @@ class _Recorder:
         if found != wanted:
             raise TraceError(f"tokens given to the experts of each layer: {found}, but the batch has {wanted}")
         layers = [self._dispatched[layer] for layer in self._experts]
-        indices, weights = map(np.stack, zip(*layers, strict=True))
-        arrays = {"indices": indices, "weights": weights, "token_ids": self._input_ids.cpu().flatten().numpy()}
-        arrays |= self._sequences.place(self._kept, self._cached)
-        kept = self._kept.flatten()
-        parts = {name: array[:, kept] if name in ROUTED else array[kept] for name, array in arrays.items()}
-        self._forwards.append({name: part.astype(DTYPES[name]) for name, part in parts.items()})
+        indices, weights = (np.stack(arrays, axis=1) for arrays in zip(*layers, strict=True))
+        columns = {"indices": indices, "weights": weights, "token_ids": self._input_ids.cpu().flatten().numpy()}
+        columns |= self._sequences.place(self._kept, self._cached)  # [B * S, ...] each
+        self._record_type = np.dtype([(name, dtype, columns[name].shape[1:]) for name, dtype in DTYPES.items()])
+        records = np.empty(len(indices), self._record_type)
+        for name, column in columns.items():
+            records[name] = column
+        self._scratch.write(records[self._kept.flatten()].data)
 
     def finish(self) -> RoutingTrace:
-        """The trace of all forwards."""
+        """The trace: in memory, or written to its file and mapped from there."""
         if model_id(self._model) != self._model_id:
             raise TraceError("the weights of the model changed during the recording: a trace belongs to one model")
-        if not any(len(forward["token_ids"]) for forward in self._forwards):
+        if self._record_type is None or not self._scratch.tell():
             raise TraceError("the model was not called in the block; a call of a part of it does not count")
-        parts = {name: [forward[name] for forward in self._forwards] for name in DTYPES}
-        return RoutingTrace(
-            **{name: np.concatenate(arrays, axis=int(name in ROUTED)) for name, arrays in parts.items()},
+        arrays = self._arrays_by_layer()
+        self._scratch.close()  # gives back its space
+        trace = RoutingTrace(
+            **arrays,
             domain_names=tuple(self._sequences.domain_names),
             layers=tuple(self._experts),
             num_experts=len(next(iter(self._experts.values())).down_proj),
             model_id=self._model_id,
         )
+        if self._path is None:
+            return trace
+        trace.save(self._path)
+        return RoutingTrace.load(self._path)
+
+    def _arrays_by_layer(self) -> dict[str, np.ndarray]:
+        """The arrays of the trace, in memory or mapped from files without a name."""
+        if self._path is None:
+            records = np.frombuffer(self._scratch.getbuffer(), self._record_type)
+        else:
+            self._scratch.flush()
+            records = np.memmap(self._scratch, self._record_type, "r")
+        arrays = {}
+        for name, dtype in DTYPES.items():
+            column = records[name].swapaxes(0, 1) if name in ROUTED else records[name]  # [N, L, K] -> [L, N, K]
+            if self._path is None:
+                arrays[name] = np.empty(column.shape, dtype)
+            else:
+                file = self._stack.enter_context(_open_scratch(self._path))
+                arrays[name] = np.memmap(file, dtype, "w+", shape=column.shape)
+            arrays[name][...] = column
+        return arrays
+
+
+def _open_scratch(path: Path | None) -> BinaryIO:
+    """A file in memory, or one on the disk of `path`, without a name: it is gone when the process is."""
+    if path is None:
+        return io.BytesIO()
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: found a folder, wanted the name of a file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryFile(dir=path.parent)
 
 
 class _Sequences:

@@ -2,7 +2,11 @@
 
 import dataclasses
 import os
+import signal
+import subprocess
+import sys
 import tracemalloc
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
@@ -55,9 +59,9 @@ def some_ids(rows: int = 2, length: int = 9, seed: int = 0) -> torch.Tensor:
     return torch.randint(1, VOCAB, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
-def record(model: torch.nn.Module, *batches: torch.Tensor) -> RoutingTrace:
+def record(model: torch.nn.Module, *batches: torch.Tensor, path: Path | None = None) -> RoutingTrace:
     """Batch i is labelled "domain i"."""
-    with torch.no_grad(), record_routing(model) as trace:
+    with torch.no_grad(), record_routing(model, path) as trace:
         for number, ids in enumerate(batches):
             trace.label(f"domain {number}")
             model(ids)
@@ -286,9 +290,11 @@ def test_recording_changes_nothing(training):
     assert hooks(model) == 0
 
 
-def test_an_exception_leaves_the_model_and_no_trace():
-    model, ids = tiny(), some_ids()
-    with pytest.raises(KeyError), record_routing(model) as trace:
+def test_an_exception_leaves_the_model_and_no_trace(tmp_path):
+    model, ids, path = tiny(), some_ids(), tmp_path / "routes"
+    record(model, ids, path=path)
+    old = path.read_bytes()
+    with pytest.raises(KeyError), record_routing(model, path) as trace:
         model(ids)
         with pytest.raises(AttributeError, match="indices: a trace has its fields once"):
             _ = trace.indices
@@ -296,6 +302,8 @@ def test_an_exception_leaves_the_model_and_no_trace():
     assert hooks(model) == 0
     with pytest.raises(AttributeError, match="num_layers: a trace has its fields once"):
         _ = trace.num_layers
+    assert path.read_bytes() == old
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.exact("two runs of one model are compared to the bit")
@@ -334,6 +342,34 @@ def test_a_model_that_changes_within_the_block():
 
 
 # --- on disk
+
+
+@pytest.mark.exact("two runs of one model are compared to the bit")
+def test_streaming_gives_the_same_trace(tmp_path):
+    model, batches = tiny(capacity_factor=1.0), [some_ids(seed=seed, length=3 + seed) for seed in range(4)]
+    path = tmp_path / "new" / "routes"
+    streamed = record(model, *batches, path=path)
+    assert isinstance(streamed, RoutingTrace)
+    assert_equal(streamed, record(model, *batches))
+    assert_equal(streamed, RoutingTrace.load(path))
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_streaming_holds_one_forward(tmp_path):
+    """Of 80 forwards of the same size a streamed recording holds one at a time, another holds all."""
+    model, ids, forwards = tiny(num_hidden_layers=2, hidden_size=4), some_ids(4, 256), 80
+    peaks = []
+    for path in (tmp_path / "routes", None):
+        tracemalloc.start()
+        trace = record(model, *[ids] * forwards, path=path)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        size = sum(getattr(trace, name).nbytes for name in DTYPES)
+        del trace
+    assert size == 80 * 1024 * (2 * 2 * 6 + 14)
+    streamed, held = peaks
+    assert held > size
+    assert streamed < size / 4
 
 
 def test_save_and_load(tmp_path):
@@ -383,7 +419,7 @@ def test_select():
 
 def test_a_file_cut_short(tmp_path):
     path = tmp_path / "routes"
-    record(tiny(), some_ids()).save(path)
+    record(tiny(), some_ids(), path=path)
     whole = path.read_bytes()
     for kept in (0, 7, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:kept])
@@ -394,6 +430,8 @@ def test_a_file_cut_short(tmp_path):
 def test_files_that_are_no_trace(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         RoutingTrace.load(tmp_path / "nowhere")
+    with pytest.raises(IsADirectoryError, match="found a folder"), record_routing(tiny(), tmp_path):
+        pass
     tiny().save_pretrained(tmp_path)
     with pytest.raises(TraceError, match=r"found format and version .*, wanted \('minimoe routing trace', '1'\)"):
         RoutingTrace.load(tmp_path / "model.safetensors")
@@ -410,15 +448,35 @@ def test_a_trace_of_another_version(tmp_path, monkeypatch):
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "routes"
-    old = record(tiny(), some_ids())
-    old.save(path)
+    old = record(tiny(), some_ids(), path=path)
 
     def full(*_):
         raise OSError("no space left")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="no space"):
-        record(tiny(seed=1), some_ids()).save(path)
+        record(tiny(seed=1), some_ids(), path=path)
+    assert_equal(RoutingTrace.load(path), old)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_process_that_is_killed_leaves_the_old_file(tmp_path):
+    """And nothing else: neither half a trace, nor the scratch files."""
+    path = tmp_path / "routes"
+    old = record(tiny(), some_ids(), path=path)
+    program = """
+import os, signal, sys, torch
+from minimoe.inspection import record_routing
+from minimoe.model import MoEConfig, MoEForCausalLM
+model = MoEForCausalLM(MoEConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1))
+with record_routing(model, sys.argv[1]):
+    for _ in range(20):
+        model(torch.zeros(4, 128, dtype=torch.int64))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    root = Path(__file__).resolve().parents[2]
+    killed = subprocess.run([sys.executable, "-c", program, str(path)], cwd=root)
+    assert killed.returncode == -signal.SIGKILL
     assert_equal(RoutingTrace.load(path), old)
     assert list(tmp_path.iterdir()) == [path]
 
