@@ -77,7 +77,9 @@ def make_trace(size: Size, router: int = 0) -> RoutingTrace:
 def calls_of_all(trace: RoutingTrace, other: RoutingTrace) -> dict[str, Callable[[], Measured]]:
     """Every metric that needs no model, on `trace`; those between two traces with `other`."""
     found: dict[str, Callable[[], Measured]] = {
+        "load": lambda: metrics.load(trace),
         "max_violation": lambda: metrics.max_violation(trace),
+        "load_entropy": lambda: metrics.load_entropy(trace),
         "domain_specialization": lambda: metrics.domain_specialization(trace),
         "vocabulary_specialization": lambda: metrics.vocabulary_specialization(trace),
         "mutual_information, domain given token": lambda: metrics.mutual_information(trace, "domain", "token"),

@@ -5,6 +5,7 @@ attributes; an index E is an empty slot and counts for nobody. Everywhere `draws
 for the interval, `shuffles` how often chance is imitated where the null has no formula, and `seed` that of both.
 """
 
+from collections.abc import Callable
 from math import comb
 
 import numpy as np
@@ -23,6 +24,14 @@ from minimoe.inspection.nulls import (
 from minimoe.inspection.trace import RoutingTrace
 
 
+def load(trace: RoutingTrace, *, draws: int = 200, seed: int = 0) -> Measured:
+    """Share of the routed tokens that each expert receives, [L, E]; the null is 1 / E.
+
+    Raises ValueError where a layer routed no token.
+    """
+    return measured(_resampled_loads(trace, draws, seed), 1 / trace.num_experts)
+
+
 def max_violation(trace: RoutingTrace, *, draws: int = 200, shuffles: int = 200, seed: int = 0) -> Measured:
     """MaxVio = max_i n_i / mean(n) - 1, [L]: 0 when balanced, E / K - 1 at worst.
 
@@ -30,17 +39,42 @@ def max_violation(trace: RoutingTrace, *, draws: int = 200, shuffles: int = 200,
     mean when each token draws its experts at random: not 0, since even then some expert gets the most.
     Raises ValueError where a layer routed no token.
     """
-    resamples = Resamples.draw(trace.documents, draws, seed)
+    return _unevenness(trace, lambda share: share.max(-1) * share.shape[-1] - 1, draws, shuffles, seed)
+
+
+def load_entropy(trace: RoutingTrace, *, draws: int = 200, shuffles: int = 200, seed: int = 0) -> Measured:
+    """- sum_i p_i ln p_i / ln E of the shares p of `load`, [L]: 1 when balanced, 0 when one expert takes all.
+
+    The null is its mean when each token draws its experts at random.
+    Raises ValueError where there is only one expert, or a layer routed no token.
+    """
+    if trace.num_experts < 2:
+        raise ValueError(f"num_experts={trace.num_experts}: wanted at least 2 for an entropy of their load")
+    return _unevenness(trace, lambda share: -x_log_x(share).sum(-1) / np.log(share.shape[-1]), draws, shuffles, seed)
+
+
+def _unevenness(
+    trace: RoutingTrace, statistic: Callable[[np.ndarray], np.ndarray], draws: int, shuffles: int, seed: int
+) -> Measured:
+    """A statistic of the shares [..., E], and its mean under a random router."""
     rng = np.random.default_rng([seed, 1])
-    violations, nulls = [], []
+    nulls = []
+    for indices in trace.indices:
+        filled = np.bincount((indices < trace.num_experts).sum(1))
+        loads = random_loads(filled, trace.num_experts, shuffles, rng)
+        nulls.append(statistic(loads / loads.sum(1, keepdims=True)).mean())
+    return measured([statistic(shares) for shares in _resampled_loads(trace, draws, seed)], nulls)
+
+
+def _resampled_loads(trace: RoutingTrace, draws: int, seed: int) -> list[np.ndarray]:
+    """For each layer the shares of the experts, [1 + draws, E], the first of them as they are."""
+    resamples = Resamples.draw(trace.documents, draws, seed)
+    shares = []
     for layer, indices in zip(trace.layers, trace.indices, strict=True):
         token, expert = _filled(indices, trace.num_experts, layer)
         counts = resamples.of(token).counts(expert, trace.num_experts) @ resamples.weights
-        violations.append(counts.max(0) / counts.mean(0) - 1)
-        filled = np.bincount((indices < trace.num_experts).sum(1))
-        loads = random_loads(filled, trace.num_experts, shuffles, rng)
-        nulls.append((loads.max(1) / loads.mean(1) - 1).mean())
-    return measured(violations, nulls)
+        shares.append((counts / counts.sum(0)).T)
+    return shares
 
 
 def domain_specialization(
@@ -313,27 +347,39 @@ def matched_agreement(
     """The share of choices that two models have in common once their experts are matched, [L].
 
     2 |A and B| / (|A| + |B|), summed over the tokens, A and B being the sets of experts a token goes to. Since experts
-    have no order, those of `b` are renamed first: of all one-to-one pairings, that with the most common tokens is taken
-    (linear assignment). Matching finds some agreement between any two models, more so with few tokens; so the null is
-    the mean when the tokens of `b` are shuffled and matched again. Every resample is matched anew as well.
+    have no order, those of `b` are renamed by `match_experts` first. Matching finds some agreement between any
+    two models, more so with few tokens; so the null is the mean when the tokens of `b` are shuffled and matched again.
+    Every resample is matched anew as well.
     Raises ValueError where the traces differ in their tokens, layers or number of experts.
     """
-    from scipy.optimize import linear_sum_assignment
-
-    def matched(overlap: np.ndarray) -> float:  # of a table [E, E]
-        return overlap[linear_sum_assignment(overlap, maximize=True)].sum()
-
     resamples = Resamples.draw(a.documents, draws, seed)
     rng = np.random.default_rng([seed, 1])
     orders = [rng.permutation(len(a.documents)) for _ in range(shuffles)]
     shares, nulls = [], []
     for ours, theirs in _memberships(a, b):
         mean_slots = resamples.total((ours.sum(1) + theirs.sum(1)) / 2)
-        common = [matched(overlap) for overlap in resamples.overlap(ours, theirs)]
-        by_chance = [matched(ours.T @ theirs.take(order, axis=0)) for order in orders]
+        common = [_matched(overlap)[1] for overlap in resamples.overlap(ours, theirs)]
+        by_chance = [_matched(ours.T @ theirs.take(order, axis=0))[1] for order in orders]
         shares.append(common / mean_slots)
         nulls.append(np.mean(by_chance) / mean_slots[0])
     return measured(shares, nulls)
+
+
+def match_experts(a: RoutingTrace, b: RoutingTrace) -> np.ndarray:
+    """The expert of `b` that stands for each expert of `a`, [L, E]: a permutation per layer.
+
+    Of all one-to-one pairings the one with the most common tokens (linear assignment).
+    Raises ValueError where the traces differ in their tokens, layers or number of experts.
+    """
+    return np.stack([_matched(ours.T @ theirs)[0] for ours, theirs in _memberships(a, b)])
+
+
+def _matched(overlap: np.ndarray) -> tuple[np.ndarray, float]:
+    """The column for each row of a table [E, E] that make the largest sum, and this sum."""
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(overlap, maximize=True)
+    return columns, overlap[rows, columns].sum()
 
 
 def _memberships(a: RoutingTrace, b: RoutingTrace) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -47,11 +47,16 @@ def first_choice(trace, layer, token):
 
 
 @given(traces())
-def test_unevenness_of_the_load(trace):
+def test_load_and_its_unevenness(trace):
+    shares = metrics.load(trace, **FEW)
     for layer in range(2):
         indices = torch.from_numpy(trace.indices[layer].astype(np.int64))
         load = balance.expert_load(indices, trace.num_experts)
+        close(shares.value[layer], load.double() / load.sum())
         close(metrics.max_violation(trace, **FEW).value[layer], balance.max_violation(load))
+        p = [float(share) for share in load.double() / load.sum() if share > 0]
+        close(metrics.load_entropy(trace, **FEW).value[layer], -sum(x * log(x) for x in p) / log(trace.num_experts))
+    close(shares.null, 1 / trace.num_experts)
 
 
 @given(traces(), st.sampled_from(["domain", "language", "topic"]))
@@ -179,6 +184,7 @@ def test_agreement_is_the_best_over_all_renamings(trace, seed):
 
         best = max(common(renamed) for renamed in permutations(range(experts)))
         close(found.value[layer], best / slots)
+        assert common(metrics.match_experts(trace, other)[layer].tolist()) == best
 
 
 # --- routers whose answer is known ------------------------------------------------------------------------
@@ -413,6 +419,7 @@ def test_renamed_experts_agree_and_strangers_do_not():
     renaming = np.random.default_rng(1).permutation(EXPERTS)
     renamed = SimpleNamespace(**vars(trace))
     renamed.indices = renaming[trace.indices].astype(np.int16)
+    close(metrics.match_experts(trace, renamed)[0], renaming)
     same = metrics.matched_agreement(trace, renamed)
     close(same.value, 1)
     assert 2 / EXPERTS < same.null < 0.35
@@ -443,6 +450,7 @@ def test_one_document_has_values_and_nulls_but_no_intervals():
     trace = planted("nothing")
     trace.documents = np.zeros_like(trace.documents)
     for found in (
+        metrics.load(trace),
         metrics.max_violation(trace),
         metrics.mutual_information(trace, "token"),
         metrics.co_activation(trace),
@@ -465,7 +473,7 @@ def test_a_domain_of_one_document_has_no_interval_of_its_own():
 
 def test_every_token_at_every_expert():
     trace = make_trace([[[0, 1, 2]] * 6], domains=[0, 0, 1, 1, 2, 3], token_ids=[0, 1] * 3, experts=3)
-    close(metrics.max_violation(trace).value, 0)
+    close(metrics.load(trace).value, 1 / 3)
     close(metrics.max_violation(trace).null, 0)
     off = ~np.eye(3, dtype=bool)
     close(metrics.co_activation(trace).value[0][off], 1)
@@ -524,14 +532,15 @@ UNDEFINED = [  # what of a trace is changed, what is asked of it, what the error
         "language: .* 0 values",
     ),
     ({"documents": np.arange(TOKENS) // 128 + 7}, metrics.domain_specialization, "document 7 has two labels"),
-    ({"indices": np.full((1, TOKENS, 2), 8)}, metrics.max_violation, f"layer 0: none of the {TOKENS} tokens"),
+    ({"indices": np.full((1, TOKENS, 2), 8)}, metrics.load, f"layer 0: none of the {TOKENS} tokens"),
     ({"indices": np.zeros((1, TOKENS, 1), int)}, metrics.co_activation, "layer 0: a token goes to 1 experts at most"),
+    ({"num_experts": 1}, metrics.load_entropy, "num_experts=1"),
     ({}, lambda t: metrics.repetition(t, 3), "choices=3"),
     ({"indices": np.zeros((1, TOKENS, 1), int)}, lambda t: metrics.repetition(t, 2), r"choices=2: .*\(1 here\)"),
     ({"documents": np.arange(TOKENS)}, metrics.repetition, "no two consecutive tokens"),
     ({}, lambda t: metrics.vocabulary_specialization(t, min_count=9999), "min_count=9999: wanted at most 320"),
     ({"num_experts": 9}, lambda t: metrics.matched_agreement(planted("token"), t), "num_experts=9 in the second"),
-    ({"layers": (3,)}, lambda t: metrics.matched_agreement(planted("token"), t), r"layers=\(3,\) in the second"),
+    ({"layers": (3,)}, lambda t: metrics.match_experts(planted("token"), t), r"layers=\(3,\) in the second"),
     ({"token_ids": np.zeros(TOKENS)}, lambda t: metrics.router_saturation(planted("token"), t), "token_ids: the"),
     ({"token_ids": np.zeros(7)}, lambda t: metrics.router_saturation(planted("token"), t), "token_ids: the 7 tokens"),
 ]

@@ -25,8 +25,9 @@ def test_random_router_draws_sets_of_the_right_size_all_alike(filled):
     np.testing.assert_allclose(np.cov(counts.T), covariance, atol=0.05 * covariance.max())
 
 
-def test_a_random_router_is_as_uneven_as_the_null_says():
-    found = [metrics.max_violation(planted("nothing", seed), draws=2, seed=seed) for seed in range(60)]
+@pytest.mark.parametrize("metric", [metrics.max_violation, metrics.load_entropy])
+def test_a_random_router_is_as_uneven_as_the_null_says(metric):
+    found = [metric(planted("nothing", seed), draws=2, seed=seed) for seed in range(60)]
     values, nulls = (np.array([getattr(one, name) for one in found]) for name in ("value", "null"))
     standard_error = values.std() / len(values) ** 0.5
     assert abs(values.mean() - nulls.mean()) < 3 * standard_error
@@ -84,17 +85,17 @@ def test_resamples_keep_as_many_documents_of_every_stratum():
 
 
 def test_interval_covers_the_truth_when_documents_differ():
-    """Documents whose tokens are all alike: 95 % of the intervals hold the true MaxVio, 1 - 2 * 0.3. Tokens as units
-    would hold it in a third of the cases, for they would be 4 times too narrow."""
+    """Documents whose tokens are all alike: 95 % of the intervals hold the true share. Tokens as units would hold it in
+    a third of the cases, for they would be 4 times too narrow."""
     held, widths = 0, []
     for seed in range(200):
         rng = np.random.default_rng(seed)
         indices = np.repeat(rng.random(60) < 0.3, 16).astype(int)[None, :, None]
-        found = metrics.max_violation(make_trace(indices, documents=np.repeat(np.arange(60), 16), experts=2), seed=seed)
-        held += found.low[0] <= 0.4 <= found.high[0]
-        widths.append(found.high[0] - found.low[0])
+        found = metrics.load(make_trace(indices, documents=np.repeat(np.arange(60), 16), experts=2), seed=seed)
+        held += found.low[0, 1] <= 0.3 <= found.high[0, 1]
+        widths.append(found.high[0, 1] - found.low[0, 1])
     assert 0.89 < held / 200 < 0.99
-    assert np.mean(widths) == pytest.approx(4 * 1.96 * (0.3 * 0.7 / 60) ** 0.5, rel=0.1)
+    assert np.mean(widths) == pytest.approx(2 * 1.96 * (0.3 * 0.7 / 60) ** 0.5, rel=0.1)
 
 
 def test_interval_is_the_percentile_bootstrap_with_its_mean_at_the_value():
