@@ -33,6 +33,14 @@ def test_a_random_router_is_as_uneven_as_the_null_says(metric):
     assert abs(values.mean() - nulls.mean()) < 3 * standard_error
 
 
+def test_empty_slots_are_empty_by_chance_too():
+    """One expert is given one token and all others none, whoever chooses."""
+    trace = make_trace([[[3, 8], [8, 8]]], experts=8)
+    for metric, worst in ((metrics.max_violation, 8 - 1), (metrics.load_entropy, 0)):
+        found = metric(trace)
+        close((found.value, found.null), worst)
+
+
 @pytest.mark.parametrize("sizes", [[0, 1], [0, 0, 1], [0, 0, 0, 1], [0.1, 0, 0.5, 0.1, 0.3]], ids=str)
 def test_pairs_of_the_most_random_router_against_all_sets(sizes):
     """Conditional Poisson by enumeration: inclusion and pair probabilities for weights that are given."""
