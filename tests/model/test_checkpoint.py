@@ -634,6 +634,11 @@ def test_a_folder_that_is_no_model_is_called_what_it_is(mixtral, tmp_path):
     (tmp_path / "a" / "adapter_config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"config\.json: not found; the folder holds an adapter \(adapter_config"):
         Checkpoint(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    for part in "dcab":
+        (tmp_path / "b" / f"{part}.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match=r"not found; found a\.gguf, b\.gguf, c\.gguf: a GGUF file is read from"):
+        Checkpoint(tmp_path / "b")
     os.replace(mixtral / "model.safetensors", mixtral / "model.fp16.safetensors")
     with pytest.raises(CheckpointError, match=r"found neither .*; name one of these to read it: model\.fp16\.safe"):
         Checkpoint(mixtral)
