@@ -1,11 +1,12 @@
 """Nulls and intervals against sums over all cases, against simulation, and against their own promises."""
 
+from inspect import isfunction, signature
 from itertools import combinations
 
 import numpy as np
 import pytest
 
-from minimoe.inspection import metrics, nulls
+from minimoe.inspection import ablation, metrics, nulls
 from tests.inspection.traces import close, make_trace, planted, uneven
 
 # --- what chance gives ------------------------------------------------------------------------------------
@@ -129,6 +130,15 @@ def test_same_seed_same_numbers_another_seed_another_interval():
         np.testing.assert_array_equal(ours, theirs)
     close(first.value, other.value)
     assert first.low != other.low and first.null != other.null
+
+
+def test_everything_is_resampled_alike_unless_asked_otherwise():
+    """What stands side by side in a figure then has intervals from the same documents."""
+    public = [found for name, found in vars(metrics).items() if not name.startswith("_")] + [ablation.ablate]
+    asked = [signature(found).parameters for found in public if isfunction(found)]
+    resampling = [parameters for parameters in asked if {"draws", "seed"} <= parameters.keys()]
+    assert len(resampling) > 5
+    assert {(parameters["draws"].default, parameters["seed"].default) for parameters in resampling} == {(200, 0)}
 
 
 def test_large_tables_are_resampled_in_parts(monkeypatch):
