@@ -313,6 +313,12 @@ def test_a_p_value_can_keep_a_verdict_open_and_cannot_change_it():
         assert judge({"match": match, "csu": of_csu(p_value)})[::2] == said
 
 
+def test_the_reason_gives_what_was_found_and_what_strangers_have():
+    match = Evidence(result=Result(score=0.5), strangers=(-0.1, 0.0, 0.01, 0.02, 0.0692), scale=CORRELATION)
+    assert judge({"match": match})[1].startswith("match of 0.500, where strangers have up to 0.069: ")
+    assert judge({"csu": of_csu(1e-7)})[1].startswith("csu has p = 1e-07 and stands alone: ")
+
+
 def test_strangers_of_the_same_shapes_are_taken_and_all_where_there_are_too_few():
     empty = dict.fromkeys(METHODS)
     rows = [{**empty, "shapes": "dense", "match": 0.1}] * 6 + [{**empty, "shapes": "mixture", "match": 0.3}] * 2
