@@ -474,6 +474,13 @@ def test_other_quantised_folders_are_refused_by_the_name_of_their_format(method,
         open_weights(tmp_path)
 
 
+def test_a_vector_in_place_of_a_matrix_is_named(tmp_path):
+    vector = numpy.ones(64, dtype=numpy.float32), Format.F32
+    file = write(tmp_path / "model.gguf", make_model(), token_embd_weight=vector)
+    with pytest.raises(CheckpointError, match=r"token_embd\.weight=\[64\]: wanted a matrix"):
+        open_weights(file)
+
+
 def test_a_tensor_that_no_model_has_is_unexpected(tmp_path):
     extra = numpy.ones(4, dtype=numpy.float32)
     file = write(tmp_path / "model.gguf", make_model(), change=lambda w: w.add_tensor("blk.0.ssm_a", extra))
