@@ -288,6 +288,7 @@ def test_a_score_stands_between_the_median_stranger_and_1(strangers, score):
 def test_where_strangers_share_no_neuron_a_few_are_no_evidence():
     assert SHARE.level([0.0] * 5, fits=True) == 0.02
     assert SHARE.level([0.0] * 5 + [0.01], fits=True) == pytest.approx(0.05, abs=1e-4)
+    assert CORRELATION.level([-0.5] * 5, fits=True) == pytest.approx(-0.5)  # which is no share
 
 
 def of_csu(p_value):
