@@ -376,6 +376,8 @@ def test_html_is_escaped():
 def test_the_figure_shows_each_score_beside_its_strangers(report, tmp_path):
     figure, data = report.plot()
     figure.savefig(tmp_path / "report.png")
+    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert 0 <= drawn.x0 < drawn.x1 <= width and 0 <= drawn.y0 < drawn.y1 <= height  # nothing is cut off
     applicable = [name for name, found in report.methods.items() if found.result.score is not None]
     assert list(data) == applicable == [label.get_text() for label in figure.axes[0].get_yticklabels()]
     for name, numbers in data.items():
