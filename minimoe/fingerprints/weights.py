@@ -158,6 +158,7 @@ class Weights:
         self.family, self.is_encoder = str(said.get("model_type")), places.is_encoder
         self.num_layers, self.hidden_size, self.head_dim = places.num_layers, places.hidden_size, places.head_dim
         self.num_heads, self.num_kv_heads, self.num_experts = places.num_heads, places.num_kv_heads, places.num_experts
+        self.heads = places.heads  # of a layer: how many of queries, and of keys and values
 
     def layers_with(self, role: str) -> list[int]:
         """The layers that have a role: of a hybrid model, not all have attention; a KeyError if there are none."""
@@ -165,10 +166,6 @@ class Weights:
         if not layers:
             raise KeyError(self._missing(role, 0))
         return layers
-
-    def heads(self, layer: int) -> tuple[int, int]:
-        """How many heads of queries, and of keys and values, a layer has."""
-        return self._places.heads(layer)
 
     def get(self, role: str, layer: int | None = None) -> Tensor:
         """One role of one layer, in float32.
