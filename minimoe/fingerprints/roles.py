@@ -72,6 +72,8 @@ _MORE_NAMES = {  # within a layer, without ".weight"
     "block_sparse_moe.input_linear": "expert_gate_up",  # Granite
     "shared_mlp.input_linear": "shared_up",
     "feed_forward.experts.gate_up_proj": "expert_gate_up",  # Llama 4
+    **{f"attention.attn.{role}": role for role in "qkvo"},  # MPNet
+    "attention.LayerNorm": "norm1_out",
     "self_attn_layer_norm": "norm1",  # OPT, XGLM
     "final_layer_norm": "norm2",
     "post_attention_layernorm": "norm_between",  # after attention or before the MLP: `_place_norms` tells
