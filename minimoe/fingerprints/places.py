@@ -26,18 +26,15 @@ _NORMS_LESS_ONE = {
     *("gemma", "gemma2", "gemma3", "vaultgemma", "nemotron", "qwen3_next", "qwen3_5", "qwen3_5_moe", "qwen4_exp"),
     *("step3p7", "minimax_m3", "recurrent_gemma"),
 }
-_BY_GROUPS = (
-    "query_key_value",
-    ".wqkv",
-    ".in_proj",
-)  # in names of matrices that hold each key, its queries and value together
+# In names of matrices that hold each key, its queries and its value together:
+_BY_GROUPS = ("query_key_value", ".wqkv", ".in_proj")
 _NOT_BY_GROUPS = ("chatglm", "bailing")  # but these hold all queries, all keys, all values, as others do
 _BY_HEADS = ("gpt_bigcode", "minimax")  # by groups where each head has its own key
 _BY_QUARTERS = ("codegen",)  # the queries, values and keys of every fourth of the heads
 _GATE_AND_UP_ALTERNATE = ("gpt_oss",)
-_ENCODERS = re.compile(
-    r"bert(?!.*decoder)|^(electra|ernie|mpnet|xlm|esm|gte|new|roformer|longformer|data2vec-text|luke|layoutlm|big_bird|xmod)$"
-    r"|^(jina_embeddings_v3|nystromformer|mra|yoso)$"
+_ENCODERS = re.compile(  # "new": GTE, before transformers had it
+    r"bert(?!.*decoder)|^(big_bird|data2vec-text|electra|ernie|esm|gte|jina_embeddings_v3|layoutlm|longformer|luke"
+    r"|mpnet|mra|new|nystromformer|roformer|xlm|xmod|yoso)$"
 )
 
 
