@@ -166,7 +166,7 @@ def families() -> None:
         typer.echo(f"{name:<14} {family.architecture}")
     typer.echo(
         f"\nThese run. Others are read, for `compare` and `fingerprint`, by the names of their tensors: decoders with "
-        f"attention among the {len(MODEL_ARCH_NAMES)} architectures that the package gguf knows, and BERT encoders."
+        f"attention among the {len(MODEL_ARCH_NAMES)} architectures that the package gguf knows, and encoders."
     )
 
 

@@ -96,7 +96,7 @@ def open_weights(source: str | Path | MoEForCausalLM, *, tokenizer: Any = None) 
     Args:
         source: a model in memory, on any device, in any dtype; or what `open_checkpoint` takes: a folder, a file,
             "owner/name" of the Hugging Face hub or an address. Of any family of decoders with attention whose tensors
-            have names that the package gguf or roles.py knows, or a BERT encoder.
+            have names that the package gguf or roles.py knows, or an encoder: BERT or a relative of it.
         tokenizer: whatever has a `get_vocab()`; None: the one beside the files, or of the model.
 
     Raises:
@@ -256,7 +256,7 @@ class Weights:
             self._require(*((role, layer) for role in (*sum(parts, ()), *norms)))
 
     def require_decoder(self) -> None:
-        """Refuse a BERT encoder, which predicts no next token."""
+        """Refuse an encoder, which predicts no next token."""
         if self.is_encoder:
             raise Refusal(f"{self.name} is an encoder: it predicts no next token")
 
