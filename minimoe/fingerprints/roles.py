@@ -59,6 +59,11 @@ _MORE_NAMES = {  # within a layer, without ".weight"
     "attention.wqkv": "qkv",  # InternLM 2
     "self_attn.q_conv1d": "linear",  # attention of another kind (Kimi Linear)
     "linear_attn.in_proj_qkv": "linear",  # (Qwen 3.5)
+    "attention.q_conv1d": "linear",  # (Ling 2.5)
+    **{f"attention.{role}_proj": role for role in "qkv"},
+    **{f"attention.{part}_proj": part for part in ("q_a", "q_b", "kv_b")},
+    **{f"attention.{part}_layernorm": f"{part}_norm" for part in ("q_a", "kv_a")},
+    "attention.kv_a_proj_with_mqa": "kv_a",
     "block_sparse_moe.input_linear": "expert_gate_up",  # Granite
     "block_sparse_moe.experts.gate_up_proj": "expert_gate_up",
     "block_sparse_moe.experts.down_proj": "expert_down",

@@ -167,6 +167,17 @@ PARTS = {  # role -> where it is in a layer
             "norm2_after": lambda layer: layer.mlp.post_mlp_layernorm.weight,
         },
     ),
+    "bailing_hybrid": (
+        DEEPSEEK | LATENT | {"num_experts": 4, "layer_group_size": 2},
+        {
+            "q": lambda layer: layer.self_attn.q_proj.weight,
+            "v": lambda layer: (
+                layer.self_attn.kv_b_proj.weight.unflatten(0, (4, -1))[:, LATENT["qk_nope_head_dim"] :].flatten(0, 1)
+                * layer.self_attn.kv_a_layernorm.weight
+                @ layer.self_attn.kv_a_proj_with_mqa.weight[: LATENT["kv_lora_rank"]]
+            ),
+        },
+    ),
     "granitemoe_swa": (
         MIXTURE,
         {
@@ -200,7 +211,7 @@ def test_roles_are_the_parameters_of_transformers(family, tmp_path):
     model = random_model(family, sizes)
     weights, layer = save(model, tmp_path), model.model.layers[LAYER]
     for role, find in roles.items():
-        assert torch.equal(weights.get(role, LAYER), find(layer)), role
+        torch.testing.assert_close(weights.get(role, LAYER), find(layer).detach())
 
 
 def test_latent_queries_that_are_stored_in_another_way_are_refused_by_name(tmp_path):
