@@ -135,8 +135,6 @@ class GGUF(Checkpoint):
     not computed here, where `model_config` is asked for.
     """
 
-    dtype = torch.float32
-
     def __init__(self, path: str | Path) -> None:
         parts = _find_parts(Path(path))
         self.path = self.config_file = parts[0]
