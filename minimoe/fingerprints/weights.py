@@ -189,9 +189,22 @@ class Weights:
     def rows(self, role: str, ids: list[int]) -> Tensor:
         """Some rows of embedding or head, [len(ids), H] in float32."""
         (name,) = self._find(role, None).names
-        rows = self._tensors[name][ids].float()
+        rows = self._tensors.rows(name, ids).float()
         self._require_finite(name, rows)
         return rows
+
+    def first_rows(self, role: str, layer: int, count: int) -> Tensor:
+        """The first rows of a matrix, or of that of every expert; where they lie side by side, no others are read."""
+        place, rows = self._find(role, layer), self.shape(role, layer)[-2]
+        if place.take is not None or isinstance(place, Product):
+            return self.get(role, layer)[..., :count, :]
+        parts = []
+        for name in place.names:
+            stacked = self._tensors.shape(name)[:-1]
+            ids = [start + row for start in range(0, math.prod(stacked), rows) for row in range(min(count, rows))]
+            parts.append(self._tensors.rows(name, ids).float().unflatten(0, (*stacked[:-1], -1)))
+            self._require_finite(name, parts[-1])
+        return torch.stack(parts) if place.by_expert else parts[0]
 
     def has(self, role: str, layer: int | None = None) -> bool:
         """Whether `get` would find it."""
@@ -363,6 +376,9 @@ class _Memory(dict[str, Tensor]):
 
     def pieces(self, name: str, size: int) -> Iterator[Tensor]:
         return iter(self[name].flatten().split(size))
+
+    def rows(self, name: str, ids: list[int]) -> Tensor:
+        return self[name].flatten(0, -2)[ids]
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self[name].shape)

@@ -10,9 +10,10 @@ import filecmp
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, reduce
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -72,6 +73,9 @@ class Checkpoint:
             Where a file or the folder is something else, an adapter or a Git LFS pointer for one, the message says so.
     """
 
+    bytes_read = 0  # of tensors, so far
+    bytes_moved: int | None = None  # over a network, so far
+
     def __init__(self, path: str | Path) -> None:
         path = Path(path)
         file = path if path.suffix == ".safetensors" and path.is_file() else None
@@ -115,6 +119,19 @@ class Checkpoint:
         """
         yield from self._find(name).pieces(self._read, size)
 
+    def rows(self, name: str, ids: Sequence[int]) -> Tensor:
+        """Some rows of a matrix, or of a stack of them one below the other, in the order of `ids`.
+
+        Where numbers are stored as they are, nothing else is read, and neighbours are read together.
+        """
+        stored = self._find(name)
+        if not isinstance(stored, Stored):
+            return self[name].flatten(0, -2)[ids]
+        place = {row: number for number, row in enumerate(sorted(set(ids)))}
+        runs = [list(run) for _, run in groupby(place, lambda row: row - place[row])]
+        parts = [next(stored.rows(run[0], run[-1] + 1).pieces(self._read, len(run) * stored.shape[-1])) for run in runs]
+        return torch.cat(parts).view(len(place), -1)[[place[row] for row in ids]]
+
     def _read(self, stored: Stored, size: int, dtype: torch.dtype) -> Iterator[Tensor]:
         """The bytes of a tensor, taken as `dtype`, in pieces that lie in one buffer.
 
@@ -129,6 +146,7 @@ class Checkpoint:
                 found = file.readinto(piece.view(torch.uint8).numpy())
                 if found != piece.nbytes:
                     raise CheckpointError(f"{file.name}: found {found} bytes of {stored.name}, wanted {piece.nbytes}")
+                self.bytes_read += found
                 yield piece
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,12 @@ class Stored:
     def pieces(self, read: Read, size: int) -> Iterator[Tensor]:
         """Its numbers in order, in flat pieces of at most `size`; what is stored in few bits, in float32."""
         return read(self, size, self.number_type)
+
+    def rows(self, start: int, stop: int) -> Stored:
+        """Some rows of a matrix, or of a stack of them one below the other, where they lie."""
+        columns = self.shape[-1]
+        first = self.start + start * columns * self.number_type.itemsize
+        return replace(self, start=first, shape=(stop - start, columns))
 
 
 # Reads a stored tensor as numbers of a dtype, in flat pieces that lie in one buffer: each overwrites the one before.
