@@ -24,19 +24,23 @@ card = typer.Typer(help="What to publish with a model, so that nobody has to gue
 app.add_typer(card, name="card")
 
 Home = Annotated[Path, typer.Option(help="Folder for members that are not shipped.")]
+_STOPPED = 130  # the exit status of what Ctrl-C has ended
 HOME, RUN = Path("runs/zoo"), Path("runs/moe")
 
 
 @contextmanager
 def _plain(status: int = 1) -> Iterator[None]:
-    """Run a command on one thread; say errors that a user can cause, and warnings, in one line each."""
-    import torch
-
-    torch.set_num_threads(1)
+    """Run a command on one thread; say errors that a user can cause, warnings and Ctrl-C in one line each."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: typer.secho(f"warning: {message}", fg="yellow", err=True)
         try:
+            import torch
+
+            torch.set_num_threads(1)
             yield
+        except KeyboardInterrupt as error:
+            typer.secho("stopped", fg="red", err=True)
+            raise typer.Exit(_STOPPED) from error
         except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
             typer.secho(f"error: {error}", fg="red", err=True)
             raise typer.Exit(status) from error
@@ -124,12 +128,18 @@ def compare_command(
     background: Annotated[
         list[str] | None, typer.Option(help="A model known to be a stranger to both; give at least three.")
     ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Look at the last layers alone, which takes a small part of the files.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The whole report, for programs.")] = False,
 ) -> None:
     """Say what evidence there is that two models share weights. Exit status 2 where they cannot be read."""
     from minimoe import compare
 
+    if quick and methods is not None:
+        raise ValueError(f"methods={methods}: wanted none beside --quick, which has its own")
     chosen = {} if methods is None else {"methods": methods if methods == "all" else methods.split(",")}
+    chosen |= {"methods": "quick"} if quick else {}
     report = compare(a, b, background=background, **chosen)
     typer.echo(report.to_json() if as_json else str(report))
 

@@ -15,7 +15,6 @@ Shapes: H hidden size, I neurons of an MLP or expert, N tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
 from itertools import combinations
 
@@ -29,6 +28,7 @@ from minimoe.fingerprints.independence import compare_ups
 from minimoe.fingerprints.result import Refusal, Result, explain_refusals
 from minimoe.fingerprints.virtual_response import _whiten
 from minimoe.fingerprints.weights import Weights, open_weights, read_once
+from minimoe.fingerprints.zoo_scores import Rows
 
 NEURONS = 256
 STRANGERS = ("stranger-01", "stranger-13", "deep-1", "depth-init-1", "depth-init-2", "mixture-1")  # of the zoo
@@ -96,7 +96,8 @@ def read_last_ups(weights: Weights) -> tuple[tuple[int, int], np.ndarray]:
 
 
 @cache
-def scores_of_strangers() -> Mapping[str, list[float]]:
-    """The scores of last_attention among shipped strangers of the zoo, all trained on the same text."""
+def scores_of_strangers() -> Rows:
+    """Of every pair of shipped strangers of the zoo, all trained on the same text; their shapes make no difference."""
     models = [open_weights(data_path("zoo") / name) for name in STRANGERS]
-    return {"last_attention": [last_attention(*pair).score for pair in combinations(models, 2)]}
+    pairs = combinations(models, 2)
+    return [{"shapes": "of all kinds", "last_attention": last_attention(*pair).score} for pair in pairs]

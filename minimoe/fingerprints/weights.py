@@ -46,10 +46,20 @@ from minimoe.model.config import MoEConfig
 from minimoe.model.families import MINIMOE, read_config
 from minimoe.model.opening import open_checkpoint
 from minimoe.model.transformer import Block, MoEForCausalLM
+from minimoe.progress import note
 
 PIECE = 2**18  # numbers read at once: small enough to stay in the processor's cache
 ROLES = (*IN_A_LAYER, *ONCE)
 _PARTS = [("q", "k", "v", "o"), ("up", "down")]  # of a layer that has one of these, all
+
+
+class Files(NamedTuple):
+    """The weight files of a model, and what was read of them since it was opened, in bytes."""
+
+    size: int
+    read: int
+    moved: int | None  # over a network, headers and other files included; None: they are here
+    unread: list[str]  # others with weights beside them, by name
 
 
 class Statistics(NamedTuple):
@@ -329,6 +339,14 @@ class Weights:
         rows = self.shape("embedding")[0]
         return {token: index for token, index in vocabulary.items() if index < rows}
 
+    @property
+    def files(self) -> Files | None:
+        """None of a model in memory."""
+        if isinstance(self._source, MoEForCausalLM):
+            return None
+        size = sum(file.stat().st_size for file in self._source.files)
+        return Files(size, self._source.bytes_read, self._source.bytes_moved, self._source.unread)
+
     def sha256(self) -> str:
         """Of the weight file; of several: of their sha256 by name; in memory: of names, dtypes, shapes and bytes.
 
@@ -359,6 +377,7 @@ class Weights:
                 require_finite(f"{self.name}: {name}", self._tensors[name].float())
 
     def _find(self, role: str, layer: int | None) -> Place:
+        note(role if layer is None else f"{role} of layer {layer}")
         place = self._places.find(role, layer)
         if place is None:
             raise KeyError(self._missing(role, layer))
