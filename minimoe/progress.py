@@ -32,6 +32,7 @@ def at_work(names: Collection[str]) -> Iterator[Iterator[str]]:
 
 def _described(bar) -> Iterator[str]:
     for name in bar:
+        bar.set_postfix_str("", refresh=False)
         bar.set_description(name)
         yield name
 
