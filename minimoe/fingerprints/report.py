@@ -107,7 +107,8 @@ class Report:
         if files.moved is not None:
             yield f"Moved {files.moved / 1e6:,.1f} MB of {files.size / 1e6:,.1f} from {name}."
         if files.unread:
-            yield f"Not read, and beside what was read of {name}: {', '.join(files.unread)}."
+            names = f"{files.names[0]} and {len(files.names) - 1} more" if len(files.names) > 1 else files.names[0]
+            yield f"Read of {name}: {names}. Not read, though beside it: {', '.join(files.unread)}."
 
     def _rows(self) -> list[list[str]]:
         """The cells of each method; of one that does not apply, its name and why."""

@@ -45,6 +45,7 @@ from minimoe.model.checkpoint import (
 from minimoe.model.config import MoEConfig
 from minimoe.model.families import MINIMOE, read_config
 from minimoe.model.opening import open_checkpoint
+from minimoe.model.stored import describe_file
 from minimoe.model.transformer import Block, MoEForCausalLM
 from minimoe.progress import note
 
@@ -54,8 +55,9 @@ _PARTS = [("q", "k", "v", "o"), ("up", "down")]  # of a layer that has one of th
 
 
 class Files(NamedTuple):
-    """The weight files of a model, and what was read of them since it was opened, in bytes."""
+    """The weight files of a model by name, and what was read of them since it was opened, in bytes."""
 
+    names: list[str]
     size: int
     read: int
     moved: int | None  # over a network, headers and other files included; None: they are here
@@ -344,8 +346,8 @@ class Weights:
         """None of a model in memory."""
         if isinstance(self._source, MoEForCausalLM):
             return None
-        size = sum(file.stat().st_size for file in self._source.files)
-        return Files(size, self._source.bytes_read, self._source.bytes_moved, self._source.unread)
+        names, sizes = zip(*((file.name, file.stat().st_size) for file in self._source.files), strict=True)
+        return Files([*names], sum(sizes), self._source.bytes_read, self._source.bytes_moved, self._source.unread)
 
     def sha256(self) -> str:
         """Of the weight file; of several: of their sha256 by name; in memory: of names, dtypes, shapes and bytes.
@@ -468,4 +470,5 @@ def _parse_vocabulary(name: str, read: Callable[[], str], where: str | Path) -> 
     try:
         return _VOCABULARIES[name](read())
     except Exception as error:  # tokenizers raises nothing more specific
-        raise CheckpointError(f"{where}: wanted a vocabulary, found something else ({error})") from error
+        found = (describe_file(where) if isinstance(where, Path) else "") or "something else"
+        raise CheckpointError(f"{where}: wanted a vocabulary, found {found} ({error})") from error

@@ -7,10 +7,9 @@ checkpoint holds is ever executed. formats.py reads what is stored in few bits; 
 from __future__ import annotations
 
 import filecmp
-import hashlib
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, reduce
 from itertools import groupby
@@ -29,8 +28,10 @@ from minimoe.model.stored import (
     HashUnknownError,  # noqa: F401 - raised by `hashes` of a model on a server
     NotFiniteError,
     Stored,
+    describe_file,
     read_header,
     read_json,
+    sha256_of_file,
 )
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -81,8 +82,8 @@ class Checkpoint:
         file = path if path.suffix == ".safetensors" and path.is_file() else None
         self.path = path.parent if file else path  # the folder
         if not self.path.is_dir():
-            found = "a file" if self.path.exists() else "nothing"
-            raise CheckpointError(f"{self.path}: wanted a folder with {CONFIG} and {SINGLE}, found {found} there")
+            found = (describe_file(self.path) or "a file") if self.path.is_file() else "nothing"
+            raise CheckpointError(f"{self.path}: found {found}, wanted a folder with {CONFIG} and {SINGLE}")
         self._open(file.name if file else None)
 
     def _open(self, only: str | None) -> None:
@@ -343,7 +344,7 @@ def _open_tensors(checkpoint: Checkpoint) -> dict[str, Stored]:
     raise CheckpointError(f"{checkpoint.path}: found neither {SINGLE} nor {INDEX}{found}")
 
 
-def _what_is_there(names: Iterable[str]) -> str:
+def _what_is_there(names: Collection[str]) -> str:
     """What a folder may be that is no model, to end a sentence with."""
     if ADAPTER_CONFIG in names:
         return f"; the folder holds an adapter ({ADAPTER_CONFIG}), which is a model only together with its base"
@@ -351,8 +352,9 @@ def _what_is_there(names: Iterable[str]) -> str:
     if files:
         return f"; found {', '.join(sorted(files)[:3])}: a GGUF file is read from this machine, by its name"
     tokenizer = sorted(name for name in names if name.startswith(("tokenizer", "vocab.")))
-    is_all = tokenizer and CONFIG not in names and not any(name.endswith(_WEIGHTS) for name in names)
-    return f"; the folder holds a tokenizer alone: {', '.join(tokenizer)}" if is_all else ""
+    if tokenizer and CONFIG not in names and not any(name.endswith((*_WEIGHTS, *_PICKLES)) for name in names):
+        return f"; the folder holds a tokenizer alone: {', '.join(tokenizer)}"
+    return f"; the folder holds {', '.join(sorted(names)[:5])}{', ...' if len(names) > 5 else ''}" if names else ""
 
 
 def _open_file(checkpoint: Checkpoint, name: str) -> dict[str, Stored]:
@@ -402,12 +404,6 @@ def _inside(folder: Path, file: str) -> Path:
     if not target.is_file():
         raise CheckpointError(f"{folder / INDEX}: names {file!r}, which is missing; wanted a file inside the folder")
     return folder / file
-
-
-def sha256_of_file(file: Path) -> str:
-    """As `sha256sum` prints it, and as model hubs show it."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _check_tensors(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> None:
