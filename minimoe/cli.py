@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import textwrap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -166,16 +167,18 @@ def fingerprint_command(
 @_plain()
 def families() -> None:
     """List the families of models that run here, and say which others can be read."""
-    from gguf.constants import MODEL_ARCH_NAMES
-
+    from minimoe.fingerprints.roles import known_architectures
     from minimoe.model.families import FAMILIES
 
     for name, family in FAMILIES.items():
         typer.echo(f"{name:<14} {family.architecture}")
     typer.echo(
-        f"\nThese run. Others are read, for `compare` and `fingerprint`, by the names of their tensors: decoders with "
-        f"attention among the {len(MODEL_ARCH_NAMES)} architectures that the package gguf knows, and BERT encoders."
+        "\nThese run. Others are read, by the names of their tensors, for `compare` and `fingerprint`. What they\n"
+        "compute from their weights is not written here: the methods that run a model refuse them, and say so.\n"
+        "As llama.cpp calls them, these are:\n"
     )
+    running = {name.replace("_", "") for name in FAMILIES}
+    typer.echo(textwrap.fill(", ".join(name for name in known_architectures() if name not in running), 100))
 
 
 @card.command("make")
