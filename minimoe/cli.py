@@ -139,8 +139,8 @@ def compare_command(
 
     if quick and methods is not None:
         raise ValueError(f"methods={methods}: wanted none beside --quick, which has its own")
-    chosen = {} if methods is None else {"methods": methods if methods == "all" else methods.split(",")}
-    chosen |= {"methods": "quick"} if quick else {}
+    methods = "quick" if quick else methods
+    chosen = {} if methods is None else {"methods": methods if methods in ("all", "quick") else methods.split(",")}
     report = compare(a, b, background=background, **chosen)
     typer.echo(report.to_json() if as_json else str(report))
 

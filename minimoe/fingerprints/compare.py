@@ -110,13 +110,10 @@ def compare(
     if background is not None and len(background) < FEWEST_MODELS:
         raise ValueError(f"background: {len(background)} models, wanted at least {FEWEST_MODELS}")
     names, is_quick = _names(methods), methods == "quick"
-    a, b = (_open(model, tokenizer) for model in (a, b))
-    if is_quick and not (isinstance(a, Weights) and isinstance(b, Weights)):
-        raise ValueError('methods="quick": found a saved fingerprint, wanted the weights of both models')
-    if background is None:
-        strangers = background_of_the_zoo(a, b, is_quick=is_quick)
-    else:
-        strangers = background_of([_open(model, tokenizer) for model in background], a, b, names)
+    a, b, *known = sides = [_open(model, tokenizer) for model in (a, b, *(background or ()))]
+    if is_quick and any(isinstance(side, Fingerprint) for side in sides):
+        raise ValueError('methods="quick": found a saved fingerprint, wanted the weights of all models')
+    strangers = background_of(known, a, b, names) if known else background_of_the_zoo(a, b, is_quick=is_quick)
     evidence = strangers.beside(run_methods(a, b, names))
     equal_depths, equal_files = a.num_layers == b.num_layers, not is_quick and _equal_files(a, b)
     verdict, reason, score = judge(evidence, equal_files=equal_files, equal_depths=equal_depths, is_quick=is_quick)

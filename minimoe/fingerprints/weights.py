@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, wraps
 from pathlib import Path
@@ -168,10 +168,10 @@ class Weights:
         self.num_heads, self.num_kv_heads, self.num_experts = places.num_heads, places.num_kv_heads, places.num_experts
 
     def layers_with(self, role: str) -> list[int]:
-        """The layers that have a role: of a hybrid model, not all have attention; a KeyError if there are none."""
+        """The layers that have a role: of a hybrid model, not all have attention; a Refusal if there are none."""
         layers = [layer for layer in range(self.num_layers) if self.has(role, layer)]
         if not layers:
-            raise KeyError(self._missing(role, 0))
+            raise Refusal(self._missing(role, 0))
         return layers
 
     def heads(self, layer: int) -> tuple[int, int]:
@@ -206,16 +206,14 @@ class Weights:
         return rows
 
     def first_rows(self, role: str, layer: int, count: int) -> Tensor:
-        """The first rows of a matrix, or of that of every expert; where they lie side by side, no others are read."""
-        place, rows = self._find(role, layer), self.shape(role, layer)[-2]
-        if place.take is not None or isinstance(place, Product):
+        """The first rows of a matrix, or of that of every expert; of matrices that lie alone, no others are read."""
+        place = self._find(role, layer)
+        rows, *others = self._tensors.shape(place.names[0])[:-1]
+        if others or place.take is not None or isinstance(place, Product):
             return self.get(role, layer)[..., :count, :]
-        parts = []
-        for name in place.names:
-            stacked = self._tensors.shape(name)[:-1]
-            ids = [start + row for start in range(0, math.prod(stacked), rows) for row in range(min(count, rows))]
-            parts.append(self._tensors.rows(name, ids).float().unflatten(0, (*stacked[:-1], -1)))
-            self._require_finite(name, parts[-1])
+        parts = [self._tensors.rows(name, range(min(count, rows))).float() for name in place.names]
+        for name, part in zip(place.names, parts, strict=True):
+            self._require_finite(name, part)
         return torch.stack(parts) if place.by_expert else parts[0]
 
     def has(self, role: str, layer: int | None = None) -> bool:
@@ -398,8 +396,8 @@ class _Memory(dict[str, Tensor]):
     def pieces(self, name: str, size: int) -> Iterator[Tensor]:
         return iter(self[name].flatten().split(size))
 
-    def rows(self, name: str, ids: list[int]) -> Tensor:
-        return self[name].flatten(0, -2)[ids]
+    def rows(self, name: str, ids: Sequence[int]) -> Tensor:
+        return self[name][list(ids)]
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self[name].shape)

@@ -121,13 +121,13 @@ class Checkpoint:
         yield from self._find(name).pieces(self._read, size)
 
     def rows(self, name: str, ids: Sequence[int]) -> Tensor:
-        """Some rows of a matrix, or of a stack of them one below the other, in the order of `ids`.
+        """Some rows of a matrix, in the order of `ids`.
 
         Where numbers are stored as they are, nothing else is read, and neighbours are read together.
         """
         stored = self._find(name)
         if not isinstance(stored, Stored):
-            return self[name].flatten(0, -2)[ids]
+            return self[name][list(ids)]
         place = {row: number for number, row in enumerate(sorted(set(ids)))}
         runs = [list(run) for _, run in groupby(place, lambda row: row - place[row])]
         parts = [next(stored.rows(run[0], run[-1] + 1).pieces(self._read, len(run) * stored.shape[-1])) for run in runs]

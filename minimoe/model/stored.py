@@ -64,7 +64,7 @@ class Stored:
         return read(self, size, self.number_type)
 
     def rows(self, start: int, stop: int) -> Self:
-        """Some rows of a matrix, or of a stack of them one below the other, where they lie."""
+        """Some rows of a matrix, where they lie."""
         columns = self.shape[-1]
         first = self.start + start * columns * self.number_type.itemsize
         return replace(self, start=first, shape=(stop - start, columns))

@@ -121,6 +121,9 @@ def test_a_saved_fingerprint_is_no_place_to_look_at(tmp_path):
     fingerprint(data_path("zoo") / "alder").save(tmp_path / "alder.npz")
     with pytest.raises(ValueError, match='methods="quick": found a saved fingerprint, wanted the weights'):
         compare(tmp_path / "alder.npz", data_path("zoo") / "birch", methods="quick")
+    alder, birch = (data_path("zoo") / name for name in ("alder", "birch"))
+    done = CliRunner().invoke(app, ["compare", str(alder), str(birch), "--quick", "--methods", "csu"])
+    assert done.exit_code == 2 and "methods=csu: wanted none beside --quick" in done.stderr
 
 
 # -- two models of 7 billion parameters
