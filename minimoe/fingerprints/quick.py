@@ -88,7 +88,9 @@ def read_attention(weights: Weights, tokens: list[str]) -> Tensor:
 
 def read_last_ups(weights: Weights) -> tuple[tuple[int, int], np.ndarray]:
     """The shape [I, H] of the last up matrix, and its first rows; the mean over the experts, if there are any."""
-    layer = weights.layers_with("up")[-1]
+    layer = max((layer for layer in range(weights.num_layers) if weights.has("up", layer)), default=None)
+    if layer is None:
+        raise Refusal(f"{weights.name} has no MLP")
     rows = weights.first_rows("up", layer, NEURONS)
     if weights.has("norm2", layer):
         rows = rows * weights.get("norm2", layer)

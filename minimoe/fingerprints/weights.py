@@ -168,10 +168,10 @@ class Weights:
         self.num_heads, self.num_kv_heads, self.num_experts = places.num_heads, places.num_kv_heads, places.num_experts
 
     def layers_with(self, role: str) -> list[int]:
-        """The layers that have a role: of a hybrid model, not all have attention; a Refusal if there are none."""
+        """The layers that have a role: of a hybrid model, not all have attention; a KeyError if there are none."""
         layers = [layer for layer in range(self.num_layers) if self.has(role, layer)]
         if not layers:
-            raise Refusal(self._missing(role, 0))
+            raise KeyError(self._missing(role, 0))
         return layers
 
     def heads(self, layer: int) -> tuple[int, int]:
