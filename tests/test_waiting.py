@@ -129,8 +129,9 @@ def test_ctrl_c_in_the_middle_of_a_download_ends_at_once_and_what_arrived_is_kep
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert stalled.wait(60)
+        time.sleep(0.5)  # until it waits for the rest
         process.send_signal(signal.SIGINT)
-        out, error = process.communicate(timeout=20)
+        out, error = process.communicate(timeout=60)
     finally:
         process.kill()
         server.close()
