@@ -96,16 +96,17 @@ class Report:
         return [f"Verdict: {self.verdict}{score}", f"Reason: {self.reason}"]
 
     def _notes(self) -> list[str]:
-        about_files = [line for side, files in self.files.items() for line in self._about(getattr(self, side), files)]
-        return [f"Background: {self.background}.", "Methods marked * enter the verdict.", *about_files]
+        about = ["A quick look, at a small part of both models."] if self.is_quick else []
+        about += [line for side, files in self.files.items() for line in self._about(getattr(self, side), files)]
+        return [f"Background: {self.background}.", "Methods marked * enter the verdict.", *about]
 
     def _about(self, name: str, files: Files) -> Iterator[str]:
         """What is worth saying of the files of a model."""
         if self.is_quick:
             share = files.read / files.size
-            yield f"A quick look at {files.read / 1e6:,.1f} MB of {files.size / 1e6:,.1f} ({share:.1%}) of {name}."
+            yield f"Looked at {files.read / 1e6:,.1f} of {files.size / 1e6:,.1f} MB ({share:.1%}) of {name}."
         if files.moved is not None:
-            yield f"Moved {files.moved / 1e6:,.1f} MB of {files.size / 1e6:,.1f} from {name}."
+            yield f"Moved {files.moved / 1e6:,.1f} of {files.size / 1e6:,.1f} MB of {name}."
         if files.unread:
             names = f"{files.names[0]} and {len(files.names) - 1} more" if len(files.names) > 1 else files.names[0]
             yield f"Read of {name}: {names}. Not read, though beside it: {', '.join(files.unread)}."

@@ -380,8 +380,8 @@ def test_what_was_moved_is_reported(monkeypatch, tmp_path):
     report = compare(address, folder, methods=["csu"])
     files = report.files["a"]
     assert files.read < files.moved <= server.sent < files.size and "b" in report.files
-    assert f"Moved {files.moved / 1e6:.1f} MB of 1.0 from {address}." in str(report).splitlines()
-    assert "Moved 0.0 MB of 1.0" in str(compare(address, folder, methods=["csu"]))  # it is in the cache now
+    assert f"Moved {files.moved / 1e6:.1f} of 1.0 MB of {address}." in str(report).splitlines()
+    assert "Moved 0.0 of 1.0 MB" in str(compare(address, folder, methods=["csu"]))  # it is in the cache now
     server.close()
 
 

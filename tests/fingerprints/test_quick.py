@@ -57,14 +57,15 @@ def member(name: str) -> Weights:
 def test_relatives_of_the_zoo_are_found_and_of_all_others_it_cannot_tell(a, b, quick):
     report = compare(member(a), member(b), methods="quick")
     assert report.verdict == quick and list(report.methods) == list(QUICK)
-    assert compare(member(b), member(a), methods="quick").score == pytest.approx(report.score, abs=1e-6)
+    assert compare(member(b), member(a), methods="quick").score == pytest.approx(report.score, abs=1e-3)
 
 
 def test_what_finds_nothing_says_that_it_was_a_quick_look():
     report = compare(member("alder"), member("birch"), methods="quick")
     assert "a quick look may miss what the whole comparison finds" in report.reason and report.is_quick
+    assert "A quick look, at a small part of both models." in str(report)
     itself = compare(member("alder"), member("alder"), methods="quick")
-    assert itself.verdict == SHARED != SAME and itself.score == pytest.approx(1)
+    assert itself.verdict == SHARED != SAME and itself.score == pytest.approx(1, abs=1e-3)
 
 
 def test_strangers_of_your_own_take_the_place_of_those_of_the_zoo():
@@ -198,6 +199,7 @@ def test_two_models_of_7_billion_parameters_are_judged_by_less_than_2_percent_of
         assert done.exit_code == 0, done.output
         report = json.loads(done.stdout)
         assert report["verdict"] == verdict and report["is_quick"]
+        assert report["methods"]["last_csu"]["p_value"] < 1e-30 or other == "stranger"
         assert server.sent - before < 0.02 * 2 * size
         moved = sum(files["moved"] for files in report["files"].values())
         assert moved == pytest.approx(server.sent - before, abs=1000)
