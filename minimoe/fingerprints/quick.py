@@ -2,7 +2,8 @@
 
 What it measures
     `last_attention`: in the last layer that both have, how much each of some shared tokens attends to each, positions
-    aside, compared with all directions weighing the same: the table A of virtual_response.py, whitened.
+    aside, compared with all directions weighing the same: the table A of virtual_response.py, whitened, without its
+    diagonal.
     `last_csu`: csu (independence.py), of the first up rows of the last MLP, or of those of all its experts.
     Of a dense model of 7 billion parameters they read 1 in 200: the queries and keys of one layer, and some rows.
 What leaves it unchanged
@@ -31,6 +32,7 @@ from minimoe.fingerprints.weights import Weights, open_weights, read_once
 from minimoe.fingerprints.zoo_scores import Rows
 
 NEURONS = 256
+LEAST = 1e-3  # of a whitened table of norm 1
 STRANGERS = ("stranger-01", "stranger-13", "deep-1", "depth-init-1", "depth-init-2", "mixture-1")  # of the zoo
 
 
@@ -40,7 +42,7 @@ def last_attention(a: Weights, b: Weights) -> Result:
 
     Returns:
         score: Pearson's r of the whitened tables.
-        refused: too few shared tokens; the layer answers all tokens alike.
+        refused: too few shared tokens; the layer answers all tokens alike, or each with itself.
     """
     tokens = neighbours(a, b)
     left, right = (read_attention(weights, tokens) for weights in (a, b))
@@ -68,7 +70,11 @@ def neighbours(a: Weights, b: Weights, count: int = USUAL) -> list[str]:
 @read_once
 @torch.no_grad()
 def read_attention(weights: Weights, tokens: list[str]) -> Tensor:
-    """How much each of the tokens attends to each in the last layer, whitened: flat [N * N] float32, of norm 1."""
+    """How much each of the tokens attends to each other one in the last layer, whitened: [N * N - N], of norm 1.
+
+    Each to itself is left out: whitened, the tables of any two models whose queries are like their keys have nothing
+    but that.
+    """
     layer = weights.layers_with("k")[-1]
     x, sides = read_inputs(weights, tokens), []
     if weights.has("norm1", layer):
@@ -83,7 +89,12 @@ def read_attention(weights: Weights, tokens: list[str]) -> Tensor:
         sides.append(found)
     heads, kv_heads = weights.heads(layer)
     asked = sides[0].unflatten(1, (kv_heads, heads // kv_heads, -1)).sum(2)  # the queries of a group share their key
-    return _whiten("A", asked.flatten(1) @ sides[1].mT)
+    table = _whiten("A", asked.flatten(1) @ sides[1].mT).view(len(tokens), -1)
+    others = table[~torch.eye(len(tokens), dtype=torch.bool)].double()
+    centred = others - others.mean()
+    if centred.norm() < LEAST:
+        raise Refusal(f"{weights.name}: in layer {layer}, tokens attend to themselves and to no other")
+    return centred / centred.norm()
 
 
 def read_last_ups(weights: Weights) -> tuple[tuple[int, int], np.ndarray]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from typer.testing import CliRunner
@@ -84,7 +85,25 @@ def test_the_table_is_that_of_the_virtual_response(settings):
     model = weights(random_model(1, **settings))
     tokens = neighbours(model, model)
     whole = directions(read_responses(model, tokens), list(range(len(tokens))), whiten=True)
-    assert read_attention(model, tokens) @ whole["A"][-1] > 0.9999  # both are of norm 1
+    others = whole["A"][-1][~torch.eye(len(tokens), dtype=torch.bool).flatten()]
+    assert numpy.corrcoef(read_attention(model, tokens), others)[0, 1] > 0.9999
+
+
+def test_strangers_whose_queries_are_like_their_keys_are_no_relatives():
+    """Their tokens attend to themselves above all, and so do those of any other such model."""
+    shape = {"hidden_size": 160, "num_key_value_heads": 4, "attention_bias": False}
+    models = [random_model(seed, **shape) for seed in (1, 2)]
+    for model in models:
+        attention = model.model.layers[-1].self_attn
+        attention.k_proj.weight.data.copy_(attention.q_proj.weight + 0.1 * attention.k_proj.weight)
+    pair = [weights(model) for model in models]
+    tokens = neighbours(*pair)
+    tables = [directions(read_responses(side, tokens), list(range(len(tokens))), whiten=True)["A"] for side in pair]
+    assert tables[0][-1] @ tables[1][-1] > 0.8 and abs(last_attention(*pair).score) < 0.1
+    attention = models[0].model.layers[-1].self_attn
+    torch.nn.init.orthogonal_(attention.q_proj.weight)
+    attention.k_proj.load_state_dict(attention.q_proj.state_dict())
+    assert "attend to themselves" in last_attention(weights(models[0]), pair[1]).refused
 
 
 @pytest.mark.parametrize("kind", ["dense", "head", "full"])
