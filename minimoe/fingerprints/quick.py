@@ -1,9 +1,8 @@
 """A quick look at two models: what a small part of their files tells, for files that are large or far away.
 
 What it measures
-    `last_attention`: in the last layer that both have, how much each of some shared tokens attends to each, positions
-    aside, compared with all directions weighing the same: the table A of virtual_response.py, whitened, without its
-    diagonal.
+    `last_attention`: how much each of some shared tokens attends to each other one in the last layer, positions aside:
+    the table A of virtual_response.py, whitened, without its diagonal.
     `last_csu`: csu (independence.py), of the first up rows of the last MLP, or of those of all its experts.
     Of a dense model of 7 billion parameters they read 1 in 200: the queries and keys of one layer, and some rows.
 What leaves it unchanged
@@ -26,7 +25,7 @@ from torch import Tensor
 from minimoe.data_files import data_path
 from minimoe.fingerprints.anchors import FEWEST, USUAL, read_inputs
 from minimoe.fingerprints.independence import compare_ups
-from minimoe.fingerprints.result import Refusal, Result, explain_refusals
+from minimoe.fingerprints.result import Features, Refusal, Result, explain_refusals
 from minimoe.fingerprints.virtual_response import _whiten
 from minimoe.fingerprints.weights import Weights, open_weights, read_once
 from minimoe.fingerprints.zoo_scores import Rows
@@ -52,7 +51,7 @@ def last_attention(a: Weights, b: Weights) -> Result:
 @explain_refusals
 def last_csu(a: Weights, b: Weights) -> Result:
     """Test the order of up rows in the last layers of two models; what it returns and refuses is as of `csu`."""
-    return compare_ups(*({"shapes": np.array([read[0]]), "0": read[1]} for read in map(read_last_ups, (a, b))))
+    return compare_ups(read_last_ups(a), read_last_ups(b))
 
 
 def neighbours(a: Weights, b: Weights, count: int = USUAL) -> list[str]:
@@ -97,7 +96,7 @@ def read_attention(weights: Weights, tokens: list[str]) -> Tensor:
     return centred / centred.norm()
 
 
-def read_last_ups(weights: Weights) -> tuple[tuple[int, int], np.ndarray]:
+def read_last_ups(weights: Weights) -> Features:
     """The shape [I, H] of the last up matrix, and its first rows; the mean over the experts, if there are any."""
     layer = max((layer for layer in range(weights.num_layers) if weights.has("up", layer)), default=None)
     if layer is None:
@@ -105,7 +104,8 @@ def read_last_ups(weights: Weights) -> tuple[tuple[int, int], np.ndarray]:
     rows = weights.first_rows("up", layer, NEURONS)
     if weights.has("norm2", layer):
         rows = rows * weights.get("norm2", layer)
-    return weights.shape("up", layer)[-2:], (rows if rows.dim() == 2 else rows.mean(0)).numpy()
+    rows = rows if rows.dim() == 2 else rows.mean(0)
+    return {"shapes": np.array([weights.shape("up", layer)[-2:]]), "0": rows.numpy()}
 
 
 @cache
