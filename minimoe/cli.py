@@ -1,10 +1,12 @@
 """The command line: `minimoe train | sample | figures | compare | fingerprint | families`, `minimoe card make | check`,
-and `minimoe zoo list | show | path`."""
+and `minimoe zoo list | show | build | path | verify`."""
 
 from __future__ import annotations
 
 import os
 import shlex
+import subprocess
+import sys
 import textwrap
 import warnings
 from collections.abc import Iterator
@@ -249,6 +251,28 @@ def show(name: Annotated[str, typer.Argument(help="Of a member.")], home: Home =
 
 @zoo.command()
 @_plain()
+def build(
+    names: Annotated[list[str] | None, typer.Argument(help="Which; all that take training when left out.")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="At once; as many as cores when left out.")] = None,
+    home: Home = HOME,
+) -> None:
+    """Make members, and what they come from, in a clone of the repository. Goes on where it was interrupted."""
+    _check_writable(home)
+    _run_in_workshop(names, home, *(["--processes", str(processes)] if processes else []))
+
+
+@zoo.command()
+@_plain()
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(help="Which; a root and a descendant when left out.")] = None,
+    home: Home = HOME,
+) -> None:
+    """Train members once more, in a clone of the repository. Exit status 1 if one comes out as another model."""
+    _run_in_workshop(names, home, "--verify")
+
+
+@zoo.command()
+@_plain()
 def path(name: Annotated[str, typer.Argument(help="Of a member.")], home: Home = HOME) -> None:
     """Print the folder of a member, for other tools to open. What needs no training is made on the spot."""
     from minimoe.lineage.zoo import Zoo
@@ -259,6 +283,17 @@ def path(name: Annotated[str, typer.Argument(help="Of a member.")], home: Home =
     if there.folder(name) is None:
         there.load(name)  # says what is missing
     typer.echo(there.folder(name))
+
+
+def _run_in_workshop(names: list[str] | None, home: Path, *options: str) -> None:
+    """Train as the members were trained: that makes the course and is no part of the package."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / "workshop").is_dir():
+        raise FileNotFoundError(f"{root}: found no workshop/, wanted a clone of the repository")
+    command = [sys.executable, "-m", "workshop.build_zoo", *(names or ()), "--home", str(home), *options]
+    search_path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": search_path}, check=False)
+    raise typer.Exit(done.returncode)
 
 
 def _check_writable(folder: Path) -> None:

@@ -1,9 +1,13 @@
 """The command line, as a person types it."""
 
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -15,6 +19,7 @@ from minimoe.model import MoEConfig, MoEForCausalLM
 from minimoe.model.families import FAMILIES
 
 runner = CliRunner()
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -192,13 +197,26 @@ def test_zoo_path_makes_a_folder_once(tmp_path):
     assert zoo(tmp_path, "path", "alder").output.strip().endswith("/zoo/alder")
 
 
+def test_what_trains_runs_in_the_workshop_and_keeps_its_status(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for arguments, status, said in [
+        (["build", "alder", "birch"], 0, "0 made in home, nothing was missing"),
+        (["build", "alder", "alter"], 1, "'alter': not in the zoo"),
+        (["verify", "stranger-02"], 1, "run `minimoe zoo build stranger-02 --home home`"),
+    ]:
+        command = [sys.executable, "-m", "minimoe.cli", "zoo", *arguments, "--home", "home"]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False)
+        assert done.returncode == status and said in done.stdout + done.stderr
+
+
 def test_zoo_mistakes_get_one_line(tmp_path):
     home = tmp_path / "home"
     for arguments, message in [
         (["show", "alter"], "'alter': not in the zoo; `minimoe zoo list` names its members"),
         (["path", "alter"], "'alter': not in the zoo"),
-        (["path", "stranger-02"], "run `python -m workshop.build_zoo stranger-02 --home"),
-        (["path", "stranger-02-copy"], "run `python -m workshop.build_zoo stranger-02 --home"),
+        (["path", "stranger-02"], "run `minimoe zoo build stranger-02 --home"),
+        (["path", "stranger-02-copy"], "run `minimoe zoo build stranger-02 --home"),
     ]:
         fails(["zoo", *arguments, "--home", str(home)], message)
     assert not home.exists()

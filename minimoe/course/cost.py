@@ -9,6 +9,7 @@ from torch import Tensor
 
 from minimoe.model import MoEConfig, route_grouped, route_topk
 from minimoe.model.balance import expert_load
+from minimoe.model.config import require
 
 
 def training_flop(config: MoEConfig, tokens: int) -> int:
@@ -54,12 +55,9 @@ def place_experts(experts: int, k: int, devices: int, skew: float, tokens: int, 
     Raises:
         ValueError: a multiple is none, or k is more than the experts.
     """
-    if experts % devices:
-        raise ValueError(f"experts={experts}: wanted a multiple of devices={devices}, to place as many on each")
-    if k % devices or k > experts:
-        raise ValueError(
-            f"k={k}: wanted a multiple of devices={devices} up to experts={experts}, as MoGE takes as many from each"
-        )
+    require(experts % devices == 0, "experts", experts, f"a multiple of devices={devices}, to place as many on each")
+    fits = f"a multiple of devices={devices} up to experts={experts}, as MoGE takes as many from each"
+    require(k % devices == 0 and k <= experts, "k", k, fits)
     draw = torch.Generator().manual_seed(seed)
     rank = 1 + torch.randperm(experts, generator=draw)
     gumbel = -(-torch.rand(tokens, experts, generator=draw, dtype=torch.float64).log()).log()

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from minimoe.data_files import data_path
 from minimoe.model import MoEConfig
+from minimoe.model.config import require
 
 
 def read_published(name: str) -> list[dict[str, str]]:
@@ -17,9 +18,8 @@ def read_published(name: str) -> list[dict[str, str]]:
         ValueError: there is no such table.
     """
     path = data_path("published") / f"{name}.csv"
-    if not path.exists():
-        tables = ", ".join(sorted(table.stem for table in path.parent.glob("*.csv")))
-        raise ValueError(f"name={name!r}: wanted one of {tables}")
+    tables = sorted(table.stem for table in path.parent.glob("*.csv"))
+    require(name in tables, "name", name, f"one of {', '.join(tables)}")
     with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 
 import numpy as np
 
 from minimoe.data_files import data_path
 from minimoe.model import MoEConfig
+from minimoe.model.config import require
 from minimoe.training.presets import EXPERIMENTS, small_config
 
 PLANTED = ("planted-batch", "planted-sequence")  # the runs whose routers were measured
@@ -42,8 +44,7 @@ def read_run(name: str, table: str) -> Table:
         ValueError: there is no such table, or the file is damaged.
         FileNotFoundError: no such run is shipped.
     """
-    if table not in TABLES:
-        raise ValueError(f"table={table!r}: wanted one of {', '.join(TABLES)}")
+    require(table in TABLES, "table", table, f"one of {', '.join(TABLES)}")
     path = data_path("runs") / name / f"{table}.csv"
     remedy = f"`{TABLES[table]} {name}` makes it"
     try:
@@ -54,6 +55,11 @@ def read_run(name: str, table: str) -> Table:
         raise FileNotFoundError(f"{path} is missing: {remedy}") from error
     except ValueError as error:
         raise ValueError(f"{path}: not a whole table ({error}); {remedy}") from error
+
+
+def read_runs(runs: Mapping[str, str], *tables: str) -> dict[str, tuple[Table, ...]]:
+    """Some tables of several shipped runs, given as what each is called -> its name."""
+    return {called: tuple(read_run(name, table) for table in tables) for called, name in runs.items()}
 
 
 def pivot(table: Table, column: str, *by: str) -> tuple[np.ndarray, ...]:
@@ -158,6 +164,5 @@ def losses(table: Table, domain: str = ALL) -> np.ndarray:
     nats, *_, domains = pivot(table, "nats", *by)
     if domain == ALL:
         return nats.mean(-1)
-    if domain not in domains:
-        raise ValueError(f"domain={domain!r}: wanted one of {', '.join([ALL, *domains])}")
+    require(domain in domains, "domain", domain, f"one of {', '.join([ALL, *domains])}")
     return nats[..., domains.tolist().index(domain)]

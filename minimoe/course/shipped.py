@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from minimoe.course.held_out import record
 from minimoe.data_files import data_path
@@ -15,6 +13,7 @@ from minimoe.fingerprints.weights import Weights, open_weights
 from minimoe.inspection import RoutingTrace, record_routing
 from minimoe.lineage.zoo import Zoo
 from minimoe.model import MoEForCausalLM, RouterOutput
+from minimoe.model.config import require
 from minimoe.training.corpus import Corpus
 from minimoe.training.planted import DOMAINS, document
 
@@ -41,8 +40,7 @@ def tokenizer_of(model: MoEForCausalLM) -> Tokenizer:
     Raises:
         ValueError: the model has none.
     """
-    if model.tokenizer_json is None:
-        raise ValueError("model.tokenizer_json is None: wanted a model with a tokenizer, to cut text into tokens")
+    require(model.tokenizer_json is not None, "model.tokenizer_json", None, "a tokenizer, to cut text into tokens")
     tokenizer = Tokenizer.from_str(model.tokenizer_json)
     tokenizer.encode_special_tokens = True
     return tokenizer
@@ -60,16 +58,10 @@ def zoo_weights(name: str) -> Weights:
     return open_weights(zoo_model(name))
 
 
-class RoutedText(NamedTuple):
-    """One text of S tokens, and what the router of each layer of a model decided."""
+def route_text(text: str, model: MoEForCausalLM) -> tuple[list[str], list[RouterOutput]]:
+    """Run `model` on `text`: its S tokens as pieces of text, and what the router of each layer decided.
 
-    tokens: list[str]  # S pieces of text; a piece of a character is a replacement character
-    input_ids: Tensor  # [S]
-    routers: tuple[RouterOutput, ...]  # one a layer
-
-
-def route_text(text: str, model: MoEForCausalLM) -> RoutedText:
-    """Run `model` on `text`.
+    A token that is a part of a character has a replacement character as its piece.
 
     Raises:
         ValueError: the text is empty or longer than `MAX_TOKENS` tokens, or the model has no tokenizer.
@@ -80,7 +72,7 @@ def route_text(text: str, model: MoEForCausalLM) -> RoutedText:
         raise ValueError(f"the text has {len(ids)} tokens: wanted 1 to {MAX_TOKENS}")
     with torch.no_grad():
         routers = model(torch.tensor([ids]), output_router_logits=True).router_outputs
-    return RoutedText([tokenizer.decode([i]) for i in ids], torch.tensor(ids), tuple(routers))
+    return [tokenizer.decode([i]) for i in ids], list(routers)
 
 
 @cache

@@ -16,7 +16,7 @@ Source
     Zhang et al. 2024, arXiv 2410.14273 (REEF), made unbiased. routing_agreement is ours; adjusted mutual information:
     Vinh et al. 2010, JMLR 11.
 
-Shapes: H hidden size, L layers, L' sparse layers, N shared tokens, P prompts, S tokens in each.
+Shapes: B texts, H hidden size, L layers, L' sparse layers, N shared tokens, P prompts, S tokens in each, V vocabulary.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from minimoe.fingerprints.aligned_cka import cka_of_all
 from minimoe.fingerprints.anchors import FEWEST, candidate_pairs, mean_of_pairs
 from minimoe.fingerprints.result import Refusal, Result, explain_refusals
 from minimoe.fingerprints.weights import Weights, read_once
+from minimoe.model import MoEForCausalLM
 
 USUAL, LENGTH = 256, 8  # prompts, and tokens in each: longer ones tell no more
 FEWEST_PROMPTS = 4  # for an unbiased CKA
@@ -156,6 +157,21 @@ def behaviour(weights: Weights, tokens: Sequence[str], prompts: Tensor) -> Behav
         routes.append(torch.cat([ids.new_empty(0, batch.numel()), *(one.scores.argmax(-1)[None] for one in chosen)]))
     of_layers = [torch.cat(states[layer :: weights.num_layers]) for layer in range(weights.num_layers)]
     return Behaviour(torch.cat(choices), torch.stack(of_layers), torch.cat(routes, 1))
+
+
+@torch.no_grad()
+def predictions(model: MoEForCausalLM, ids: Tensor) -> Tensor:
+    """The probabilities of the next token after each token of [B, S]: [B, S, V]."""
+    return model(ids).logits.softmax(-1)
+
+
+def moved_probability(ours: Tensor, theirs: Tensor) -> float:
+    """The share of the next token's probability that would have to be moved to make one prediction the other.
+
+    That is the total variation distance of predictions [B, S, V] for one text, half the sum of the differences,
+    averaged over all positions: 0 for the same function, 1 if no token is possible to both.
+    """
+    return float((ours - theirs).abs().sum(-1).double().mean()) / 2
 
 
 def sign_test(wins: Tensor, losses: Tensor) -> float:

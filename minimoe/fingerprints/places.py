@@ -168,7 +168,7 @@ class Places:
     def _count_heads(self, layer: int) -> int:
         heads = self._said("heads", layer)
         if heads is None:
-            self._fail(f"model_type={self.model_type!r}: found no {SIZES['heads'][0]}, wanted a whole number")
+            self._fail(f"{SIZES['heads'][0]}=None: wanted a whole number, in model_type={self.model_type!r} too")
         return heads
 
     def _count_experts(self, layer: int) -> int:

@@ -331,6 +331,20 @@ def chance_of_repetition(num_experts: int, choices: int = 1) -> float:
     return 1 - comb(num_experts - choices, choices) / comb(num_experts, choices)
 
 
+def repetition_by_token(trace: RoutingTrace) -> np.ndarray:
+    """How often neighbours would have the same first choice if every token chose by itself, [L].
+
+    A token t draws its expert from s_t, the shares of the experts among all first choices for t in this trace. So this
+    is the mean of sum_i s_t(i) s_u(i) over the neighbours t, u of a document. A token that occurs once can only draw
+    what it has drawn, so rare tokens pull this level towards the count.
+    """
+    shares = vocabulary_specialization(trace, min_count=1, draws=0).value
+    place = np.searchsorted(frequent_tokens(trace, 1), trace.token_ids)
+    neighbours = np.diff(trace.documents) == 0
+    one, next_one = place[:-1][neighbours], place[1:][neighbours]
+    return (shares[:, one] * shares[:, next_one]).sum(-1).mean(-1)
+
+
 def matched_agreement(
     a: RoutingTrace, b: RoutingTrace, *, draws: int = 200, shuffles: int = 20, seed: int = 0
 ) -> Measured:

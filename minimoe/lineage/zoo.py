@@ -1,7 +1,7 @@
 """The zoo: models whose history is known, to test fingerprints on.
 
-The tree stands in tree.py. A member that was trained lies in data/zoo, or in the folder that `python -m
-workshop.build_zoo` fills: a complete Hugging Face folder in float16, with lineage.json beside it. The rounded weights
+The tree stands in tree.py. A member that was trained lies in data/zoo, or in the folder that `minimoe zoo
+build` fills: a complete Hugging Face folder in float16, with lineage.json beside it. The rounded weights
 are the member, and what its descendants start from. What needs no training is made from its parents whenever it is
 asked for.
 """
@@ -63,7 +63,7 @@ class Zoo:
         """A member in float32, made anew from its parents, without training."""
         member = _find(name)
         if member.recipe not in INSTANT:
-            command = f"python -m workshop.build_zoo {name}" + (f" --home {self.home}" if self.home != HOME else "")
+            command = f"minimoe zoo build {name}" + (f" --home {self.home}" if self.home != HOME else "")
             raise ValueError(f"{name}: not shipped, and not built in {self.home}; run `{command}` in a clone")
         return INSTANT[member.recipe](*map(self.load, member.parents), **member.options)
 

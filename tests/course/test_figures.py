@@ -56,9 +56,12 @@ def small_model() -> MoEForCausalLM:
     return model
 
 
-@pytest.mark.parametrize("name", figures.FIGURES)
+@pytest.mark.parametrize("name", [name for name in figures.FIGURES if name != "weights_and_behaviour"])  # takes long
 def test_shipped_figure(name):
-    """Its data are those that were committed, it has an alt text, and nothing is cut off."""
+    """Its data are those that were committed, it has an alt text, and nothing is cut off.
+
+    The one that is left out is held against its committed data in test_figures_relatives.py.
+    """
     drawn, data = figures.FIGURES[name]()
     wanted = (FIGURE_DATA / f"{name}.csv").read_text(encoding="utf-8")
     found = difference(figures.to_csv(data), wanted)
@@ -90,7 +93,7 @@ def test_make_writes_three_files_a_figure_and_the_same_bytes_again(tmp_path):
 
 
 def test_an_unknown_figure_is_refused_and_nothing_is_written(tmp_path):
-    with pytest.raises(ValueError, match=r"figure 'pie' is unknown: wanted one of .*token_map"):
+    with pytest.raises(ValueError, match=r"figure='pie': wanted one of .*token_map"):
         figures.make(["token_map", "pie"], tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -113,5 +113,5 @@ def test_flat_curves_are_marked_as_the_package_refuses_them():
 
 def test_what_cannot_be_drawn_is_refused():
     for arguments in ((2, 96, 4), (8, 1, 4), (8, 96, -1), (8, 96, 100)):
-        with pytest.raises(ValueError, match=r"layers=.*wanted at least 3, at least 2, 0 to below 100"):
+        with pytest.raises(ValueError, match=r"wanted at least 3|wanted at least 2|wanted 0 to below 100"):
             figures.random_strangers(*arguments)

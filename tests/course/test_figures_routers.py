@@ -10,15 +10,30 @@ from minimoe.course.figures import routers
 from minimoe.course.figures.routers import PLAYGROUND_ROUTERS, draw_changes, draw_routes
 from minimoe.course.shipped import real_text_model, route_text
 from minimoe.course.widgets import controls
-from minimoe.model import route_switch, route_topk
+from minimoe.model import route_expert_choice, route_switch, route_topk
 from minimoe.model.balance import apply_capacity
-from tests.course.test_figures import fits_its_page, small_model
+from tests.course.test_figures import fits_its_page
 
-TEXTS = (routers.TEXT, routers.EDITED)
+# Two texts of 16 tokens that differ in the last word, chosen among many because each router's habit shows in them.
+TEXTS = ("if the bank is full, open the bank", "if the bank is full, open the letter")
+ROUTERS = {
+    "top-2": lambda logits: route_topk(logits, 2),
+    "Switch with a capacity": lambda logits: apply_capacity(route_switch(logits), 2),
+    "top-2 with a capacity": lambda logits: apply_capacity(route_topk(logits, 2), 4),
+    "expert choice": lambda logits: route_expert_choice(logits, 4),
+}
+# The same with loops: the (token, expert) pairs that meet, of probabilities.
+LOOPS = {
+    "top-2": lambda p: {(t, e) for t, row in enumerate(p) for e in best(row, 2)},
+    "Switch with a capacity": lambda p: queue([best(row, 1) for row in p], 2),
+    "top-2 with a capacity": lambda p: queue([best(row, 2) for row in p], 4),
+    "expert choice": lambda p: favourites(p, 4),
+}
 
 
 def logits_of(text):
-    return route_text(text, real_text_model()).routers[2].logits
+    """Of layer 2, [16, 8]."""
+    return route_text(text, real_text_model())[1][2].logits
 
 
 def rows_of(data: dict, router: str) -> dict[tuple[int, int], tuple]:
@@ -50,71 +65,33 @@ def test_no_choice_is_a_near_tie():
     """Another CPU must not send a token elsewhere."""
     for text in TEXTS:
         logits = logits_of(text)
-        p, scores = logits.softmax(-1), logits.sigmoid()
-        biased = scores + routers._settled_bias(logits, 2, updates=1, rate=0.1)
-        choices = [(p, 1), (p, 2), (p[:, :4], 1), (p[:, 4:], 1), (p.T, 4), (scores, 2), (biased, 2)]
+        p = logits.softmax(-1)
+        choices = [(p, 1), (p, 2), (p.T, 4)]
         for values, k in choices:
             ordered = values.sort(dim=1, descending=True).values
             assert (ordered[:, k - 1] - ordered[:, k]).min() > 1e-3 * ordered.max() / 2
 
 
-def test_seven_routers_against_loops():
-    drawn, data = figures.seven_routers()
-    p = logits_of(routers.TEXT).double().softmax(-1).tolist()
-    tokens, experts = len(p), len(p[0])
-    top2 = {(t, e) for t, row in enumerate(p) for e in best(row, 2)}
-
-    found = rows_of(data, "softmax top-k")
-    assert set(found) == top2
-    assert all(weight == pytest.approx(p[t][e], abs=1e-5) for (t, e), (weight, _) in found.items())
-
-    found = rows_of(data, "top-k, then softmax")
-    assert set(found) == top2
-    for (t, e), (weight, _) in found.items():
-        assert weight == pytest.approx(p[t][e] / sum(p[t][x] for x in best(p[t], 2)), abs=1e-5)
-
-    found = rows_of(data, "Switch")
-    first = [best(row, 1) for row in p]
-    seated = queue(first, tokens // experts)
-    assert set(found) == {(t, e) for t, (e,) in enumerate(first)}
-    assert {pair for pair, (_, fate) in found.items() if fate == "kept"} == seated
-    for (t, e), (weight, _) in found.items():
-        assert weight == pytest.approx(p[t][e] if (t, e) in seated else 0, abs=1e-5)
-
-    assert set(rows_of(data, "expert choice")) == favourites(p, 2 * tokens // experts)
-
-    half = experts // 2
-    assert set(rows_of(data, "MoGE")) == {
-        (t, e) for t, row in enumerate(p) for e in (best(row[:half], 1)[0], half + best(row[half:], 1)[0])
-    }
-
-    ids = route_text(routers.TEXT, real_text_model()).input_ids.tolist()
-    found = rows_of(data, "hash")
-    assert len(found) == tokens
-    for (t, e), (u, f) in itertools.combinations(found, 2):
-        assert e == f or ids[t] != ids[u]
-
-    kept = {name: [key for key, row in rows_of(data, name).items() if row[1] == "kept"] for name in data["router"]}
-    for line, place, length in (("column", 0, tokens), ("row", 1, experts)):
+def test_routes_against_loops():
+    logits = logits_of(TEXTS[0])
+    p = logits.double().softmax(-1).tolist()
+    routes = {name: route(logits) for name, route in ROUTERS.items()}
+    drawn, data = draw_routes(["a"] * 16, routes, {"Switch with a capacity": route_switch(logits)})
+    kept = {}
+    for name, loop in LOOPS.items():
+        found = rows_of(data, name)
+        kept[name] = [pair for pair, (_, fate) in found.items() if fate == "kept"]
+        assert set(kept[name]) == loop(p)
+        for (t, e), (weight, fate) in found.items():
+            assert weight == pytest.approx(p[t][e] if fate == "kept" else 0, abs=1e-5)
+    chosen = rows_of(data, "Switch with a capacity")
+    assert set(chosen) == {(t, *best(row, 1)) for t, row in enumerate(p)}
+    for line, place, length in (("column", 0, 16), ("row", 1, 8)):
         counts = {
             name: [[pair[place] for pair in pairs].count(i) for i in range(length)] for name, pairs in kept.items()
         }
         even = [name for name, count in counts.items() if len(set(count)) == 1]
         assert f"As many cells in every {line}: {'; '.join(even)}." in drawn.get_label()
-
-
-def test_the_bias_chooses_and_does_not_weigh():
-    scores = logits_of(routers.TEXT).double().sigmoid().tolist()
-    load = [sum(e in best(row, 2) for row in scores) for e in range(len(scores[0]))]
-    mean = sum(load) / len(load)
-    step = [0.1 * ((mean > n) - (mean < n)) for n in load]
-    bias = [value - sum(step) / len(step) for value in step]
-    found = rows_of(figures.seven_routers()[1], "sigmoid + bias")
-    for t, row in enumerate(scores):
-        chosen = best([score + b for score, b in zip(row, bias, strict=True)], 2)
-        for e in chosen:
-            assert found[t, e][0] == pytest.approx(row[e] / sum(row[x] for x in chosen), abs=1e-5)
-    assert len(found) == 2 * len(scores)
 
 
 def test_a_grid_has_tokens_across_and_experts_down():
@@ -138,31 +115,13 @@ def test_a_grid_has_tokens_across_and_experts_down():
     assert "slots dropped 1, tokens with no expert 1" in drawn.get_label()
 
 
-def test_a_model_of_ones_own_is_drawn_in_one_line():
-    model = small_model()
-    _, data = figures.seven_routers("a b c d", layer=1, model=model)
-    logits = route_text("a b c d", model).routers[1].logits
-    assert set(rows_of(data, "softmax top-k")) == {
-        (t, e) for t, row in enumerate(logits.tolist()) for e in best(row, 2)
-    }
-    _, data = figures.leak_from_the_future("a b c", "a b d", layer=1, model=model)
-    assert set(data["router"]) == {"top-2", "Switch with a capacity", "top-2 with a capacity", "expert choice"}
-    with pytest.raises(ValueError, match="layer=2: wanted 0 to 1"):
-        figures.seven_routers("a b", model=model)
-
-
 def test_what_leaks_from_the_future():
-    _, data = figures.leak_from_the_future()
-    old, new = (logits_of(text).double().softmax(-1).tolist() for text in TEXTS)
-    tokens, experts = len(old), len(old[0])
-    earlier = next(t for t in range(tokens) if old[t] != pytest.approx(new[t], abs=1e-4))
-    rules = {
-        "top-2": lambda p: {(t, e) for t, row in enumerate(p) for e in best(row, 2)},
-        "Switch with a capacity": lambda p: queue([best(row, 1) for row in p], tokens // experts),
-        "top-2 with a capacity": lambda p: queue([best(row, 2) for row in p], 2 * tokens // experts),
-        "expert choice": lambda p: favourites(p, 2 * tokens // experts),
-    }
-    for name, rule in rules.items():
+    logits = [logits_of(text) for text in TEXTS]
+    before, after = ({name: route(each) for name, route in ROUTERS.items()} for each in logits)
+    old, new = (each.double().softmax(-1).tolist() for each in logits)
+    earlier = next(t for t in range(16) if old[t] != pytest.approx(new[t], abs=1e-4))
+    _, data = draw_changes(["a"] * 16, before, after, earlier)
+    for name, rule in LOOPS.items():
         found = rows_of(data, name)
         assert {pair for pair, (before, _) in found.items() if before} == rule(old)
         assert {pair for pair, (_, after) in found.items() if after} == rule(new)
@@ -238,10 +197,10 @@ def test_what_a_router_cannot_do_is_explained():
         ({"experts": 17}, "experts=17: wanted 2 to 16"),
         ({"experts": 4, "k": 5}, "k=5: wanted 1 to 4"),
         ({"temperature": 0.0}, "temperature=0.0: wanted more than 0"),
-        ({"router": "MoGE", "groups": 0}, "groups=0: MoGE"),
-        ({"router": "Switch"}, "k=2: Switch sends every token to one expert, wanted k=1"),
-        ({"router": "MoGE", "groups": 3}, "groups=3: MoGE .* wanted a divisor of both experts=8 and k=2"),
-        ({"router": "MoGE", "groups": 4}, "groups=4: MoGE .* wanted a divisor of both experts=8 and k=2"),
+        ({"router": "MoGE", "groups": 0}, "groups=0: wanted a divisor of experts=8 and k=2, as MoGE"),
+        ({"router": "Switch"}, "k=2: wanted 1, as Switch sends every token to one expert"),
+        ({"router": "MoGE", "groups": 3}, "groups=3: wanted a divisor of experts=8 and k=2"),
+        ({"router": "MoGE", "groups": 4}, "groups=4: wanted a divisor of experts=8 and k=2"),
     ):
         with pytest.raises(ValueError, match=message):
             figures.playground(**settings)
@@ -284,4 +243,4 @@ def test_each_control_changes_the_picture():
         assert picture.value != before
     assert "router MoGE (12 experts, k 6, temperature 2, capacity factor 2, 3 groups)" in picture.value
     panel[5].value = 4
-    assert picture.value.startswith("<p>groups=4: MoGE")
+    assert picture.value.startswith("<p>groups=4: wanted a divisor")

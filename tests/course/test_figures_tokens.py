@@ -40,9 +40,9 @@ def numbers(axes):
 
 
 def test_the_routing_of_a_text_is_that_of_the_model(model):
-    routed = route_text(TEXT, model)
-    assert "".join(routed.tokens) == TEXT
-    for router, wanted in zip(routed.routers, scores(model, TEXT), strict=True):
+    tokens, routers = route_text(TEXT, model)
+    assert "".join(tokens) == TEXT
+    for router, wanted in zip(routers, scores(model, TEXT), strict=True):
         torch.testing.assert_close(router.scores, wanted, rtol=1e-4, atol=1e-5)
         assert first_choices(router)[0] == wanted.argmax(-1).tolist()
 
@@ -118,7 +118,7 @@ def test_what_cannot_be_drawn_is_refused(model):
             figures.token_map(text)
     with pytest.raises(ValueError, match="layer=2: wanted 0 to 1"):
         figures.token_map("a", layer=2, model=model)
-    with pytest.raises(ValueError, match="tokenizer_json is None: wanted a model with a tokenizer"):
+    with pytest.raises(ValueError, match="tokenizer_json=None: wanted a tokenizer"):
         figures.token_map("a", model=MoEForCausalLM(model.config))
 
 

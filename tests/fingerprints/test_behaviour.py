@@ -1,5 +1,6 @@
 """What models do is read rightly, no gauge changes it, p-values keep to their nulls, and likeness is not descent."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from minimoe.fingerprints.behaviour import (
     behaviour,
     hidden_cka,
     holm,
+    moved_probability,
+    predictions,
     routing_agreement,
     sign_test,
     token_agreement,
@@ -218,3 +221,15 @@ def test_refusals(tmp_path):
         parameter.data.zero_()
     assert "chooses the same token after every prompt" in token_agreement(weights(mixture), weights(model)).refused
     assert "hidden states of a layer are all 0" in hidden_cka(weights(mixture), weights(model)).refused
+
+
+# --- how much probability moves ---------------------------------------------------------------------------
+
+
+def test_moved_probability_is_what_must_be_moved():
+    ids, models = torch.arange(12).view(2, 6), (random_model(seed).float() for seed in (0, 1))
+    ours, theirs = (predictions(each, ids) for each in models)
+    pairs = zip(ours.flatten(0, 1), theirs.flatten(0, 1), strict=True)
+    wanted = np.mean([(x - y).clamp(min=0).sum().item() for x, y in pairs])
+    assert moved_probability(ours, theirs) == pytest.approx(wanted, abs=1e-5)
+    assert moved_probability(ours, ours) == 0

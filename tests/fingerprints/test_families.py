@@ -20,6 +20,7 @@ from transformers.modeling_utils import AttentionInterface
 from minimoe.fingerprints.compare import compare
 from minimoe.fingerprints.verdict import CANNOT_TELL, NO_EVIDENCE, SAME, SHARED
 from minimoe.fingerprints.weights import open_weights
+from tests.rounding import assert_near
 
 VOCABULARY = 160
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -177,7 +178,7 @@ def folders(tmp_path_factory) -> Callable[[str], Folders]:
             with torch.no_grad():
                 logits = changed(ids).logits
                 renumber(changed, family)
-                torch.testing.assert_close(changed(ids).logits, logits, rtol=1e-3, atol=1e-4)
+                assert_near(changed(ids).logits, logits)
                 renumbered = save(changed, root / "renumbered")
                 changed = random_model(family, 0)
                 tune(changed)
@@ -268,7 +269,7 @@ def test_queries_keys_and_values_of_bloom(folders):
         parts = attention._reshape(attention.query_key_value(x))
     for role, found in zip("qkv", parts, strict=True):
         wanted = weights.get(role, 1) @ x[0, 0] + weights.get(f"{role}_bias", 1)
-        torch.testing.assert_close(found.flatten(), wanted)
+        assert_near(found.flatten(), wanted)
 
 
 ACTIVATIONS = ("act_fn", "act", "activation_fn")
@@ -286,7 +287,7 @@ def test_mlps_are_those_of_transformers(family, folders):
     with torch.no_grad():
         inner = weights.get("up", 0) @ x
         inner = activation(weights.get("gate", 0) @ x) * inner if weights.has("gate", 0) else activation(inner)
-        torch.testing.assert_close(mlp(x[None, None])[0, 0], weights.get("down", 0) @ inner, rtol=1e-4, atol=1e-5)
+        assert_near(mlp(x[None, None])[0, 0], weights.get("down", 0) @ inner)
 
 
 @pytest.mark.parametrize(
@@ -302,7 +303,7 @@ def test_experts_are_those_of_transformers(family, folders):
         inner = (up + 1) * gate * torch.sigmoid(1.702 * gate) if family == "gpt_oss" else F.silu(gate) * up
         with torch.no_grad():
             found = experts(x[None], torch.tensor([[expert]]), torch.ones(1, 1))[0]
-        torch.testing.assert_close(found, weights.get("down", 1)[expert] @ inner, rtol=1e-4, atol=1e-5)
+        assert_near(found, weights.get("down", 1)[expert] @ inner)
 
 
 def test_experts_of_llama_4(folders):
@@ -311,4 +312,4 @@ def test_experts_of_llama_4(folders):
     gate, up = (torch.einsum("eih,eh->ei", weights.get(role, 1), x) for role in ("gate", "up"))
     wanted = torch.einsum("ehi,ei->eh", weights.get("down", 1), F.silu(gate) * up)
     with torch.no_grad():
-        torch.testing.assert_close(model.model.layers[1].feed_forward.experts(x), wanted, rtol=1e-4, atol=1e-5)
+        assert_near(model.model.layers[1].feed_forward.experts(x), wanted)

@@ -384,6 +384,18 @@ def test_imbalance_is_not_locality():
     assert found.low < found.null < found.high
 
 
+def test_repetition_by_token_is_that_of_tokens_that_draw_from_their_own_choices():
+    trace = planted("nothing")
+    drawn = {token: np.bincount(trace.indices[0, trace.token_ids == token, 0], minlength=8) for token in range(16)}
+    shares = {token: counts / counts.sum() for token, counts in drawn.items()}
+    pairs = [(i, i + 1) for i in range(len(trace.token_ids) - 1) if trace.documents[i] == trace.documents[i + 1]]
+    wanted = np.mean([shares[trace.token_ids[i]] @ shares[trace.token_ids[j]] for i, j in pairs])
+    assert metrics.repetition_by_token(trace) == pytest.approx([wanted])
+    table = planted("token")
+    assert metrics.repetition_by_token(table) == pytest.approx(metrics.repetition(table, **FEW).value)
+    assert metrics.repetition_by_token(planted("document")) < 0.3 < metrics.repetition(planted("document"), **FEW).value
+
+
 def test_chance_of_repetition():
     assert metrics.chance_of_repetition(8) == pytest.approx(1 / 8)
     assert metrics.chance_of_repetition(8, 2) == pytest.approx(1 - (6 / 8) * (5 / 7)) == pytest.approx(0.464, abs=5e-4)

@@ -165,14 +165,14 @@ def test_what_needs_no_training_is_made_again_every_time_to_the_same_bits(zoo):
 def test_what_is_missing_is_named_with_the_command_that_makes_it(zoo):
     assert zoo.has("alder-noisy") and not zoo.has("alder-noisy-trained") and not zoo.has("alder-noisy-trained-gauged")
     for name in ("alder-noisy-trained", "alder-noisy-trained-gauged"):
-        command = re.escape(f"run `python -m workshop.build_zoo alder-noisy-trained --home {zoo.home}` in a clone")
+        command = re.escape(f"run `minimoe zoo build alder-noisy-trained --home {zoo.home}` in a clone")
         with pytest.raises(ValueError, match=f"alder-noisy-trained: not shipped, and not built.*{command}"):
             zoo.load(name)
 
 
 def test_the_command_is_plain_where_the_home_is_the_usual_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    command = "python -m workshop.build_zoo stranger-02"
+    command = "minimoe zoo build stranger-02"
     with pytest.raises(ValueError, match=f"not built in runs/zoo; run `{command}` in a clone$"):
         Zoo().load("stranger-02")
     assert Zoo().home == cli.HOME

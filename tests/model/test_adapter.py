@@ -12,6 +12,7 @@ from minimoe.model import MoEForCausalLM
 from minimoe.model.checkpoint import CheckpointError
 from minimoe.model.opening import open_checkpoint
 from tests.model.test_checkpoint import IDS, small_model
+from tests.rounding import assert_near
 
 Q, DOWN, EMBEDDING = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj", "model.embed_tokens"
 SETTINGS = {"peft_type": "LORA", "r": 3, "lora_alpha": 12, "base_model_name_or_path": "someone/base", "use_dora": False}
@@ -60,10 +61,10 @@ def assert_reads(folder: Path, wanted: dict[str, torch.Tensor]) -> None:
     assert set(found) == set(wanted)
     for name, tensor in wanted.items():
         assert found.shape(name) == tuple(tensor.shape)
-        torch.testing.assert_close(found[name], tensor.float(), rtol=1e-5, atol=1e-6)
+        assert_near(found[name], tensor.float())
         for size in (5, 37):
             pieces = torch.cat([piece.clone() for piece in found.pieces(name, size)])
-            torch.testing.assert_close(pieces, found[name].flatten(), rtol=1e-5, atol=1e-6)
+            assert_near(pieces, found[name].flatten())
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_the_sum_is_run(base, tmp_path):
     wanted = changed(base, 4, 4)
     model.load_state_dict(wanted)
     found = MoEForCausalLM.from_pretrained(write(tmp_path / "adapter", PARTS))
-    torch.testing.assert_close(found(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-5)
+    assert_near(found(IDS).logits, model(IDS).logits)
 
 
 def test_a_base_in_half_precision_is_added_to_in_float32(base, tmp_path):
@@ -95,7 +96,7 @@ def test_a_base_in_half_precision_is_added_to_in_float32(base, tmp_path):
     half = {name: tensor.bfloat16() for name, tensor in base.items()}
     wanted = {name: tensor.float() for name, tensor in half.items()}
     found = open_checkpoint(write(tmp_path / "adapter", PARTS))
-    torch.testing.assert_close(found[f"{Q}.weight"], changed(wanted, 4, 4)[f"{Q}.weight"], rtol=1e-5, atol=1e-6)
+    assert_near(found[f"{Q}.weight"], changed(wanted, 4, 4)[f"{Q}.weight"])
     assert found["model.norm.weight"].dtype == torch.bfloat16 and found.dtype == torch.float32
 
 

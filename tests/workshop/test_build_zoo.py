@@ -172,7 +172,7 @@ def test_mistakes_get_one_line(tmp_path, capsys):
     for arguments, message in [
         (["alder-int8", "alter"], "'alter': not in the zoo"),
         (["--verify", "alter"], "'alter': not in the zoo"),
-        (["--verify", "stranger-02"], "run `python -m workshop.build_zoo stranger-02 --home"),
+        (["--verify", "stranger-02"], "run `minimoe zoo build stranger-02 --home"),
     ]:
         fails([*arguments, "--home", str(home)], message, capsys)
     assert not home.exists()

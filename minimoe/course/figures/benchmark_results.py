@@ -119,9 +119,9 @@ def framed_strangers(scores: Rows) -> Drawing:
     return drawn, columns(("frame", "method", "score"), rows), alt
 
 
-def draw_strip(axes: Axes, values: list[float], height: float, colour: str, spread: float = 0.25) -> None:
+def draw_strip(axes: Axes, values: list[float], height: float, colour: str) -> None:
     """A dot for each value, one beside the other around a height."""
-    heights = height + np.linspace(-spread, spread, len(values))
+    heights = height + np.linspace(-0.25, 0.25, len(values))
     axes.plot(values, heights, "o", markersize=3, color=colour, markeredgecolor=INK, markeredgewidth=0.3)
 
 
@@ -166,7 +166,8 @@ def p_values_by_promise(scores: Rows, p_values: Rows, calibration: Rows) -> Draw
             found = scores_of(strangers_of(scores), column)
         promises.setdefault(row["p_value"], {})[test] = sorted(found)
     rows, small = [], []
-    drawn, panels = new_panels(3.7, 1, len(promises), sharey=True)
+    xlabel = "p-value (beside each name, the number of tests)"
+    drawn, panels = new_panels(3.7, 1, len(promises), sharey=True, xlabel=xlabel)
     for axes, (promise, tests) in zip(panels, promises.items(), strict=True):
         axes.plot([LEAST_P, 1], [LEAST_P, 1], color=QUIET, linewidth=1)
         for style, (test, found) in zip(SERIES, tests.items(), strict=False):
@@ -175,7 +176,7 @@ def p_values_by_promise(scores: Rows, p_values: Rows, calibration: Rows) -> Draw
             axes.step(np.maximum(found, LEAST_P), shares, where="post", label=label, **style | {"marker": ""})
             rows += [(promise, test, *step) for step in zip(found, shares, strict=True)]
             small.append(f"{test.replace('_', ' ')} ({promise}) {np.mean(np.array(found) <= 0.05):.0%}")
-        axes.set(title=promise, xscale="log", yscale="log", xlim=(LEAST_P, 1), ylim=(LEAST_P, 8), xlabel="p-value")
+        axes.set(title=promise, xscale="log", yscale="log", xlim=(LEAST_P, 1), ylim=(LEAST_P, 8))
         axes.set_yticks([1e-3, 1e-2, 1e-1, 1])
         axes.legend(loc="upper left", fontsize=8)
     panels[0].set_ylabel("share of strangers up to it")
@@ -281,7 +282,10 @@ def gauge_map(scores: Rows, model: str = "alder") -> Drawing:
     """
     rows = [row for row in scores if row["use"] == "invariance" and row["a"] == model]
     tables = {"": {row["kind"]: [row[method] for method in METHODS] for row in rows}}
-    return _draw_tables("Score of a model with its rewritten copy", ("gauge", "method", "score"), tables, METHODS)
+    title = "Score of a model with its rewritten copy"
+    drawn, data, alt = _draw_tables(title, ("gauge", "method", "score"), tables, METHODS)
+    drawn.supxlabel("empty: the method refuses")
+    return drawn, data, alt
 
 
 def _draw_tables(

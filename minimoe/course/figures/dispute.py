@@ -23,7 +23,8 @@ from minimoe.course.shipped import zoo_weights
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES
 from minimoe.fingerprints.norm_profile import read_norms
 from minimoe.fingerprints.weights import Weights
-from minimoe.fingerprints.zoo_scores import Rows, scores, scores_of
+from minimoe.fingerprints.zoo_scores import Rows, scores, scores_of, strangers_of
+from minimoe.model.config import require
 
 NEAR = 0.025  # a score is "about" the claimed one when it is no further from it
 READINGS = {
@@ -78,11 +79,9 @@ def chance(kind: str, layers: int, *, draws: int = 4000, trend: float = 0.9, see
             depth, which is the share `trend` of the variance; the rest is drawn for each layer and curve.
         layers: of both models.
 
-    Raises:
-        ValueError: there is no such kind.
+    Raises ValueError where there is no such kind.
     """
-    if kind not in CHANCE:
-        raise ValueError(f"kind={kind!r}: wanted one of {', '.join(CHANCE)}")
+    require(kind in CHANCE, "kind", kind, f"one of {', '.join(CHANCE)}")
     curves = np.random.default_rng(seed).standard_normal((2, draws, 1 if kind == "wandering" else 4, layers))
     if kind == "wandering":
         curves = curves.cumsum(-1)
@@ -100,14 +99,15 @@ def chance_by_depth(trend: float = 0.9, depths: Sequence[int] = (4, 8, 16, 32, 4
     the claimed value or above).
     """
     rows, parts = [], []
-    drawn, panels = new_panels(3.6, 1, len(CHANCE), sharey=True)
+    xlabel = f"layers (dashed: the claimed {CLAIMED}; band: 95 % of the draws)"
+    drawn, panels = new_panels(3.6, 1, len(CHANCE), sharey=True, xlabel=xlabel)
     for axes, kind, style in zip(panels, CHANCE, SERIES, strict=False):
         found = [chance(kind, layers, trend=trend) for layers in depths]
         low, median, high = np.quantile(found, (0.025, 0.5, 0.975), axis=1)
         axes.fill_between(range(len(depths)), low, high, color=style["color"], alpha=0.25, linewidth=0)
         axes.plot(median, **style)
         axes.axhline(CLAIMED, color=INK, linestyle="--", linewidth=1)
-        axes.set(title=kind, xlabel="layers", xticks=range(len(depths)), xticklabels=depths)
+        axes.set(title=kind, xticks=range(len(depths)), xticklabels=depths)
         shares = np.mean(np.array(found) >= CLAIMED, axis=1)
         rows += [(kind, *row) for row in zip(depths, low, median, high, shares, strict=True)]
         parts.append(f"{kind}: median {median[-1]:.2f}, {shares[-1]:.1%} at {CLAIMED} or above")
@@ -150,11 +150,9 @@ def likelihood_ratio(related: np.ndarray, background: np.ndarray, reading: str =
         lowest, estimate, highest; the ends come from the two exact 95 % intervals, which take pairs to be independent.
         Infinite, where the background has no such pair.
 
-    Raises:
-        ValueError: there is no such reading.
+    Raises ValueError where there is no such reading.
     """
-    if reading not in READINGS:
-        raise ValueError(f"reading={reading!r}: wanted one of {', '.join(READINGS)}")
+    require(reading in READINGS, "reading", reading, f"one of {', '.join(READINGS)}")
     hits = [READINGS[reading](found) for found in (related, background)]
     share, usual = (float(found.mean()) for found in hits)
     (low, high), (least, most) = (binomtest(int(found.sum()), len(found)).proportion_ci() for found in hits)
@@ -213,14 +211,10 @@ def belief(
 
     Data: background, prior, low, belief, high: the range comes from that of the likelihood ratio. Where no pair of the
     background has the value, belief is empty: few pairs that lack it are no estimate.
-
-    Raises:
-        ValueError: `prior` is not between 0 and 1, or there is no such background or reading.
+    Raises ValueError where `prior` is not between 0 and 1, or there is no such background or reading.
     """
-    if not 0 < prior < 1:
-        raise ValueError(f"prior={prior}: wanted a probability between 0 and 1, without the ends")
-    if background not in backgrounds:
-        raise ValueError(f"background={background!r}: wanted one of {', '.join(backgrounds)}")
+    require(0 < prior < 1, "prior", prior, "a probability between 0 and 1, without the ends")
+    require(background in backgrounds, "background", background, f"one of {', '.join(backgrounds)}")
     rows = []
     drawn, (axes,) = new_panels(0.42 * len(backgrounds) + 1.2, title=f"The score is {reading}")
     for height, (name, found) in enumerate(backgrounds.items()):
@@ -253,11 +247,10 @@ def in_words(low: float, high: float) -> str:
 def situations() -> dict[str, Rows]:
     """Pairs of the zoo by what is true of their weights, a mixture and a dense model unless there is no such pair."""
     pairs = {use: [row for row in scores() if row["use"] == use] for use in ("positive", "twins", "student")}
-    strangers = [row for row in scores() if row["use"] in ("calibration", "evaluation")]
     return {
         "reused, then trained": [row for row in pairs["positive"] if row["kind"].endswith("-trained")],
         "reused, trained, rewritten": [row for row in pairs["positive"] if row["kind"].endswith("-trained-gauged")],
-        "independent": [row for row in strangers if row["shapes"] == "dense, mixture, equal depths"],
+        "independent": [row for row in strangers_of(scores()) if row["shapes"] == "dense, mixture, equal depths"],
         "same first weights only": pairs["twins"],
         "taught by the other": pairs["student"],
     }
@@ -277,8 +270,8 @@ def if_measured(situations: Mapping[str, Rows], methods: Sequence[str] = METHODS
         low, median, high = ([end(values) for values in found.values()] for end in (min, np.median, max))
         axes.hlines(heights, low, high, color=style["color"], linewidth=1.5)
         axes.plot(median, heights, style["marker"], color=style["color"], ms=4.5, label=situation)
-        pairs = [len(values) for values in found.values()]
-        rows += [(method, situation, *row) for method, *row in zip(found, pairs, low, median, high, strict=True)]
+        counts = map(len, found.values())
+        rows += [(method, situation, *row) for method, *row in zip(found, counts, low, median, high, strict=True)]
     for line in range(len(methods) - 1):
         axes.axhline(line + 0.5, color=PALE, linewidth=0.8)
     label_rows(axes, [method.replace("_", " ") for method in methods])
@@ -293,12 +286,9 @@ def if_measured(situations: Mapping[str, Rows], methods: Sequence[str] = METHODS
 
 def separating(situations: Mapping[str, Rows], situation: str, methods: Sequence[str] = METHODS) -> list[str]:
     """The methods whose lowest score in a situation is above every pair of the situation "independent"."""
-    found, usual = situations[situation], situations.get("independent", [])
-    return [
-        method
-        for method in methods
-        if min(scores_of(found, method), default=-np.inf) > max(scores_of(usual, method), default=np.inf)
-    ]
+    pairs = situations[situation], situations.get("independent", [])
+    scores = {method: [scores_of(rows, method) for rows in pairs] for method in methods}
+    return [method for method, (found, usual) in scores.items() if found and usual and min(found) > max(usual)]
 
 
 Similarities = dict[str, dict[str, dict[str, float]]]  # group -> pair -> statistic -> value
@@ -335,16 +325,10 @@ def norms_of_strangers(similarities: Similarities) -> Drawing:
     rows = [(pair, *item) for pairs in similarities.values() for pair, found in pairs.items() for item in found.items()]
     statistics = list(dict.fromkeys(statistic for _, statistic, _ in rows))
     drawn, (axes,) = new_panels(3.2)
-    looks = (
-        {"marker": "o", "color": PALE, "markeredgecolor": INK},
-        {"marker": "s", "color": MAIN},
-        {"marker": "D", "color": SERIES[1]["color"]},
-    )
-    for offset, ((label, pairs), look) in enumerate(zip(similarities.items(), looks, strict=False), -1):
-        points = [
-            (value, statistics.index(of) + 0.2 * offset) for found in pairs.values() for of, value in found.items()
-        ]
-        axes.plot(*zip(*points, strict=True), linestyle="", markersize=7, label=label, **look)
+    for offset, ((label, pairs), style) in enumerate(zip(similarities.items(), SERIES, strict=False), -1):
+        found = [item for of_pair in pairs.values() for item in of_pair.items()]
+        heights = [statistics.index(statistic) + 0.2 * offset for statistic, _ in found]
+        axes.plot([value for _, value in found], heights, label=label, **style | {"linestyle": "", "fillstyle": "none"})
     label_rows(axes, statistics)
     axes.set(xlim=(-0.15, 1.05), xlabel="similarity of norm weights")
     axes.axvline(0, color=QUIET, linewidth=0.8)

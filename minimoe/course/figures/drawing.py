@@ -59,6 +59,15 @@ def label_rows(axes: Axes, labels: Sequence[Any], margin: float = 0.5, **look: A
     axes.set_ylim(len(labels) - 1 + margin, -margin)
 
 
+def label_right(axes: Axes, heights: Sequence[float] | ndarray, labels: Sequence[str], title: str = "") -> Axes:
+    """Numbers beside the right edge of a panel, and what they are; returns the axis that holds them."""
+    right = axes.secondary_yaxis("right")
+    right.set_yticks(heights, labels)
+    right.tick_params(length=0)
+    right.set(frame_on=False, ylabel=title)
+    return right
+
+
 def heatmap(
     axes: Axes,
     values: ndarray,
@@ -111,9 +120,3 @@ def note(axes: Axes, text: str, place: tuple[float, float], points: float) -> No
 def span(values: Sequence[float] | ndarray, digits: int = 2) -> str:
     """The smallest and the largest in words, as "0.10 to 0.25"; one number where both read alike."""
     return " to ".join(dict.fromkeys(f"{end:.{digits}f}" for end in (np.min(values), np.max(values))))
-
-
-def check_layer(layer: int, layers: int) -> None:
-    """Raise a ValueError where a model of so many layers has no such layer."""
-    if layer not in range(layers):
-        raise ValueError(f"layer={layer}: wanted 0 to {layers - 1}")

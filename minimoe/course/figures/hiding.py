@@ -22,6 +22,7 @@ from minimoe.lineage.frame import frame_std_profile
 from minimoe.lineage.gauge import GAUGES, fold_norms, obstacle
 from minimoe.lineage.zoo import Zoo
 from minimoe.model import MoEForCausalLM
+from minimoe.model.config import require
 from minimoe.training.tokenizer import VOCAB_SIZE
 
 # Fast enough to be redrawn while somebody waits: first those that read coordinates, then those that see through them.
@@ -80,9 +81,7 @@ def gauge_bench(
 
     Data: method, score (empty where the method refuses), highest_stranger (of the zoo's for calibration); the last row
     is the largest difference of a logit.
-
-    Raises:
-        ValueError: there is no such gauge; `amount` is below 0.
+    Raises ValueError where there is no such gauge, or `amount` is below 0.
     """
     if model is None:
         name = next(name for name in SUBJECTS if obstacle(gauge, load_double(name).config) is None)
@@ -146,12 +145,9 @@ def frame_bench(
     Models are in float64; `names` are theirs. Data: role, layer, and the standard deviation there as a z-score over
     the layers: of the stranger, of the other, and of the stranger framed. The last row is the std profile's score of
     stranger and framed stranger with the other.
-
-    Raises:
-        ValueError: `degree` is not between 0 and 1.
+    Raises ValueError where `degree` is not between 0 and 1.
     """
-    if not 0 <= degree <= 1:
-        raise ValueError(f"degree={degree}: wanted 0 to 1")
+    require(0 <= degree <= 1, "degree", degree, "0 to 1")
     own, goal = open_weights(stranger), open_weights(imitated)
     start, end = read_std_profile(own), read_std_profile(goal)
     framed = frame_std_profile(stranger, {role: start[role] ** (1 - degree) * end[role] ** degree for role in start})

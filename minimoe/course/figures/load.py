@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,9 @@ import torch
 from torch import Tensor
 
 from minimoe.course.cost import place_experts
-from minimoe.course.figures.drawing import heatmap, new_panels, note, span
+from minimoe.course.figures.drawing import heatmap, label_right, new_panels, note, span
 from minimoe.course.figures.register import Drawing, cell_columns, columns, figure
-from minimoe.course.runs import Table, read_run, where
+from minimoe.course.runs import Table, read_runs, where
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, expert_colour
 from minimoe.model import RouterOutput, route_topk
 from minimoe.model.balance import expert_load, load_balancing_loss
@@ -66,11 +67,10 @@ def _starving(shares: Tensor) -> float:
     return (shares * shares.shape[-1] < STARVING).double().mean().item()
 
 
-def collapsed_routers(number: int, tokens: int = 6) -> list[RouterOutput]:
-    """`number` routers over as many experts, K = 1: router i sends each of its `tokens` tokens to expert i, with a
-    probability close to 1."""
-    certain = 8.0 * torch.eye(number, dtype=torch.float64)
-    return [route_topk(row.repeat(tokens, 1), 1) for row in certain]
+def collapsed_routers(number: int) -> list[RouterOutput]:
+    """`number` routers over as many experts, K = 1: router i sends each of six tokens to expert i, with a probability
+    close to 1."""
+    return [route_topk(row.repeat(6, 1), 1) for row in 8.0 * torch.eye(number, dtype=torch.float64)]
 
 
 @figure(routers=lambda: {"layer": collapsed_routers(2), "sequence": collapsed_routers(4)})
@@ -95,27 +95,18 @@ def hidden_by_averaging(routers: Mapping[str, Sequence[RouterOutput]]) -> Drawin
         heatmap(axes, shares, "g", rows=names, size=11)
         axes.axhline(len(outputs) - 0.5, color="white", linewidth=5)
         axes.set(title=f"{len(outputs)} {kind}s and their average", xlabel="expert", ylabel=kind)
-        right = axes.secondary_yaxis("right")
-        right.set_yticks(range(len(losses)), [f"{loss:.1f}" for loss in losses])
-        right.tick_params(length=0)
-        right.set(frame_on=False, ylabel="balance loss")
+        label_right(axes, range(len(losses)), [f"{loss:.1f}" for loss in losses], "balance loss")
         rows += [(kind, names[row], expert, share, losses[row]) for (row, expert), share in np.ndenumerate(shares)]
-        findings.append(
-            f"{len(outputs)} {kind}s have a balance loss of {span(losses[:-1], 1)}, their average {losses[-1]:.1f}"
-        )
+        of_each = f"{len(outputs)} {kind}s have a balance loss of {span(losses[:-1], 1)}"
+        findings.append(f"{of_each}, their average {losses[-1]:.1f}")
     alt = f"Tables of the share of tokens that each expert gets. {'; '.join(findings)}."
     return drawn, columns(("kind", "row", "expert", "share", "loss"), rows), alt
 
 
-BALANCED_BY = {"balance-none": "nothing", "moe": "the loss", "balance-bias": "the bias"}  # experiments of data/runs
+BALANCED_BY = {"nothing": "balance-none", "the loss": "moe", "the bias": "balance-bias"}  # experiments of data/runs
 
 
-def balanced_runs() -> dict[str, tuple[Table, Table]]:
-    """The tables "train" and "final" of the shipped runs that differ in what balances them."""
-    return {name: (read_run(run, "train"), read_run(run, "final")) for run, name in BALANCED_BY.items()}
-
-
-@figure(runs=balanced_runs)
+@figure(runs=partial(read_runs, BALANCED_BY, "train", "final"))
 def price_of_balance(runs: Mapping[str, tuple[Table, Table]]) -> Drawing:
     """How uneven the load is at the end of training, and the held-out loss: without balancing, by a loss, by a bias.
 
@@ -134,9 +125,9 @@ def price_of_balance(runs: Mapping[str, tuple[Table, Table]]) -> Drawing:
     for axes, (name, title) in zip(panels, titles.items(), strict=True):
         for seed, values, style in zip(seeds, by_run[name].T, SERIES, strict=False):
             axes.plot([run.replace(" ", "\n") for run in runs], values, label=f"seed {seed}", **style)
-        uneven = {"ylim": (0, 2), "yticks": [0, 0.5, 1, 1.5, 2], "ylabel": "MaxVio (0: balanced)"}
-        axes.set(title=title, xlabel="balanced by", xmargin=0.15, **uneven if name != "nats" else {})
-    panels[2].set_ylabel("nats per token")
+        axes.set(title=title, xlabel="balanced by", ylabel="nats per token", xmargin=0.15)
+    for axes in panels[:2]:
+        axes.set(ylabel="MaxVio (0: balanced)", ylim=(0, 2), yticks=[0, 0.5, 1, 1.5, 2])
     panels[1].legend(loc="upper right", handlelength=1.8)
     parts = [
         f"balanced by {name}, MaxVio is {span(violation)} in one step and {span(together)} over 100 steps, "
@@ -167,10 +158,7 @@ def device_simulator(experts: int = 64, k: int = 8, devices: int = 8, skew: floa
     """Top-k against MoGE with experts on devices: who works how long, and how much probability the choice keeps.
 
     Data: rule, what ("work of device", "time at skew", "probability kept at skew"), x (the device, or the skew), value
-    (work and time in units of perfect balance).
-
-    Raises:
-        ValueError: as `place_experts`.
+    (work and time in units of perfect balance). Raises what `place_experts` raises.
     """
     here = place_experts(experts, k, devices, skew, tokens)
     by_skew = [place_experts(experts, k, devices, each, tokens) for each in SKEWS]
@@ -188,21 +176,16 @@ def device_simulator(experts: int = 64, k: int = 8, devices: int = 8, skew: floa
         times, kept = zip(*((each[rule].time, each[rule].kept) for each in by_skew), strict=True)
         below_left.plot(SKEWS, times, label=rule, **style)
         below_right.plot(SKEWS, kept, **style)
-        points = {"work of device": enumerate(placed.work.sum(-1).tolist())}
-        points |= {
-            "time at skew": zip(SKEWS, times, strict=True),
-            "probability kept at skew": zip(SKEWS, kept, strict=True),
-        }
-        rows += [(rule, what, float(x), value) for what, of_rule in points.items() for x, value in of_rule]
+        rows += [(rule, "work of device", float(device), of_device) for device, of_device in enumerate(work.sum(1))]
+        rows += [(rule, "time at skew", *point) for point in zip(SKEWS, times, strict=True)]
+        rows += [(rule, "probability kept at skew", *point) for point in zip(SKEWS, kept, strict=True)]
     bars[0].set_ylabel("work (1: perfect balance)")
     for axes in (below_left, below_right):
         axes.axvline(skew, color=QUIET, linestyle=":", linewidth=1)
-        axes.set_xlabel("skew of the experts' popularity")
-    slowest = max(each["top-k"].time for each in by_skew)
-    below_left.set(
-        title="The slowest device sets the time", ylabel="time (1: perfect balance)", ylim=(0, 1.1 * slowest)
-    )
-    below_right.set(title=f"MoGE keeps {lost:.0%} less", ylabel="probability of the chosen", ylim=(0, 1))
+        axes.set(xlabel="skew of the experts' popularity", ylim=(0, 1))
+    below_left.set(title="The slowest device sets the time", ylabel="time (1: perfect balance)")
+    below_left.set_ylim(0, 1.1 * max(each["top-k"].time for each in by_skew))
+    below_right.set(title=f"MoGE keeps {lost:.0%} less", ylabel="probability of the chosen")
     below_left.legend()
     alt = f"""{tokens} tokens, {k} of {experts} experts each, on {devices} devices, skew {skew:g}. With top-k the
         slowest device needs {here["top-k"].time:.2f} times as long as in perfect balance, with MoGE

@@ -20,6 +20,7 @@ from minimoe.course.shipped import zoo_weights
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES
 from minimoe.fingerprints.result import Features
 from minimoe.fingerprints.std_profile import ATTENTION, LEAST_SPREAD, compare_std_profiles, read_std_profile
+from minimoe.model.config import require
 
 MODELS = 26  # as many as the zoo has roots of one shape: 325 pairs
 BINS = np.linspace(-1, 1, 41)  # of a score
@@ -92,16 +93,17 @@ def strangers_over_training(trainings: Mapping[str, Table]) -> Drawing:
                 found.append((strangers, *pair, step, result.score, spread))
         rows += found
         scores, spreads = np.reshape([row[-2:] for row in found], (-1, len(steps), 2)).transpose(2, 0, 1)
-        axes.plot(steps, scores.T, color=QUIET, linewidth=0.8)
-        axes.plot(steps, scores.mean(0), **SERIES[0], linewidth=2.2)
+        axes.plot(steps, scores.T, color=QUIET, linewidth=0.8, label=["each pair", *[""] * (len(scores) - 1)])
+        axes.plot(steps, scores.mean(0), **SERIES[0], linewidth=2.2, label="mean")
         flat = spreads < LEAST_SPREAD
-        axes.plot(np.broadcast_to(steps, flat.shape)[flat], scores[flat], "x", color=INK)
-        axes.axhline(CLAIMED, **CLAIM_LINE)
+        axes.plot(np.broadcast_to(steps, flat.shape)[flat], scores[flat], "x", color=INK, label="too flat to read")
+        axes.axhline(CLAIMED, **CLAIM_LINE, label=f"claimed: {CLAIMED}")
         axes.set(title=_TITLES.get(strangers, strangers), xlabel="training steps")
         axes.set_xticks([0, steps[-1] // 2, steps[-1]])
         begin, *_, end = scores.mean(0)
         ends.append(f"{strangers}, mean {begin:.2f} at the beginning and {end:.2f} at the end")
     panels[0].set(ylabel="score of two strangers", ylim=(None, 1.05))
+    drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     alt = f"""Panels with the scores of pairs of strangers over training, and a dashed line at {CLAIMED}.
         {"; ".join(ends)}. Crosses mark pairs with a curve that is too flat to read."""
     return drawn, columns(("strangers", "a", "b", "step", "score", "spread"), rows), alt
@@ -145,11 +147,11 @@ def random_strangers(layers: int = 8, width: int = 96, fall: float = 4.0) -> Dra
         width: of a square matrix.
         fall: by how many per cent the standard deviation falls from the first to the last layer, in equal steps.
 
-    Raises:
-        ValueError: there are fewer than 3 layers, or the width is below 2, or fall is not from 0 to below 100.
+    Raises ValueError where there are fewer than 3 layers, or the width is below 2, or fall is not from 0 to below 100.
     """
-    if layers < 3 or width < 2 or not 0 <= fall < 100:
-        raise ValueError(f"layers={layers}, width={width}, fall={fall}: wanted at least 3, at least 2, 0 to below 100")
+    require(layers >= 3, "layers", layers, "at least 3")
+    require(width >= 2, "width", width, "at least 2")
+    require(0 <= fall < 100, "fall", fall, "0 to below 100")
     stds = random_stds(layers, width, fall)
     flat = (stds.std(-1) / stds.mean(-1) < LEAST_SPREAD).any(-1)  # [M]
     first, second = np.triu_indices(MODELS, k=1)

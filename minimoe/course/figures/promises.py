@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from scipy.stats import binomtest
-from torch import Tensor
 
 from minimoe.course.figures.benchmark_results import draw_strip
-from minimoe.course.figures.drawing import label_rows, new_panels
+from minimoe.course.figures.drawing import label_right, label_rows, new_panels
 from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.shipped import zoo_weights
 from minimoe.course.style import INK, MAIN, PALE, QUIET
-from minimoe.fingerprints.anchors import read_anchors, shared_tokens
-from minimoe.fingerprints.expert_attribution import attribute_experts
-from minimoe.fingerprints.folded import mean_up, mlps
-from minimoe.fingerprints.matching import assign, similarities, token_features
+from minimoe.fingerprints.expert_attribution import Place, trace_experts
+from minimoe.fingerprints.folded import mean_up
+from minimoe.fingerprints.matching import assign
 from minimoe.fingerprints.weights import Weights
 from minimoe.fingerprints.zoo_scores import Rows, scores
+from minimoe.model.config import require
+
+_COMPARED = {"strangers": "stranger-13", "fine-tuned": "alder-finetuned", "same first weights": "alder-twin"}
 
 
-def shipped_others() -> dict[str, Weights]:
-    """Three models to compare with alder, by what they are to it."""
-    names = {"strangers": "stranger-13", "fine-tuned": "alder-finetuned", "same first weights": "alder-twin"}
-    return {pair: zoo_weights(name) for pair, name in names.items()}
-
-
-@figure(parent=partial(zoo_weights, "alder"), others=shipped_others)
+@figure(
+    parent=partial(zoo_weights, "alder"),
+    others=lambda: {pair: zoo_weights(name) for pair, name in _COMPARED.items()},
+)
 def neuron_order(parent: Weights, others: Mapping[str, Weights], layer: int = 1, *, name: str = "alder") -> Drawing:
     """Which neuron of other models each neuron of a model is assigned to, by the cosine of their up rows."""
     rows, in_place = [], []
@@ -73,16 +70,12 @@ def worth_of_a_verdict(
         found, flagged: how many of the relatives, and of the strangers, the method calls related.
         relatives, strangers: how many there are in the benchmark.
 
-    Raises:
-        ValueError: a count is impossible, or the method never says "related".
+    Raises ValueError where a count is impossible, or the method never says "related".
     """
-    for name, count, most in (("found", found, relatives), ("flagged", flagged, strangers)):
-        if not 0 <= count <= most:
-            raise ValueError(f"{name}={count}: wanted 0 to {most}")
-    if one_in < 2:
-        raise ValueError(f"one_in={one_in}: wanted at least 2")
-    if not found + flagged:
-        raise ValueError("found=0 and flagged=0: such a method never says that a pair is related")
+    require(0 <= found <= relatives, "found", found, f"0 to {relatives}")
+    require(0 <= flagged <= strangers, "flagged", flagged, f"0 to {strangers}")
+    require(one_in >= 2, "one_in", one_in, "at least 2")
+    require(found + flagged > 0, "found and flagged", 0, "one of them above 0: else no pair is called related")
     priors = np.array(sorted({*_ONE_IN, one_in}))
     true, false = (binomtest(*counts).proportion_ci() for counts in ((found, relatives), (flagged, strangers)))
     low = share_related(1 / priors, true.low, false.high)
@@ -135,15 +128,13 @@ def behaviour_misleads(scores: Rows) -> Drawing:
     xlabel = "score with the parent or teacher (dotted: where strangers lie)"
     drawn, panels = new_panels(3.4, 1, len(methods), sharey=True, xlabel=xlabel)
     for axes, (method, title) in zip(panels, methods.items(), strict=True):
-        for place, (group, rows) in enumerate(groups.items()):
-            found = [row[method] for row in rows]
-            if group == "strangers":
-                draw_strip(axes, found, place, PALE, spread=0.3)
-                for end in (min(found), max(found)):
-                    axes.axvline(end, color=QUIET, linewidth=0.8, linestyle=":")
-            else:
-                marker, colour = ("s", "white") if "student" in group else ("o", MAIN)
-                axes.plot(found, [place] * len(found), marker, color=colour, markersize=7, markeredgecolor=INK)
+        found = [[row[method] for row in rows] for rows in groups.values()]
+        draw_strip(axes, found[0], 0, PALE)
+        for end in (min(found[0]), max(found[0])):
+            axes.axvline(end, color=QUIET, linewidth=0.8, linestyle=":")
+        for place, group in enumerate(BEHAVED.values(), 1):
+            marker, colour = ("s", "white") if "student" in group else ("o", MAIN)
+            axes.plot(found[place], [place] * 2, marker, color=colour, markersize=7, markeredgecolor=INK)
         axes.set(title=title, xlim=(0, 1), xticks=[0, 0.5, 1])
     label_rows(panels[0], groups)
     rows, medians = [], []
@@ -151,22 +142,16 @@ def behaviour_misleads(scores: Rows) -> Drawing:
         found = [[row[method] for method in methods] for row in of_group]
         names = [f"{row['a']} {row['b']}" if group == "strangers" else row["b"] for row in of_group]
         rows += [(group, name, *values) for name, values in zip(names, found, strict=True)]
-        tokens, cka = np.median(found, axis=0)
-        medians.append(f"{group} {tokens:.2f} and {cka:.2f}")
+        medians.append("{} {:.2f} and {:.2f}".format(group, *np.median(found, axis=0)))
     alt = f"""Two strip plots: the share of equal next tokens, and CKA of hidden states. Medians: {"; ".join(medians)}.
         Dotted lines: the lowest and the highest stranger."""
     return drawn, columns(("group", "model", *methods), rows), alt
 
 
-Place = tuple[int, str]  # layer and expert
-
-
-def shipped_parents() -> dict[str, Weights]:
-    """The parent of most mixtures of the zoo, and a stranger to them."""
-    return {name: zoo_weights(name) for name in ("alder", "birch")}
-
-
-@figure(suspect=partial(zoo_weights, "alder-drop-0.5-trained"), parents=shipped_parents)
+@figure(
+    suspect=partial(zoo_weights, "alder-drop-0.5-trained"),
+    parents=lambda: {name: zoo_weights(name) for name in ("alder", "birch")},  # birch: a stranger
+)
 def attribution_map(
     suspect: Weights, parents: Mapping[str, Weights], *, name: str = "alder-drop-0.5-trained"
 ) -> Drawing:
@@ -200,48 +185,19 @@ def attribution_map(
     return drawn, columns(names, rows), alt
 
 
-@lru_cache(maxsize=16)
-def trace_experts(parent: Weights, suspect: Weights) -> tuple[dict[Place, np.ndarray], dict[Place, float]]:
-    """Of each expert, what its neurons are in each layer of a dense parent [L, I], -1 for none; and its drop rate.
-
-    A neuron is the one of the parent that is nearest by gate, by up and by down. Assignments, as `attribute_experts`
-    makes them to the most likely layer, would take seconds for all layers.
-    """
-    tokens = shared_tokens(parent, suspect)
-
-    def features(weights: Weights) -> dict[Place, Tensor]:
-        anchors = read_anchors(weights, tokens)
-        places = [(layer, *item) for layer in range(weights.num_layers) for item in mlps(weights, layer).items()]
-        return {(layer, name): token_features(neurons, anchors) for layer, name, neurons in places}
-
-    sources, experts = features(parent), features(suspect)
-    partners = {}
-    for place, expert in experts.items():
-        nearest = torch.stack([similarities(expert, source).argmax(-1) for source in sources.values()])  # [L, 3, I]
-        gate, up, down = nearest.unbind(1)
-        partners[place] = gate.where((gate == up) & (up == down), -1).numpy()
-    return partners, {(found.layer, found.expert): found.drop_rate for found in attribute_experts(parent, suspect)}
-
-
 def _draw_partners(axes: Axes, partners: dict[Place, np.ndarray], rates: dict[Place, float], width: int) -> None:
     """One row an expert, a mark at each neuron of the parent that it has; layers of both are parted by lines."""
     for row, found in enumerate(partners.values()):
         layers, neurons = np.nonzero(found >= 0)
         axes.vlines(layers * width + found[layers, neurons], row - 0.45, row + 0.45, color=MAIN, linewidth=0.5)
-    depth = len(found)
-    right = 1.02 * width * depth
-    axes.text(right, -0.5, "new", va="bottom", color=QUIET, fontsize=10)
-    rows, rate = np.array([layer for layer, _ in partners]), np.array([rates[place] for place in partners])
-    middles = {}
-    for layer in np.unique(rows):
-        here = np.flatnonzero(rows == layer)
-        middles[f"layer {layer}"] = here.mean()
-        axes.text(right, here.mean(), f"{rate[here].mean():.2f}", va="center")
-        if layer:
-            axes.axhline(here[0] - 0.5, color=QUIET, linewidth=0.8)
-    for layer in range(1, depth):
-        axes.axvline(layer * width - 0.5, color=QUIET, linewidth=0.8)
-    axes.set(xlim=(-0.5, width * depth - 0.5), ylim=(len(rows) - 0.5, -0.5))
-    axes.set_xticks([(layer + 0.5) * width for layer in range(depth)], [f"layer {layer}" for layer in range(depth)])
-    axes.set_yticks([*middles.values()], middles)
-    axes.tick_params(length=0)
+    depth, of_row = len(found), np.array([layer for layer, _ in partners])
+    layers, first, counts = np.unique(of_row, return_index=True, return_counts=True)
+    middles, rates = first + (counts - 1) / 2, np.array([*rates.values()])
+    axes.set(xlim=(-0.5, width * depth - 0.5), ylim=(len(of_row) - 0.5, -0.5))
+    axes.set_xticks((np.arange(depth) + 0.5) * width, [f"layer {layer}" for layer in range(depth)])
+    axes.set_yticks(middles, [f"layer {layer}" for layer in layers])
+    label_right(axes, middles, [f"{rates[of_row == layer].mean():.2f}" for layer in layers], "share that is new")
+    axes.tick_params(length=0, which="both")
+    axes.set_xticks(np.arange(1, depth) * width - 0.5, minor=True)
+    axes.set_yticks(first[1:] - 0.5, minor=True)
+    axes.grid(which="minor", color=QUIET, linewidth=0.8)

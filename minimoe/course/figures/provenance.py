@@ -16,6 +16,7 @@ from minimoe.fingerprints.weights import open_weights
 from minimoe.lineage.derive import prune_layers, quantise
 from minimoe.lineage.gauge import all_gauges, permute_neurons
 from minimoe.model import MoEForCausalLM
+from minimoe.model.config import require
 
 EVERY_SECOND = "0 2 4 6"
 REWRITINGS: dict[str, Callable[[MoEForCausalLM], MoEForCausalLM]] = {
@@ -35,15 +36,15 @@ def shallow(kept: str = EVERY_SECOND, rewriting: str = "none", *, deep: MoEForCa
         rewriting: a key of `REWRITINGS`.
         deep: the model; None: deep-1 of the zoo.
 
-    Raises:
-        ValueError: no layers, one that it does not have, or an unknown rewriting.
+    Raises ValueError for no layers, one that it does not have, or an unknown rewriting.
     """
     deep = deep or zoo_model("deep-1")
     layers, depth = kept.split(), deep.config.num_hidden_layers
-    if not layers or not set(layers) <= set(map(str, range(depth))):
-        raise ValueError(f"kept={kept!r}: wanted some of the layers 0 to {depth - 1}, as {EVERY_SECOND!r}")
-    if rewriting not in REWRITINGS:
-        raise ValueError(f"rewriting={rewriting!r}: wanted one of {', '.join(REWRITINGS)}")
+    known = set(map(str, range(depth)))
+    require(
+        layers and known.issuperset(layers), "kept", kept, f"some of the layers 0 to {depth - 1}, as {EVERY_SECOND!r}"
+    )
+    require(rewriting in REWRITINGS, "rewriting", rewriting, f"one of {', '.join(REWRITINGS)}")
     return REWRITINGS[rewriting](prune_layers(deep, set(range(depth)) - set(map(int, layers))))
 
 
@@ -54,9 +55,7 @@ def layers_of_a_copy(
     """The cosine of every layer of a shallow copy with every layer of the model it was made from.
 
     Data: layer_a (of the copy), layer_b, cosine.
-
-    Raises:
-        ValueError: as for `shallow`.
+    Raises what `shallow` raises.
     """
     table = layer_cosines(open_weights(shallow(kept, rewriting, deep=deep)), open_weights(deep)).mean(-1)
     drawn, (axes,) = new_panels(0.9 + 0.36 * len(table))

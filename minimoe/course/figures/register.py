@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 from minimoe.atomic import write_atomically
 from minimoe.course.style import RC, describe, render
+from minimoe.model.config import require
 from minimoe.progress import progress_bar
 
 Data = dict[str, list]
@@ -71,8 +72,7 @@ def make(names: Iterable[str] | None = None, out: str | Path = "figures", **opti
     """
     names = list(names or FIGURES)
     for name in names:
-        if name not in FIGURES:
-            raise ValueError(f"figure {name!r} is unknown: wanted one of {', '.join(FIGURES)}")
+        require(name in FIGURES, "figure", name, f"one of {', '.join(FIGURES)}")
     paths = []
     for name in progress_bar(names, desc="figures", unit="figure"):
         drawn, data = FIGURES[name](**options)

@@ -1,6 +1,6 @@
 """Who comes from whom in the zoo, and how far a model moved from another: the figures of notebook 07.
 
-Shapes: H hidden size, V vocabulary, B batch, S sequence.
+Shapes: B batch, S sequence.
 """
 
 from __future__ import annotations
@@ -21,54 +21,14 @@ from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.held_out import stretches
 from minimoe.course.shipped import zoo_model
 from minimoe.course.style import INK, PALE, QUIET, SERIES, WIDTH, new_figure
-from minimoe.fingerprints.weights import Weights, open_weights
+from minimoe.fingerprints.behaviour import moved_probability, predictions
+from minimoe.fingerprints.layer_cosines import ATTENTION, MLP, ROLES, angles
+from minimoe.fingerprints.weights import open_weights
 from minimoe.lineage.tree import MEMBERS
 from minimoe.lineage.zoo import ancestors, relation
 from minimoe.model import MoEForCausalLM
+from minimoe.model.config import require
 from minimoe.training import Corpus
-
-ATTENTION, MLP = ("q", "k", "v", "o"), ("gate", "up", "down")
-ROLES = (*ATTENTION, *MLP)
-
-
-def angles(child: Weights, parent: Weights) -> dict[tuple[int, str], np.ndarray]:
-    """How many degrees each vector of the child is from the most similar one in any layer of the parent.
-
-    The vectors are those with which a layer reads from the residual stream, the rows of q, k, v, gate and up, and
-    writes to it, the columns of o and down. Two without connection are some 90 degrees apart; the most similar of
-    hundreds is nearer than that, by chance alone.
-
-    Returns:
-        (layer, role) -> [number of vectors, those of all experts].
-    """
-
-    def vectors(weights: Weights, role: str, layer: int) -> Tensor:
-        """Of length 1: [number, H] float64."""
-        matrix = weights.get(role, layer).double()
-        rows = matrix.mT if role in ("o", "down") else matrix
-        return torch.nn.functional.normalize(rows.flatten(0, -2), dim=-1)
-
-    known = {role: torch.cat([vectors(parent, role, layer) for layer in range(parent.num_layers)]) for role in ROLES}
-    return {
-        (layer, role): (vectors(child, role, layer) @ known[role].mT).amax(-1).clamp(-1, 1).arccos().rad2deg().numpy()
-        for layer in range(child.num_layers)
-        for role in ROLES
-    }
-
-
-@torch.no_grad()
-def predictions(model: MoEForCausalLM, ids: Tensor) -> Tensor:
-    """The probabilities of the next token after each token of [B, S]: [B, S, V]."""
-    return model(ids).logits.softmax(-1)
-
-
-def moved_probability(ours: Tensor, theirs: Tensor) -> float:
-    """The share of the next token's probability that would have to be moved to make one prediction the other.
-
-    That is the total variation distance of predictions [B, S, V] for one text, half the sum of the differences,
-    averaged over all positions: 0 for the same function, 1 if no token is possible to both.
-    """
-    return float((ours - theirs).abs().sum(-1).double().mean()) / 2
 
 
 class Relative(NamedTuple):
@@ -102,12 +62,10 @@ _LINE, _PAD, _TOP = 0.172, 0.05, 0.42
 
 def family_of(root: str = "alder") -> list[Relative]:
     """A root of the zoo, the members that are called after it, and the strangers to it.
-
-    Raises:
-        ValueError: the zoo has no family of that name.
+    Raises ValueError where the zoo has no family of that name.
     """
-    if root not in MEMBERS or MEMBERS[root].parents:
-        raise ValueError(f"root={root!r}: wanted a member without parents, such as 'alder'")
+    is_root = root in MEMBERS and not MEMBERS[root].parents
+    require(is_root, "root", root, "a member without parents, such as 'alder'")
     family = [Relative(root, "from random weights", root, "shared lineage", ())]
     for name in MEMBERS:
         parents, true = MEMBERS[name].parents, relation(root, name)
@@ -321,7 +279,7 @@ def weights_and_behaviour(
         axes.plot(*zip(*of_group, strict=True), label=group, **look | {"linestyle": ""})
     named = [one for one in places if one.name in labels]
     for one in named:
-        note(axes, labels[one.name], (one.degrees, one.moved), 8 if one.degrees < 65 else -9)
+        note(axes, labels[one.name], (one.degrees, one.moved), 10 if one.degrees < 65 else -9)
     axes.set(xlim=(-2, 90), ylim=(-0.03, 1), ylabel="behaviour: probability moved")
     axes.set_xlabel("weights: degrees from the most similar vector, mean")
     axes.legend(loc="upper left", ncols=2, handletextpad=0.2)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
@@ -14,46 +15,18 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
-from minimoe.course.figures.drawing import check_layer, new_pairs, new_panels, span
+from minimoe.course.figures.drawing import new_pairs, new_panels, span
 from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.figures.tokens import visible
-from minimoe.course.shipped import real_text_model, route_text
 from minimoe.course.style import INK, MAIN, PALE, QUIET, token_fonts
-from minimoe.model import MoEForCausalLM, RouterOutput, routing
+from minimoe.model import RouterOutput, routing
 from minimoe.model.balance import apply_capacity, expert_capacity, expert_load, max_violation, update_bias
-
-# Two texts of 16 tokens that differ in the last word, chosen among many because each router's habit shows in them.
-TEXT, EDITED = "if the bank is full, open the bank", "if the bank is full, open the letter"
+from minimoe.model.config import require
 
 _SHADES = LinearSegmentedColormap.from_list("weight", [PALE, MAIN, "#16263A"])  # darker is more, in greyscale too
 _DROPPED = {"marker": "x", "color": INK, "linestyle": "", "markersize": 5, "markeredgewidth": 1.6}
 _NOBODY = {"facecolor": "none", "edgecolor": "#999999", "hatch": "////", "linewidth": 0, "zorder": 1.5}
 Routes = Mapping[str, RouterOutput]
-
-
-@figure(model=real_text_model)
-def seven_routers(text: str = TEXT, layer: int = 2, *, model: MoEForCausalLM) -> Drawing:
-    """One short text through seven routers, all reading the logits of one layer, as `draw_routes` shows them."""
-    tokens, ids, logits = _logits_of(text, layer, model)
-    one, two = (expert_capacity(*logits.shape, k, 1.0) for k in (1, 2))
-    switch = routing.route_switch(logits)
-    routes = {
-        "softmax top-k": routing.route_topk(logits, 2),
-        "top-k, then softmax": routing.route_topk_softmax(logits, 2),
-        "Switch": apply_capacity(switch, one),
-        "expert choice": routing.route_expert_choice(logits, two),
-        "sigmoid + bias": _route_biased(logits, 2, _settled_bias(logits, 2, updates=1, rate=0.1)),
-        "MoGE": routing.route_grouped(logits, 2, 2),
-        "hash": routing.route_hash(ids, logits.shape[1]),
-    }
-    return draw_routes(tokens, routes, {"Switch": switch})
-
-
-def _logits_of(text: str, layer: int, model: MoEForCausalLM) -> tuple[list[str], Tensor, Tensor]:
-    """The tokens of a text, their ids [T], and the router logits of one layer [T, E]."""
-    tokens, ids, routers = route_text(text, model)
-    check_layer(layer, len(routers))
-    return tokens, ids, routers[layer].logits
 
 
 @figure(listed=False)
@@ -83,10 +56,10 @@ def draw_routes(tokens: Sequence[str], routes: Routes, asked: Routes | None = No
         )
     _label_grids(grids, tokens)
     shades = [Patch(facecolor=_SHADES(weight), label=f"weight {weight:g}") for weight in (0.05, 0.5, 1.0)]
-    marks = [Line2D([], [], **_DROPPED, label="dropped: the expert was full")]
-    marks.append(Patch(**_NOBODY, label="the token meets no expert"))
+    cross = Line2D([], [], **_DROPPED, label="dropped: the expert was full")
+    hatch = Patch(**_NOBODY, label="the token meets no expert")
     key.set_axis_off()
-    key.legend(handles=[*shades, *marks], loc="center", handlelength=1)
+    key.legend(handles=[*shades, cross, hatch], loc="center", handlelength=1)
     for line, dim in (("column", 1), ("row", 0)):
         even = [name for name, weights in kept.items() if len(_met(weights).sum(dim).unique()) == 1]
         findings.append(f"As many cells in every {line}: {'; '.join(even) or 'none'}.")
@@ -119,7 +92,7 @@ def _draw_grid(axes: Axes, weights: Tensor, dropped: Tensor, nobody: Tensor) -> 
     for token in nobody.nonzero().flatten().tolist():
         axes.add_patch(Rectangle((token, 0), 1, experts, **_NOBODY))
     axes.set(xlim=(0, tokens), ylim=(experts, 0))
-    axes.set_yticks([expert + 0.5 for expert in range(experts)], range(experts), size=10)
+    axes.set_yticks(np.arange(experts) + 0.5, range(experts), size=10)
     axes.tick_params(length=0)
     axes.spines[["top", "right"]].set_visible(True)
 
@@ -129,25 +102,9 @@ def _label_grids(grids: Sequence[Axes], tokens: Sequence[str]) -> None:
     for axes in grids[0::2]:
         axes.set_ylabel("expert")
     for axes in grids[-2:]:
-        places = [place + 0.5 for place in range(len(tokens))]
-        axes.set_xticks(places, map(visible, tokens), rotation=90, family=token_fonts(), size=10)
+        places, names = np.arange(len(tokens)) + 0.5, map(visible, tokens)
+        axes.set_xticks(places, names, rotation=90, family=token_fonts(), size=10)
         axes.tick_params(labelbottom=True)
-
-
-@figure(model=real_text_model)
-def leak_from_the_future(text: str = TEXT, edited: str = EDITED, layer: int = 2, *, model: MoEForCausalLM) -> Drawing:
-    """Replace the last word of a text, by as many tokens: which routers change the route of a token before it?"""
-    tokens, ids, logits = _logits_of(text, layer, model)
-    _, other_ids, other_logits = _logits_of(edited, layer, model)
-    one, two = (expert_capacity(*logits.shape, k, 1.0) for k in (1, 2))  # an expert's fair share
-    routers = {
-        "top-2": lambda logits: routing.route_topk(logits, 2),
-        "Switch with a capacity": lambda logits: apply_capacity(routing.route_switch(logits), one),
-        "top-2 with a capacity": lambda logits: apply_capacity(routing.route_topk(logits, 2), two),
-        "expert choice": lambda logits: routing.route_expert_choice(logits, two),
-    }
-    before, after = ({name: route(each) for name, route in routers.items()} for each in (logits, other_logits))
-    return draw_changes(tokens, before, after, int((ids != other_ids).nonzero()[0]))
 
 
 @figure(listed=False)
@@ -222,31 +179,36 @@ def playground(
         capacity_factor: an expert accepts this times its fair share of the slots; expert choice takes exactly that.
         groups: of experts, for MoGE.
 
-    Raises:
-        ValueError: the router cannot work with these settings.
+    Raises ValueError where the router cannot work with these settings.
     """
-    _check_playground(router, experts, k, temperature, groups)
+    even = groups >= 1 and experts % groups == k % groups == 0
+    require(router in PLAYGROUND_ROUTERS, "router", router, f"one of {', '.join(PLAYGROUND_ROUTERS)}")
+    require(2 <= experts <= _MOST_EXPERTS, "experts", experts, f"2 to {_MOST_EXPERTS}")
+    require(1 <= k <= experts, "k", k, f"1 to {experts}, the number of experts")
+    require(temperature > 0, "temperature", temperature, "more than 0")
+    require(router != "Switch" or k == 1, "k", k, "1, as Switch sends every token to one expert")
+    alike = f"a divisor of experts={experts} and k={k}, as MoGE takes equally many from groups of equal size"
+    require(router != "MoGE" or even, "groups", groups, alike)
     logits, ids = _made_up_logits(experts)
     capacity = expert_capacity(_TOKENS, experts, k, capacity_factor)
     choice = PLAYGROUND_ROUTERS[router](logits / temperature, ids, k, capacity, groups)
     chosen = _weights(choice)
     kept = chosen if router == "expert choice" else _weights(apply_capacity(choice, capacity))
     dropped, nobody, load = _met(chosen) & ~_met(kept), ~_met(kept).any(1), _met(chosen).sum(0)
-    counts = f"{dropped.sum()} of {load.sum()} slots dropped, {nobody.sum()} of {_TOKENS} tokens without expert, "
-    counts += f"MaxVio {max_violation(load):.2f}"
-    ignored = f"{router} does not look at the {'temperature or the groups' if router == 'hash' else 'groups'}"
-    note = "MoGE looks at all controls" if router == "MoGE" else ignored
+    counts = f"{dropped.sum()} of {load.sum()} slots dropped, {nobody.sum()} of {_TOKENS} tokens without expert"
+    counts = f"{counts}, MaxVio {max_violation(load):.2f}"
+    unread = {"MoGE": "", "hash": "temperature or the groups"}.get(router, "groups")
+    note = f"{router} does not look at the {unread}" if unread else f"{router} looks at all controls"
 
     marks = f"■ darker: more weight    × dropped    hatched: no expert\n{note}"
     drawn, (grid, bars) = new_panels(0.21 * experts + 1.7, 1, 2, sharey=True, width_ratios=[3.6, 1], xlabel=marks)
     drawn.suptitle(f"{router}\n{counts}", x=0.01, ha="left", size=11)  # there is no room for more
     _draw_grid(grid, kept, dropped, nobody)
     grid.set(xlabel="token", ylabel="expert")
-    grid.set_xticks([token + 0.5 for token in range(0, _TOKENS, 4)], range(0, _TOKENS, 4))
+    grid.set_xticks(np.arange(0, _TOKENS, 4) + 0.5, range(0, _TOKENS, 4))
     if router == "MoGE":
-        for first in range(0, experts, experts // groups):
-            grid.axhline(first, color=QUIET, linewidth=1)
-    places = [expert + 0.5 for expert in range(experts)]
+        grid.hlines(range(0, experts, experts // groups), 0, _TOKENS, color=QUIET, linewidth=1)
+    places = np.arange(experts) + 0.5
     bars.barh(places, load.tolist(), 0.7, facecolor="white", edgecolor=QUIET, linestyle=":")  # who wanted the expert
     bars.barh(places, _met(kept).sum(0).tolist(), 0.7, facecolor=MAIN)  # who has it
     bars.axvline(capacity, color=INK, linestyle="--", linewidth=1)
@@ -258,22 +220,6 @@ def playground(
     settings += f", {groups} groups" if router == "MoGE" else ""
     alt = f"{_TOKENS} tokens through the router {router} ({settings}): {counts}. {note}."
     return drawn, columns(("token", "expert", "weight", "fate"), _slots(chosen, kept)), alt
-
-
-def _check_playground(router: str, experts: int, k: int, temperature: float, groups: int) -> None:
-    uneven = router == "MoGE" and (groups < 1 or experts % groups or k % groups)
-    problems = {
-        f"router={router!r}: wanted one of {', '.join(PLAYGROUND_ROUTERS)}": router not in PLAYGROUND_ROUTERS,
-        f"experts={experts}: wanted 2 to {_MOST_EXPERTS}": not 2 <= experts <= _MOST_EXPERTS,
-        f"k={k}: wanted 1 to {experts}, the number of experts": not 1 <= k <= experts,
-        f"temperature={temperature}: wanted more than 0": temperature <= 0,
-        f"k={k}: Switch sends every token to one expert, wanted k=1": router == "Switch" and k != 1,
-        f"groups={groups}: MoGE takes equally many experts from groups of equal size, wanted a divisor of both "
-        f"experts={experts} and k={k}": uneven,
-    }
-    for message, wrong in problems.items():
-        if wrong:
-            raise ValueError(message)
 
 
 def _made_up_logits(experts: int) -> tuple[Tensor, Tensor]:
@@ -290,9 +236,9 @@ def _route_biased(logits: Tensor, k: int, bias: Tensor) -> RouterOutput:
     return routing.route_topk(logits, k, score_func="sigmoid", norm_topk_prob=True, bias=bias)
 
 
-def _settled_bias(logits: Tensor, k: int, updates: int = 100, rate: float = 0.02) -> Tensor:
-    """The selection bias [E] after so many updates on the same tokens."""
+def _settled_bias(logits: Tensor, k: int) -> Tensor:
+    """The selection bias [E] after 100 updates on the same tokens."""
     bias = logits.new_zeros(logits.shape[-1])
-    for _ in range(updates):
-        update_bias(bias, expert_load(_route_biased(logits, k, bias).indices, len(bias)), rate)
+    for _ in range(100):
+        update_bias(bias, expert_load(_route_biased(logits, k, bias).indices, len(bias)), rate=0.02)
     return bias

@@ -10,14 +10,15 @@ from functools import partial
 
 import numpy as np
 
-from minimoe.course.figures.drawing import check_layer, curve_with_seeds, heatmap, new_pairs, new_panels, note, span
+from minimoe.course.figures.drawing import curve_with_seeds, heatmap, new_pairs, new_panels, note, span
 from minimoe.course.figures.register import Drawing, cell_columns, columns, figure
-from minimoe.course.runs import PLANTED, Table, pivot, read_run, where
+from minimoe.course.runs import PLANTED, Table, pivot, read_run, read_runs, where
 from minimoe.course.shipped import held_out_trace
 from minimoe.course.style import QUIET, SERIES
 from minimoe.inspection import RoutingTrace
 from minimoe.inspection.labels import labels
 from minimoe.inspection.metrics import domain_specialization
+from minimoe.model.config import require
 
 
 @figure(trace=held_out_trace)
@@ -26,11 +27,9 @@ def expert_use(trace: RoutingTrace, label: str = "domain", layer: int = 1) -> Dr
 
     Data: label (the last is "all"), expert, share, chance and low: of the load-aware null, and the lower end of the
     95 % interval; empty for "all". For topics both keep the language fixed.
-
-    Raises:
-        ValueError: there is no such layer, or `label` is another one.
+    Raises ValueError where there is no such layer, or `label` is another one.
     """
-    check_layer(layer, trace.num_layers)
+    require(layer in range(trace.num_layers), "layer", layer, f"0 to {trace.num_layers - 1}")
     measured = domain_specialization(trace, label, within="language" if label == "topic" else None)
     share, chance, low, _ = (field[layer] for field in measured)
     names = [*labels(trace, label).names, "all"]
@@ -125,12 +124,10 @@ def routing_over_training(table: Table) -> Drawing:
     return drawn, columns(("metric", "step", "layer", "value", "chance"), rows), alt
 
 
-def _both_balances() -> dict[str, tuple[Table, Table]]:
-    names = dict(zip(("loss over the batch", "loss in each sequence"), PLANTED, strict=True))
-    return {balance: (read_run(name, "specialization"), read_run(name, "final")) for balance, name in names.items()}
+_BALANCES = {"loss over the batch": PLANTED[0], "loss in each sequence": PLANTED[1]}
 
 
-@figure(runs=_both_balances)
+@figure(runs=partial(read_runs, _BALANCES, "specialization", "final"))
 def batch_or_sequence(runs: Mapping[str, tuple[Table, Table]]) -> Drawing:
     """What language accounts for, and the loss, when the balance loss looks at the batch or at each sequence.
 
@@ -175,11 +172,9 @@ def ablation_map(table: Table, seed: int = 0) -> Drawing:
         table: "ablation".
         seed: of the model.
 
-    Raises:
-        ValueError: no model was trained with this seed.
+    Raises ValueError where no model was trained with this seed.
     """
-    if seed not in table["seed"]:
-        raise ValueError(f"seed={seed}: wanted one of {', '.join(map(str, np.unique(table['seed'])))}")
+    require(seed in table["seed"], "seed", seed, f"one of {', '.join(map(str, np.unique(table['seed'])))}")
     nats, layers, groups, experts = pivot(where(table, seed=seed), "nats", "layer", "group", "expert")
     texts = {"title": "Loss added, in hundredths of a nat per token", "xlabel": "expert that is removed"}
     drawn, panels = new_pairs(len(layers), 2.5, **texts)

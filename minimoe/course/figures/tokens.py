@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from functools import cache
 from unicodedata import east_asian_width
 
+import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
-from minimoe.course.figures.drawing import check_layer, new_panels
+from minimoe.course.figures.drawing import new_panels
 from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.published import REAL_MODELS
 from minimoe.course.shipped import real_text_model, route_text
 from minimoe.course.style import INK, MAIN, PALE, QUIET, expert_colour, token_fonts
 from minimoe.model import MoEConfig, MoEForCausalLM, RouterOutput
+from minimoe.model.config import require
 
 # Four kinds of text, written for this figure. The shipped model has met code, technical English and sums, and of French
 # only the short messages of a program.
@@ -47,12 +49,10 @@ def token_map(text: str = SHOWCASE, layer: int = 0, *, model: MoEForCausalLM) ->
     """Every token of `text` in the colour, and with the number, of its first-choice expert.
 
     Data: token, expert, probability (of that expert), margin (to the second choice).
-
-    Raises:
-        ValueError: as `route_text`, or there is no such layer.
+    Raises what `route_text` raises, and ValueError where there is no such layer.
     """
-    tokens, _, routers = route_text(text, model)
-    check_layer(layer, len(routers))
+    tokens, routers = route_text(text, model)
+    require(layer in range(len(routers)), "layer", layer, f"0 to {len(routers) - 1}")
     title, height = f"Which expert each token meets first (layer {layer})", _LINE * _wrap(tokens)[1]
     drawn, (grid, legend) = new_panels(height + 0.95, 2, height_ratios=[height, 0.45], title=title)
     data = columns(("token", "expert", "probability", "margin"), _draw_tiles(grid, tokens, routers[layer]))
@@ -78,12 +78,10 @@ def token_layers(
 ) -> Drawing:
     """A short text once for each layer, every token in the colour of its first-choice expert there.
 
-    Data: layer, token, expert, probability (of that expert), margin (to the second choice).
-
-    Raises:
-        ValueError: as `route_text`.
+    Data: layer, token, expert, probability (of that expert), margin (to the second choice). Raises what `route_text`
+    raises.
     """
-    tokens, _, routers = route_text(text, model)
+    tokens, routers = route_text(text, model)
     drawn, panels = new_panels((_LINE * _wrap(tokens)[1] + 0.3) * len(routers), len(routers))
     rows, numbers = [], []
     for layer, (axes, router) in enumerate(zip(panels, routers, strict=True)):
@@ -166,23 +164,20 @@ def token_journey(text: str = "The river was", token: int = -1, layer: int = 1, 
     """One token in one layer: a probability for each expert, and the weights of the chosen ones.
 
     Data: expert, probability, weight (0 for an expert that is not chosen).
-
-    Raises:
-        ValueError: as `route_text`, or there is no such layer.
+    Raises what `route_text` raises, and ValueError where there is no such layer.
     """
-    tokens, _, routers = route_text(text, model)
-    check_layer(layer, len(routers))
-    router = routers[layer]
-    scores, indices, weights = (part[token].tolist() for part in (router.scores, router.indices, router.weights))
-    others = [expert for expert in range(len(scores)) if expert not in indices]
-    name = visible(tokens[token])
+    tokens, routers = route_text(text, model)
+    require(layer in range(len(routers)), "layer", layer, f"0 to {len(routers) - 1}")
+    router, name = routers[layer], visible(tokens[token])
+    scores, indices, weights = (part[token].numpy() for part in (router.scores, router.indices, router.weights))
+    others = np.setdiff1d(range(len(scores)), indices)
     drawn, (left, right) = new_panels(3.4, 1, 2, width_ratios=[1.7, 1], title=f"The token {name!r} in layer {layer}")
     chosen = {"color": [expert_colour(expert) for expert in indices], "edgecolor": INK, "linewidth": 1.4}
     unused = {"color": "white", "edgecolor": QUIET, "linewidth": 0.8, "linestyle": ":"}
     number = {"fmt": "{:.2f}", "padding": 3, "size": 10}
-    left.bar(others, [scores[expert] for expert in others], **unused)
-    left.bar_label(left.bar(indices, [scores[expert] for expert in indices], **chosen), **number)
-    left.set(title="1  the router scores all", xlabel="expert", ylabel="probability", ylim=(0, 1.12 * max(scores)))
+    left.bar(others, scores[others], **unused)
+    left.bar_label(left.bar(indices, scores[indices], **chosen), **number)
+    left.set(title="1  the router scores all", xlabel="expert", ylabel="probability", ylim=(0, 1.12 * scores.max()))
     left.set_xticks(range(len(scores)))
     right.bar_label(right.bar(range(len(weights)), weights, **chosen), **number)
     right.set(title="2  the best stay", ylabel="weight, adding up to 1", ylim=(0, 1.1), xlim=(-0.7, len(weights) - 0.3))

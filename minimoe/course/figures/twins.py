@@ -75,14 +75,13 @@ def learning_curves(runs: Mapping[str, Mapping[str, Progress]], domain: str = AL
     return drawn, columns(("same", "model", "seed", "x", "nats"), rows), alt
 
 
-_final_of_mixture = partial(read_run, RUNS["tokens"][MIXTURE], "final")
+_SHIPPED = {
+    "mixture": partial(read_run, RUNS["tokens"][MIXTURE], "final"),
+    "twins": lambda: {run: read_run(run, "final") for run in TWINS},
+}
 
 
-def _final_of_twins() -> dict[str, Table]:
-    return {run: read_run(run, "final") for run in TWINS}
-
-
-@figure(mixture=_final_of_mixture, twins=_final_of_twins)
+@figure(**_SHIPPED)
 def final_gaps(mixture: Table, twins: Mapping[str, Table]) -> Drawing:
     """By how much each dense twin ends above or below the mixture with the same seed; mean over the domains.
 
@@ -92,19 +91,20 @@ def final_gaps(mixture: Table, twins: Mapping[str, Table]) -> Drawing:
     title = "Right of the line the mixture ends lower, left of it the twin"
     drawn, (axes,) = new_panels(0.5 * len(gaps) + 1.5, title=title)
     axes.axvline(0, color=INK, linewidth=1)
-    rows, ranges = [], []
     for place, (run, gap) in enumerate(gaps.items()):
         style = _STYLES.get(TWINS.get(run, (run,))[0], SERIES[2])
         axes.plot(gap, [place] * len(gap), style["marker"], color=style["color"], markersize=6, fillstyle="none")
         end, points = (gap.max(), 9) if gap.mean() > 0 else (gap.min(), -9)
         note(axes, f"{gap.mean():+.3f}", (end, place), points)
-        rows += [(run, *item) for item in enumerate(gap)]
-        ranges.append(f"{_label(run, ' ')} {gap.mean():+.3f}, {gap.min():+.3f} to {gap.max():+.3f}")
     label_rows(axes, [_label(run) for run in gaps])
     axes.margins(x=0.2)
     axes.set_xlabel("nats per token more than the mixture; marks: seeds, number: mean", size=10, loc="right")
+    ranges = [
+        f"{_label(run, ' ')} {gap.mean():+.3f}, {gap.min():+.3f} to {gap.max():+.3f}" for run, gap in gaps.items()
+    ]
     alt = f"""Marks on a line for each dense twin, one a seed: its final held-out loss minus that of the mixture, in
         nats per token, mean over the domains. Mean, and range over the seeds: {"; ".join(ranges)}."""
+    rows = [(run, *of_seed) for run, gap in gaps.items() for of_seed in enumerate(gap)]
     return drawn, columns(("run", "seed", "gap"), rows), alt
 
 
@@ -112,7 +112,7 @@ def _label(run: str, between: str = "\n") -> str:
     return between.join(TWINS.get(run, (run,)))
 
 
-@figure(mixture=_final_of_mixture, twins=_final_of_twins)
+@figure(**_SHIPPED)
 def gaps_by_domain(mixture: Table, twins: Mapping[str, Table]) -> Drawing:
     """The same for each kind of text, mean over the seeds, marked where all seeds agree on who is better.
 

@@ -6,14 +6,15 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from tokenizers import Tokenizer
 
-from minimoe.course.figures.drawing import check_layer, new_pairs, new_panels
+from minimoe.course.figures.drawing import label_rows, new_pairs, new_panels
 from minimoe.course.figures.register import Drawing, cell_columns, columns, figure
 from minimoe.course.figures.tokens import draw_tile, token_map, visible
 from minimoe.course.shipped import PLANTED_SEED, planted_trace, real_text_model, route_text, shipped_model
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, expert_colour, token_fonts
 from minimoe.inspection import RoutingTrace
-from minimoe.inspection.metrics import frequent_tokens, repetition, vocabulary_specialization
+from minimoe.inspection.metrics import frequent_tokens, repetition, repetition_by_token, vocabulary_specialization
 from minimoe.model import MoEForCausalLM
+from minimoe.model.config import require
 from minimoe.training.planted import DOMAINS, LANGUAGES, TOPICS, document
 
 FULL_STOPS = ("The boat is in the harbour.", "Le chat dort dans la maison.", "The value is 3.", "    self.")
@@ -25,16 +26,13 @@ _FAVOURITES = 5  # tokens to a row, at most
 def token_path(texts: tuple[str, ...] = FULL_STOPS, *, model: MoEForCausalLM) -> Drawing:
     """The last token of each text on its way through the layers: the experts it meets, and with which weight.
 
-    Data: text, layer, expert, weight; a row for each expert it meets, best first.
-
-    Raises:
-        ValueError: as `route_text`.
+    Data: text, layer, expert, weight; a row for each expert it meets, best first. Raises what `route_text` raises.
     """
     title = "The last token in each layer, with the weights in %"
     drawn, panels = new_pairs(len(texts), 2.2, 0.5, title=title, xlabel="expert", ylabel="layer")
     rows, paths = [], []
     for text, axes in zip(texts, panels, strict=True):
-        tokens, _, routers = route_text(text, model)
+        tokens, routers = route_text(text, model)
         experts, layers = routers[0].scores.shape[1], len(routers)
         axes.set_title(f"“{''.join(map(visible, tokens))}”", size=10, family=token_fonts(), parse_math=False)
         axes.set(xlim=(-0.6, experts - 0.4), ylim=(layers - 0.45, -0.55), xticks=range(experts), yticks=range(layers))
@@ -60,11 +58,9 @@ def favourite_tokens(trace: RoutingTrace, layer: int = 0, min_count: int = 50, *
     A token of which an expert gets no more than of all tokens is not among them, so a row may be short or empty.
 
     Data: expert, load (its share of all tokens), token, count (occurrences), share (of these that go to the expert).
-
-    Raises:
-        ValueError: there is no such layer, or no token occurs `min_count` times.
+    Raises ValueError where there is no such layer, or no token occurs `min_count` times.
     """
-    check_layer(layer, trace.num_layers)
+    require(layer in range(trace.num_layers), "layer", layer, f"0 to {trace.num_layers - 1}")
     measured = vocabulary_specialization(trace, min_count=min_count, draws=0)
     tokens, loads = frequent_tokens(trace, min_count), measured.null[layer, 0]
     counts = np.bincount(trace.token_ids)[tokens]
@@ -123,27 +119,10 @@ def repetition_by_kind(trace: RoutingTrace) -> Drawing:
     return drawn, cell_columns({"layer": range(trace.num_layers), "kind": kinds}, **levels), alt
 
 
-def repetition_by_token(trace: RoutingTrace) -> np.ndarray:
-    """How often neighbours would have the same first choice if every token chose by itself, [L].
-
-    A token t draws its expert from s_t, the shares of the experts among all first choices for t in this trace. So this
-    is the mean of sum_i s_t(i) s_u(i) over the neighbours t, u of a document. A token that occurs once can only draw
-    what it has drawn, so rare tokens pull this level towards the count.
-    """
-    shares = vocabulary_specialization(trace, min_count=1, draws=0).value
-    place = np.searchsorted(frequent_tokens(trace, 1), trace.token_ids)
-    neighbours = np.diff(trace.documents) == 0
-    one, next_one = place[:-1][neighbours], place[1:][neighbours]
-    return (shares[:, one] * shares[:, next_one]).sum(-1).mean(-1)
-
-
 @figure(listed=False, model=real_text_model)
 def draw_translations(layer: int = 3, *, model: MoEForCausalLM) -> Drawing:
-    """The first sentence of one story in every language, one after the other, as `token_map` shows them.
-
-    Raises:
-        ValueError: there is no such layer.
-    """
+    """The first sentence of one story in every language, one after the other, as `token_map` shows them, which raises
+    a ValueError where there is no such layer."""
     lines = [document(f"{language}/{TOPICS[0]}", 0, seed=PLANTED_SEED).split(". ")[0] + "." for language in LANGUAGES]
     drawn, data = token_map("\n".join(lines), layer, model=model)
     breaks = [place for place, token in enumerate(data["token"]) if token == "\n"]
@@ -187,10 +166,10 @@ def language_agreement(trace: RoutingTrace, shuffles: int = 1000, seed: int = 0)
     for (label, values), shift, style in zip(series.items(), (-0.22, 0.0, 0.22), SERIES, strict=False):
         axes.plot(100 * values, layers + shift, **style | {"linestyle": "none"}, markersize=8, label=label)
     lowest = min(60, 100 * min(map(np.min, series.values())) - 2)
-    axes.set(xlim=(lowest, 100), ylim=(layers[-1] + 0.5, -0.5), xlabel="agreement in the use of the experts, %")
-    axes.set_yticks(layers, [f"layer {layer:g}" for layer in layers])
+    axes.set(xlim=(lowest, 100), xlabel="agreement in the use of the experts, %")
+    label_rows(axes, [f"layer {layer:g}" for layer in layers])
     axes.grid(axis="x", color=PALE)
-    drawn.legend(loc="outside upper center", ncols=3, columnspacing=1.2)
+    drawn.legend(loc="outside lower center", ncols=3, columnspacing=1.2)
     each = [f"layer {layer}: {own:.1%}, {same:.1%} and {other:.1%}" for layer, same, other, own, _ in rows]
     alt = f"""Agreement in the use of the experts: translations agree more than two different texts in the same two
         languages, by at most {100 * (translations - other_meaning).max():.1f} points; different texts in one language
