@@ -7,35 +7,21 @@ asked for, so that `import minimoe` costs nothing.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from minimoe.fingerprints.compare import compare
-    from minimoe.fingerprints.fingerprint import fingerprint
-    from minimoe.fingerprints.report import Report
-    from minimoe.fingerprints.weights import open_weights
-    from minimoe.inspection.trace import record_routing
-    from minimoe.lineage.upcycling import upcycle
-    from minimoe.model.config import MoEConfig
-    from minimoe.model.transformer import MoEForCausalLM
-    from minimoe.training.corpus import Corpus
-    from minimoe.training.generation import generate
-    from minimoe.training.loop import evaluate, train
+if TYPE_CHECKING:  # "as" makes each a name of this package to type checkers
+    from minimoe.fingerprints.compare import compare as compare
+    from minimoe.fingerprints.fingerprint import fingerprint as fingerprint
+    from minimoe.fingerprints.report import Report as Report
+    from minimoe.fingerprints.weights import open_weights as open_weights
+    from minimoe.inspection.trace import record_routing as record_routing
+    from minimoe.lineage.upcycling import upcycle as upcycle
+    from minimoe.model.config import MoEConfig as MoEConfig
+    from minimoe.model.transformer import MoEForCausalLM as MoEForCausalLM
+    from minimoe.training.corpus import Corpus as Corpus
+    from minimoe.training.generation import generate as generate
+    from minimoe.training.loop import evaluate as evaluate
+    from minimoe.training.loop import train as train
 
 __version__ = "0.1.0"
-__all__ = [
-    "Corpus",
-    "MoEConfig",
-    "MoEForCausalLM",
-    "Report",
-    "compare",
-    "evaluate",
-    "fingerprint",
-    "generate",
-    "open_weights",
-    "record_routing",
-    "train",
-    "upcycle",
-]
-
 _FROM = {
     "Corpus": "training.corpus",
     "MoEConfig": "model.config",
@@ -50,6 +36,7 @@ _FROM = {
     "train": "training.loop",
     "upcycle": "lineage.upcycling",
 }
+__all__ = [*_FROM]
 
 
 def __getattr__(name: str) -> Any:

@@ -50,10 +50,6 @@ def _watched() -> bool:
         return wish != "0"
     if "CI" in os.environ or "PYTEST_VERSION" in os.environ:
         return False
-    return _in_notebook() or sys.stderr.isatty()
-
-
-def _in_notebook() -> bool:
     ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    return shell is not None and hasattr(shell, "kernel")
+    in_a_notebook = ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+    return in_a_notebook or sys.stderr.isatty()

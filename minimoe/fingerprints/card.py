@@ -22,8 +22,6 @@ What it cannot confirm
     a model can make a new one, unless the hash of the first is kept where they cannot change it.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection, Iterator, Sequence
 from importlib.metadata import version
@@ -58,28 +56,23 @@ class Finding(NamedTuple):
         return f"{self.status:9} {self.field}: {self.found}" + (f"; wanted {self.wanted}" if self.wanted else "")
 
 
-def _kind(description: str, **rules: Any) -> dict[str, Any]:
-    """A JSON Schema; its description is what a finding says was wanted."""
-    return {"description": description, **rules}
-
-
 def _exactly(*values: Any) -> dict[str, Any]:
-    return _kind(" or ".join(map(repr, values)), enum=values)
+    return {"description": " or ".join(map(repr, values)), "enum": values}
 
 
 def _object(**properties: dict[str, Any]) -> dict[str, Any]:
-    required = list(properties)
-    return _kind("an object", type="object", properties=properties, required=required, additionalProperties=False)
+    rules = {"properties": properties, "required": list(properties), "additionalProperties": False}
+    return {"description": "an object", "type": "object", **rules}
 
 
-WORDS = _kind("words", type="string", pattern=r"\S")
-SHA256 = _kind("64 hexadecimal digits", type="string", pattern="^[0-9a-f]{64}$", maxLength=64)
-SHA256_OR_NULL = SHA256 | _kind("64 hexadecimal digits or null", type=["string", "null"])
-FILES = _kind(
-    "an object of at least one file with its sha256", type="object", minProperties=1, additionalProperties=SHA256
-)
+# JSON Schema; the description is what a finding says was wanted.
+WORDS = {"description": "words", "type": "string", "pattern": r"\S"}
+SHA256 = {"description": "64 hexadecimal digits", "type": "string", "pattern": "^[0-9a-f]{64}$", "maxLength": 64}
+SHA256_OR_NULL = SHA256 | {"description": "64 hexadecimal digits or null", "type": ["string", "null"]}
+FILES = {"description": "an object of at least one file with its sha256", "type": "object"}
+FILES |= {"minProperties": 1, "additionalProperties": SHA256}
 NO_FOLDER = r"^[^/\\]*[^/\\.\s][^/\\]*$"  # and more than dots
-FILE_NAME = _kind("the name of a file beside the card", type="string", pattern=NO_FOLDER)
+FILE_NAME = {"description": "the name of a file beside the card", "type": "string", "pattern": NO_FOLDER}
 PARENT = _object(name=WORDS, sha256=SHA256, licence=WORDS, gave=_exactly("weights", "outputs"))
 SCHEMA = _object(
     format=_exactly(FORMAT),
@@ -87,7 +80,7 @@ SCHEMA = _object(
     name=WORDS,
     weights=SHA256,
     files=FILES,
-    parents=_kind("a list", type="array", items=PARENT),
+    parents={"description": "a list", "type": "array", "items": PARENT},
     recipe=WORDS,
     data=_object(description=WORDS, licence=WORDS, sha256=SHA256_OR_NULL),
     licence=WORDS,

@@ -4,8 +4,6 @@ and how far each vector of one is from the nearest of the other.
 Shapes: H hidden size.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -21,8 +19,7 @@ ROLES = (*ATTENTION, *MLP)
 def layer_cosines(a: Weights, b: Weights) -> np.ndarray:
     """[L, L', matrices]: the cosine of every matrix, in the order of `MATRICES`, of models of the same width.
 
-    Raises:
-        CheckpointError: a file is damaged.
+    Raises CheckpointError: a file is damaged.
     """
     roles = [role for role in MATRICES if a.has(role, 0) and b.has(role, 0)]
     return torch.stack([_directions(a, role) @ _directions(b, role).T for role in roles], dim=-1).numpy()

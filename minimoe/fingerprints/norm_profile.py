@@ -14,8 +14,6 @@ What it cannot see
 Shapes: H hidden size, L layers.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 import torch.nn.functional as F

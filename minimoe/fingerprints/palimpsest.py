@@ -21,8 +21,6 @@ every order would be as likely as any other. All suspects that are asked about o
 Shapes: S tokens in each of n examples.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from scipy import stats
@@ -62,8 +60,7 @@ def palimpsest(
         p_value: (1 + how many random orders reach the score) / (T + 1).
         refused: an encoder; likelihoods that are all equal or not finite.
 
-    Raises:
-        ValueError: there are fewer than 10 examples, or of fewer than 2 tokens; an id is outside a vocabulary.
+    Raises ValueError: there are fewer than 10 examples, or of fewer than 2 tokens; an id is outside a vocabulary.
     """
     if sequences.dim() != 2 or len(sequences) < FEWEST or sequences.shape[1] < 2:
         raise ValueError(f"sequences has shape {tuple(sequences.shape)}: wanted [>= {FEWEST}, >= 2]")

@@ -13,8 +13,6 @@ What it cannot see
 Shapes: H hidden size, I neurons of an MLP or expert, N tokens.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from itertools import combinations
 

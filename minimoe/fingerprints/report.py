@@ -1,7 +1,5 @@
 """What `compare` returns, as text, JSON, HTML and a figure."""
 
-from __future__ import annotations
-
 import html
 import json
 import math
@@ -60,7 +58,7 @@ class Report:
         notes = "".join(f"<p>{html.escape(line)}</p>" for line in self._notes())
         return f"{head}<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>{notes}"
 
-    def plot(self) -> tuple[Figure, dict[str, dict[str, Any]]]:
+    def plot(self) -> "tuple[Figure, dict[str, dict[str, Any]]]":
         """Each method's score as a mark on a bar that spans the strangers, and a tick where evidence begins.
 
         Returns:

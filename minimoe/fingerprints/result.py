@@ -1,7 +1,5 @@
 """What a method says about two models, and how it says that it does not apply to them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps

@@ -6,8 +6,6 @@ what roles are made of: places.py makes them. Nothing asks how a model is run: p
 scaling play no part.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -28,11 +26,11 @@ ONCE = ("embedding", "head", "norm_final")
 # gguf's name of a tensor -> its role, or what roles are made of. Where it gives one name to several of them, the first
 # one here takes it.
 _SLOTS = {
-    **{f"ATTN_{role}": role.lower() for role in "QKV"},
+    **{f"ATTN_{slot.upper()}": slot for slot in (*"qkv", "qkv", "q_norm", "k_norm")},
+    **{f"ATTN_{slot.upper()}": slot for slot in ("q_a", "q_a_norm", "q_b", "kv_a_norm", "kv_b")},  # latent attention
+    **{f"ATTN_{slot.upper()}": slot for slot in ("k_b", "v_b")},  # llama.cpp cuts kv_b in two
+    "ATTN_KV_A_MQA": "kv_a",
     "ATTN_OUT": "o",
-    "ATTN_QKV": "qkv",
-    "ATTN_Q_NORM": "q_norm",
-    "ATTN_K_NORM": "k_norm",
     **{f"FFN_{role.upper()}": role for role in PROJECTIONS},
     **{f"FFN_{role.upper()}_EXP": f"expert_{role}" for role in PROJECTIONS},
     **{f"FFN_{role.upper()}_SHEXP": f"shared_{role}" for role in PROJECTIONS},
@@ -48,14 +46,6 @@ _SLOTS = {
     "FFN_POST_NORM": "norm2_after",
     "ATTN_OUT_NORM": "norm1_out",  # of the sum (BERT), or another name of one of these
     "LAYER_OUT_NORM": "norm2_out",
-    "ATTN_Q_A": "q_a",
-    "ATTN_Q_A_NORM": "q_a_norm",
-    "ATTN_Q_B": "q_b",
-    "ATTN_KV_A_MQA": "kv_a",
-    "ATTN_KV_A_NORM": "kv_a_norm",
-    "ATTN_KV_B": "kv_b",
-    "ATTN_K_B": "k_b",  # llama.cpp cuts kv_b in two
-    "ATTN_V_B": "v_b",
     "NEXTN_EH_PROJ": "further_on",  # in a layer that predicts a token further on
     "TOKEN_EMBD": "embedding",
     "OUTPUT": "head",
@@ -78,11 +68,8 @@ _MORE_NAMES = {  # within a layer, without ".weight"
     "fc1": "up",
     "fc2": "down",
 }
-_MORE_NAMES_ONCE = {
-    "final_layer_norm": "norm_final",  # OPT
-    "layer_norm": "norm_final",  # XGLM
-    "model.embedding_norm": "norm_final",  # LFM 2
-}
+# The norm at the end, in OPT, XGLM and LFM 2.
+_MORE_NAMES_ONCE = dict.fromkeys(("final_layer_norm", "layer_norm", "model.embedding_norm"), "norm_final")
 _OTHER_STACKS = re.compile(r"vision|visual|image|audio|speech|mtp|draft|assistant")
 _WITH_BIAS = ("q", "k", "v", "o", "qkv")
 
@@ -108,10 +95,9 @@ def _known_names() -> tuple[dict[str, str], dict[str, str]]:
     in_a_layer, once = dict(_MORE_NAMES), dict(_MORE_NAMES_ONCE)
     for tensor, slot in _SLOTS.items():
         tensor = MODEL_TENSOR[tensor]
-        of_layers, others = (
-            table.get(tensor, ()) for table in (TensorNameMap.block_mappings_cfg, TensorNameMap.mappings_cfg)
-        )
-        for name in (*of_layers, *others, TENSOR_NAMES[tensor]):
+        tables = TensorNameMap.block_mappings_cfg, TensorNameMap.mappings_cfg
+        names = (name for table in tables for name in table.get(tensor, ()))
+        for name in (*names, TENSOR_NAMES[tensor]):
             _, is_of_a_layer, part = name.partition("{bid}.")
             (in_a_layer if is_of_a_layer else once).setdefault((part or name).removesuffix(".weight"), slot)
     return in_a_layer, once

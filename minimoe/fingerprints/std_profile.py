@@ -17,8 +17,6 @@ Source
 Shapes: L layers.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from minimoe.fingerprints.result import Features, Refusal, Result, explain_refusals
@@ -41,8 +39,7 @@ def std_profile(a: Weights, b: Weights, *, roles: tuple[str, ...] = ATTENTION) -
         details: r of each role as "q", and the spread sd / mean of its curves as "q_spread_a" and "q_spread_b".
         refused: a spread is below 1 %; a model has fewer than 3 layers; a weight is not finite, or 0 throughout.
 
-    Raises:
-        KeyError: a model lacks one of the roles.
+    Raises KeyError: a model lacks one of the roles.
     """
     return compare_std_profiles(*(read_std_profile(weights, roles) for weights in (a, b)))
 

@@ -28,8 +28,6 @@ A verdict says that weights are shared. It does not say whether they do anything
 another model), who had them first, by what right, or whether two teams began from the same published model.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -72,7 +70,7 @@ class Correlation:
         level = min(max(math.tanh(usual + MARGIN * (highest - usual)), self.lowest_level), HIGHEST_LEVEL)
         return level if fits else (1 + level) / 2
 
-    def describe(self, name: str, evidence: Evidence) -> str:
+    def describe(self, name: str, evidence: "Evidence") -> str:
         """What was found, for the reason of a verdict."""
         return f"{name} of {evidence.result.score:.3f}, where strangers have up to {max(evidence.strangers):.3f}"
 
@@ -92,7 +90,7 @@ class PValue:
     def level(self, strangers: Sequence[float], fits: bool) -> float:
         return math.log10(RARE_P) / math.log10(SMALLEST_P)
 
-    def describe(self, name: str, evidence: Evidence) -> str:
+    def describe(self, name: str, evidence: "Evidence") -> str:
         return f"{name} has p = {evidence.result.p_value:.2g}"
 
 
@@ -154,13 +152,9 @@ class Evidence:
 def judge(
     evidence: Mapping[str, Evidence], *, equal_files: bool = False, equal_depths: bool = True, is_quick: bool = False
 ) -> tuple[str, str, float | None]:
-    """Verdict, reason and score from the evidence of each method.
+    """Verdict, reason and score from the evidence of each method, and from what is known of both files and models.
 
-    Args:
-        evidence: by name of the method.
-        equal_files: whether both models are the same bytes.
-        equal_depths: whether they have as many layers.
-        is_quick: whether the methods looked at a small part of the models, and what they miss may lie in the rest.
+    is_quick: whether the methods looked at a small part of the models, and what they miss may lie in the rest.
     """
     if equal_files:
         return SAME, "the files hold the same bytes (sha256)", 1.0
@@ -169,9 +163,8 @@ def judge(
         if same_from is not None and (found.result.score or 0) >= same_from:
             return SAME, f"every layer answers alike ({name} of {found.result.score:.5f})", 1.0
 
-    standings = {
-        name: min(found.standing, found.scale.most) for name, found in evidence.items() if found.standing is not None
-    }
+    applying = {name: found for name, found in evidence.items() if found.standing is not None}
+    standings = {name: min(found.standing, found.scale.most) for name, found in applying.items()}
     decided = any(evidence[name].scale.most > EVIDENCE for name in standings)
     if not decided and max(standings.values(), default=0) < EVIDENCE:  # a rewritten copy escapes the p-values
         return CANNOT_TELL, "no method that sees through rewrites applies, or no strangers are known", None

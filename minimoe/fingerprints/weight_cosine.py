@@ -14,8 +14,6 @@ Source
 Shapes: L layers.
 """
 
-from __future__ import annotations
-
 import math
 from itertools import islice
 

@@ -14,12 +14,10 @@ model is kept with it (`read_once`): open a model in memory anew after changing 
 Shapes: H hidden size, I width of an MLP or of an expert, E experts, L layers, V vocabulary.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, wraps
 from pathlib import Path
@@ -35,7 +33,6 @@ from minimoe.fingerprints.roles import IN_A_LAYER, ONCE, slot_of
 from minimoe.model.checkpoint import (
     Checkpoint,
     CheckpointError,
-    HashUnknownError,
     NotFiniteError,
     is_finite,
     load_weights,
@@ -45,7 +42,7 @@ from minimoe.model.checkpoint import (
 from minimoe.model.config import MoEConfig
 from minimoe.model.families import MINIMOE, read_config
 from minimoe.model.opening import open_checkpoint
-from minimoe.model.stored import describe_file
+from minimoe.model.stored import HashUnknownError, describe_file
 from minimoe.model.transformer import Block, MoEForCausalLM
 from minimoe.progress import note
 
@@ -104,7 +101,7 @@ def read_once(read: Callable[..., Any]) -> Callable[..., Any]:
     return kept
 
 
-def open_weights(source: str | Path | MoEForCausalLM, *, tokenizer: Any = None) -> Weights:
+def open_weights(source: str | Path | MoEForCausalLM, *, tokenizer: Any = None) -> "Weights":
     """The weights of a model, by role.
 
     Args:
@@ -119,17 +116,23 @@ def open_weights(source: str | Path | MoEForCausalLM, *, tokenizer: Any = None) 
         ValueError: the model is on the meta device, where there are no numbers.
     """
     if isinstance(source, MoEForCausalLM):
-        return Weights("model in memory", source, _read_memory(source), source.config, None, tokenizer)
+        if any(tensor.is_meta for tensor in source.state_dict().values()):
+            raise ValueError("device='meta': wanted a model on a device where its weights have values")
+        tensors = _Memory((name, tensor.cpu()) for name, tensor in tensors_on_disk(source, MINIMOE).items())
+        return Weights("model in memory", source, tensors, source.config, None, tokenizer)
     checkpoint = open_checkpoint(source)
     is_gguf = hasattr(checkpoint, "get_vocab")
     if tokenizer is None and is_gguf:  # it holds its own
         tokenizer = checkpoint
-    reason = _why_not(checkpoint.hf_config)
+    reason = config = None
+    try:
+        read_config(checkpoint.hf_config)
+    except ValueError as error:
+        reason = str(error)  # why it cannot be run
     if reason is not None and reason.startswith("quantization_config"):  # then the numbers may mean anything
         raise CheckpointError(f"{checkpoint.config_file}: {reason}")
     if any(name.endswith(".experts.gate_up_proj") for name in checkpoint):
         reason = reason or "its experts lie together in experts.gate_up_proj, wanted tensors for each of them"
-    config = None
     if reason is None:
         try:
             config = checkpoint.model_config
@@ -153,7 +156,7 @@ class Weights:
         self,
         name: str,
         source: Checkpoint | MoEForCausalLM,
-        tensors: Checkpoint | _Memory,
+        tensors: "Checkpoint | _Memory",
         config: MoEConfig | None,
         reason: str | None,
         tokenizer: Any,
@@ -244,9 +247,7 @@ class Weights:
 
         Sums are float64, over the pieces as in Chan et al. 1979 (Updating formulae and a pairwise algorithm for
         computing sample variances).
-
-        Raises:
-            Refusal: a number is not finite, or all of them are 0; the tensor is named.
+        Raises Refusal: a number is not finite, or all of them are 0; the tensor is named.
         """
         count, mean, squares = 0, 0.0, 0.0  # squares: the sum of squared distances from the mean
         for name, piece in self.pieces(role, layer):
@@ -303,7 +304,7 @@ class Weights:
         config = self.require_config()
         with torch.device("meta"):
             mlp = Block(config, layer).mlp
-        roles = {name: _role_in_an_mlp(name) for name in mlp.state_dict()}
+        roles = {name: slot_of(f"mlp.{name}")[0].removeprefix("expert_") for name in mlp.state_dict()}
         self._require(*((role, layer) for role in roles.values()))
         for name, like in mlp.state_dict().items():
             if (found := self.shape(roles[name], layer)) != like.shape:
@@ -350,8 +351,7 @@ class Weights:
     def sha256(self) -> str:
         """Of the weight file; of several: of their sha256 by name; in memory: of names, dtypes, shapes and bytes.
 
-        Raises:
-            Refusal: the files are on a server, and no sha256 of them is published.
+        Raises Refusal: the files are on a server, and no sha256 of them is published.
         """
         if isinstance(self._source, Checkpoint):
             try:
@@ -391,7 +391,7 @@ class Weights:
 
 
 class _Memory(dict[str, Tensor]):
-    """The tensors of a model in memory, read as those of a `Checkpoint` are."""
+    """The tensors of a model in memory, on the CPU, read as those of a `Checkpoint` are."""
 
     def pieces(self, name: str, size: int) -> Iterator[Tensor]:
         return iter(self[name].flatten().split(size))
@@ -403,13 +403,6 @@ class _Memory(dict[str, Tensor]):
         return tuple(self[name].shape)
 
 
-def _read_memory(model: MoEForCausalLM) -> _Memory:
-    """The tensors of a model, on the CPU: those that are there already are not copied."""
-    if any(tensor.is_meta for tensor in model.state_dict().values()):
-        raise ValueError("device='meta': wanted a model on a device where its weights have values")
-    return _Memory((name, tensor.cpu()) for name, tensor in tensors_on_disk(model, MINIMOE).items())
-
-
 @contextmanager
 def _refusing() -> Iterator[None]:
     """Turn an error about a number that is not finite into a reason why a method does not apply."""
@@ -417,20 +410,6 @@ def _refusing() -> Iterator[None]:
         yield
     except NotFiniteError as error:
         raise Refusal(str(error)) from error
-
-
-def _why_not(config: Mapping[str, Any]) -> str | None:
-    """Why a model of this configuration cannot be run; None: it can."""
-    try:
-        read_config(config)
-    except ValueError as error:
-        return str(error)
-    return None
-
-
-def _role_in_an_mlp(name: str) -> str:
-    """Of a parameter of the MLP or mixture in our models."""
-    return slot_of(f"mlp.{name}")[0].removeprefix("expert_")
 
 
 def _moments(values: Tensor) -> tuple[float, float]:

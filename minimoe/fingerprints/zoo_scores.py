@@ -1,7 +1,5 @@
 """What the methods said of the pairs of the zoo: tables as rows, the shipped ones or those of another benchmark."""
 
-from __future__ import annotations
-
 import csv
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What each expert is worth: the loss of a model without it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 

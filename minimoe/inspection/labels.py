@@ -1,7 +1,5 @@
 """Labels of tokens: what the metrics compare the routing with."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np
@@ -23,12 +21,10 @@ def labels(trace: RoutingTrace, of: str) -> Labels:
     """What each token is labelled with.
 
     Args:
-        trace: of T tokens.
         of: "domain"; "language" or "topic", the two halves of domains named "language/topic" (other domains have
             neither); "token", its id; "position", its place in the sequence, in buckets that double: 0, 1-2, 3-6...
 
-    Raises:
-        ValueError: `of` is unknown, or no domain is named "language/topic".
+    Raises ValueError: `of` is unknown, or no domain is named "language/topic".
     """
     if of not in LABELS:
         raise ValueError(f"label {of!r}: wanted one of {', '.join(LABELS)}")

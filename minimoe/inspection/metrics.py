@@ -5,8 +5,6 @@ attributes; an index E is an empty slot and counts for nobody. Everywhere `draws
 for the interval, `shuffles` how often chance is imitated where the null has no formula, and `seed` that of both.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from math import comb
 
@@ -231,10 +229,8 @@ def mutual_information(
         spread = resamples.ratio(x_log_x(experts_of_token), experts_of_token)  # the mean of ln k_t
         everything = slots.conditional_entropy(expert, np.zeros_like(token)) - spread
         if everything[0] < 1e-9:  # 0 but for rounding
-            raise ValueError(
-                f"layer {layer}: every token goes to the same {experts_of_token.max()} of {trace.num_experts} "
-                "experts, so that there is no choice for a label to explain"
-            )
+            found = f"every token goes to the same {experts_of_token.max()} of {trace.num_experts} experts"
+            raise ValueError(f"layer {layer}: {found}, so that there is no choice for a label to explain")
         without_label = slots.conditional_entropy(expert, condition[token])
         information = without_label - slots.conditional_entropy(expert, cell[token])
         of_unit = np.bincount(unit[token] * trace.num_experts + expert, minlength=len(place) * trace.num_experts)
@@ -393,10 +389,8 @@ def _memberships(a: RoutingTrace, b: RoutingTrace) -> list[tuple[np.ndarray, np.
         if found != wanted:
             raise ValueError(f"{name}={found} in the second trace: wanted {wanted}, as in the first")
     if not np.array_equal(a.token_ids, b.token_ids):
-        raise ValueError(
-            f"token_ids: the {len(b.token_ids)} tokens of the second trace are not the {len(a.token_ids)} of the "
-            "first: wanted two traces of one text"
-        )
+        found = f"the {len(b.token_ids)} tokens of the second trace are not the {len(a.token_ids)} of the first"
+        raise ValueError(f"token_ids: {found}: wanted two traces of one text")
     pairs = zip(a.indices, b.indices, strict=True)
     return [tuple(_membership(indices, a.num_experts) for indices in pair) for pair in pairs]
 

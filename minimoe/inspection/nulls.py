@@ -4,8 +4,6 @@ Shapes: T tokens, E experts, L layers. A resample is a draw of documents with re
 counted once for each document, and a resample adds up counts: no draw walks over the tokens again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -61,7 +59,7 @@ class Resamples(NamedTuple):
     weights: np.ndarray  # [documents, 1 + draws]; the first column is the trace as it is: once each
 
     @classmethod
-    def draw(cls, documents: np.ndarray, draws: int, seed: int, strata: np.ndarray | None = None) -> Resamples:
+    def draw(cls, documents: np.ndarray, draws: int, seed: int, strata: np.ndarray | None = None) -> "Resamples":
         """Draw as many documents as there are, with replacement, `draws` times.
 
         documents: [T], any numbers. strata: [T], a number that is the same throughout a document; as many documents of
@@ -76,11 +74,11 @@ class Resamples(NamedTuple):
             weights[1:, stratum == number] = rng.multinomial(size, np.full(size, 1 / size), size=len(weights) - 1)
         return cls(document, weights.T)
 
-    def of(self, tokens: np.ndarray) -> Resamples:
+    def of(self, tokens: np.ndarray) -> "Resamples":
         """The same draws for some of the tokens, each as often as it is named."""
         return self._replace(document=self.document[tokens])
 
-    def counts(self, codes: np.ndarray, num_codes: int) -> csr_array:
+    def counts(self, codes: np.ndarray, num_codes: int) -> "csr_array":
         """How often each code [T] occurs in each document, [codes, documents], sparse."""
         from scipy.sparse import csr_array
 

@@ -6,8 +6,6 @@ router's choice, best first, after any capacity. On disk a trace is one safetens
 Shapes: B batch, S sequence, L sparse layers, N tokens, E experts, K slots per token (K = E under expert choice).
 """
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 import io
@@ -29,14 +27,8 @@ from torch import Tensor, nn
 from minimoe.atomic import replace_atomically
 
 FORMAT, VERSION = "minimoe routing trace", "1"
-DTYPES = {  # the arrays of a trace
-    "weights": np.float32,
-    "indices": np.int16,
-    "token_ids": np.int32,
-    "domains": np.int16,
-    "documents": np.int32,
-    "positions": np.int32,
-}
+DTYPES = {"weights": np.float32, "indices": np.int16, "domains": np.int16}  # the arrays of a trace
+DTYPES |= dict.fromkeys(("token_ids", "documents", "positions"), np.int32)
 ROUTED = ("weights", "indices")  # [L, N, K], the others are [N]
 
 
@@ -49,39 +41,24 @@ class RoutingTrace:
     """Where every token of some text went, in every sparse layer of one model.
 
     A trace that was loaded lies on disk, mapped into memory: what nobody looks at is not read.
-
-    Args:
-        indices: [L, N, K] int16, the experts a token was dispatched to; an empty slot has index `num_experts`.
-        weights: [L, N, K] float32, what their outputs were multiplied by; 0 in an empty slot.
-        token_ids: [N] int32.
-        domains: [N] int16, index into `domain_names`; -1 where unlabelled.
-        documents: [N] int32, the document a token belongs to.
-        positions: [N] int32, a token's place within its sequence.
-        domain_names: what `domains` points to.
-        layers: the numbers of the sparse layers within the model.
-        num_experts: E.
-        model_id: what `model_id(model)` returned.
-
-    Raises:
-        TraceError: an array is empty, or of another type or shape.
+    Raises TraceError: an array is empty, or of another type or shape.
     """
 
-    indices: np.ndarray
-    weights: np.ndarray
-    token_ids: np.ndarray
-    domains: np.ndarray
-    documents: np.ndarray
-    positions: np.ndarray
+    indices: np.ndarray  # [L, N, K] int16, the experts a token was dispatched to; E in an empty slot
+    weights: np.ndarray  # [L, N, K] float32, what their outputs were multiplied by; 0 in an empty slot
+    token_ids: np.ndarray  # [N] int32
+    domains: np.ndarray  # [N] int16, index into `domain_names`; -1 where unlabelled
+    documents: np.ndarray  # [N] int32, the document a token belongs to
+    positions: np.ndarray  # [N] int32, a token's place within its sequence
     domain_names: tuple[str, ...]
-    layers: tuple[int, ...]
-    num_experts: int
-    model_id: str
+    layers: tuple[int, ...]  # the numbers of the sparse layers within the model
+    num_experts: int  # E
+    model_id: str  # what `model_id(model)` returned
 
     def __post_init__(self) -> None:
-        if self.indices.ndim != 3 or self.indices.size == 0:
-            raise TraceError(
-                f"indices: found shape {self.indices.shape}, wanted [layers, tokens, slots], none of them 0"
-            )
+        shape = self.indices.shape
+        if len(shape) != 3 or 0 in shape:
+            raise TraceError(f"indices: found shape {shape}, wanted [layers, tokens, slots], none of them 0")
         for name, array in self._arrays().items():
             shape = (len(self.layers), len(self), self.k) if name in ROUTED else (len(self),)
             if (array.dtype, array.shape) != (DTYPES[name], shape):
@@ -91,10 +68,8 @@ class RoutingTrace:
         return self.indices.shape[1]
 
     def __repr__(self) -> str:
-        return (
-            f"<RoutingTrace of {len(self):,} tokens, {self.num_layers} layers, {self.k} of {self.num_experts} experts; "
-            f"domains: {', '.join(self.domain_names) or 'none'}>"
-        )
+        size = f"{len(self):,} tokens, {self.num_layers} layers, {self.k} of {self.num_experts} experts"
+        return f"<RoutingTrace of {size}; domains: {', '.join(self.domain_names) or 'none'}>"
 
     @property
     def num_layers(self) -> int:
@@ -106,7 +81,7 @@ class RoutingTrace:
         """K: slots per token, some of which may be empty."""
         return self.indices.shape[2]
 
-    def select(self, tokens: np.ndarray | str) -> RoutingTrace:
+    def select(self, tokens: np.ndarray | str) -> "RoutingTrace":
         """The trace of some of the tokens, given as a boolean mask [N] or by the name of a domain, in memory.
 
         Raises TraceError where no token is left, or there is no such domain.
@@ -127,7 +102,7 @@ class RoutingTrace:
             save_file(tensors, temporary, {"format": FORMAT, "version": VERSION, "facts": json.dumps(self._facts())})
 
     @staticmethod
-    def load(path: str | Path) -> RoutingTrace:
+    def load(path: str | Path) -> "RoutingTrace":
         """Map a file that `save` or `record_routing(model, path)` wrote.
 
         Raises FileNotFoundError, or TraceError for a file that is cut short, is no trace, or is of another version.
@@ -154,7 +129,7 @@ class RoutingTrace:
 
 
 @contextmanager
-def record_routing(model: nn.Module, path: str | Path | None = None) -> Iterator[Recording]:
+def record_routing(model: nn.Module, path: str | Path | None = None) -> Iterator["Recording"]:
     """Record where every token goes in every forward of `model` within the block.
 
         with record_routing(model) as trace:
@@ -197,9 +172,8 @@ class Recording(RoutingTrace):
 
     def __getattr__(self, name: str) -> Any:
         """Reached only by what is not there, such as the fields of the trace while it is being recorded."""
-        raise AttributeError(
-            f"{name}: a trace has its fields once its `with record_routing(...)` block has ended without an error"
-        )
+        condition = "once its `with record_routing(...)` block has ended without an error"
+        raise AttributeError(f"{name}: a trace has its fields {condition}")
 
     def label(self, domains: str | Sequence[str | None] | None, *, documents: Sequence[Hashable] | None = None) -> None:
         """Say what the following forwards are about. It holds until the next call.
@@ -216,7 +190,7 @@ class Recording(RoutingTrace):
 class _Recorder:
     """The hooks on a model that take down what its experts are given."""
 
-    def __init__(self, model: nn.Module, path: Path | None, sequences: _Sequences, stack: ExitStack) -> None:
+    def __init__(self, model: nn.Module, path: Path | None, sequences: "_Sequences", stack: ExitStack) -> None:
         self._experts = _find_experts(model)
         self._model, self._model_id = model, model_id(model)
         self._path, self._sequences = path, sequences
@@ -327,22 +301,18 @@ class _Sequences:
             self._rows = [self._documents.setdefault(key, len(self._documents)) for key in keys]
             self._lengths, self._columns = np.zeros(rows, int), 0
         elif (rows, cached) != (len(self._rows), self._columns):
-            raise ValueError(
-                f"the cache holds {rows} rows of {cached} tokens, but the last forward that was recorded ended with "
-                f"{len(self._rows)} rows of {self._columns}: record a text from its beginning"
-            )
+            last = f"the last forward that was recorded ended with {len(self._rows)} rows of {self._columns}"
+            found = f"the cache holds {rows} rows of {cached} tokens, but {last}"
+            raise ValueError(f"{found}: record a text from its beginning")
         domains = self.domains if isinstance(self.domains, list) else [self.domains] * rows
         _check_rows("domains", domains, rows)
-        numbers = [
-            -1 if name is None else self.domain_names.setdefault(name, len(self.domain_names)) for name in domains
-        ]
+        known = self.domain_names
+        numbers = [-1 if name is None else known.setdefault(name, len(known)) for name in domains]
         positions = self._lengths[:, None] + kept.cumsum(1) - 1
         self._lengths, self._columns = positions[:, -1] + 1, self._columns + length
-        return {
-            "domains": np.repeat(numbers, length),
-            "documents": np.repeat(self._rows, length),
-            "positions": positions.flatten(),
-        }
+        of_rows = {"domains": numbers, "documents": self._rows}
+        columns = {name: np.repeat(values, length) for name, values in of_rows.items()}
+        return columns | {"positions": positions.flatten()}
 
 
 def _check_rows(name: str, values: Sequence[Any], rows: int) -> None:
@@ -382,9 +352,8 @@ def _find_experts(model: nn.Module) -> dict[int, nn.Module]:
         if numbers and hasattr(module, "gate") and hasattr(getattr(module, "experts", None), "down_proj"):
             found[numbers[0]] = module.experts
     if not found:
-        raise ValueError(
-            f"{type(model).__name__} has no layer with a `gate` and fused `experts`: wanted a mixture of experts"
-        )
+        lack = f"{type(model).__name__} has no layer with a `gate` and fused `experts`"
+        raise ValueError(f"{lack}: wanted a mixture of experts")
     return found
 
 

@@ -1,12 +1,11 @@
 """Models made from other models without training: merged, pruned, deepened, extended, quantised.
 
 Each returns a new model in evaluation mode, with the tokenizer of the old, and leaves its inputs as they are. Sums are
-done in float64 and stored in the dtype of the (first) input. A `Derivation` keeps where a model came from.
+done in float64 and stored in the dtype of the (first) input. A `Derivation` keeps where a model came from. What merges
+models raises a ValueError where there is none, or where their configurations differ, and names the field.
 
 Shapes: H hidden size, D head size, I width of an MLP or of an expert, E experts, L layers.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from minimoe.model.attention import Attention
-from minimoe.model.config import MoEConfig
+from minimoe.model.config import MoEConfig, require
 from minimoe.model.layers import MLP
 from minimoe.model.moe import Experts
 from minimoe.model.transformer import MoEForCausalLM
@@ -60,12 +59,6 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.float64)
 
 
-def require(condition: bool, message: str) -> None:
-    """Raise a ValueError with this message unless the condition holds."""
-    if not condition:
-        raise ValueError(message)
-
-
 # --- merging ----------------------------------------------------------------------------------------------
 
 # What models to be merged need not have in common: it changes no output.
@@ -74,20 +67,12 @@ _FREE |= {"router_aux_loss_coef", "seq_aux", "router_z_loss_coef"}
 
 
 def average(models: Sequence[MoEForCausalLM]) -> MoEForCausalLM:
-    """The mean of every weight: a uniform model soup (Wortsman et al. 2022, arXiv 2203.05482, section 2).
-
-    Raises:
-        ValueError: there is no model, or the configurations differ; the field is named.
-    """
+    """The mean of every weight: a uniform model soup (Wortsman et al. 2022, arXiv 2203.05482, section 2)."""
     return _merge(models, lambda *weights: torch.stack(weights).mean(0))
 
 
 def lerp(a: MoEForCausalLM, b: MoEForCausalLM, t: float) -> MoEForCausalLM:
-    """(1 - t) a + t b, weight by weight: `a` at t = 0, `b` at t = 1.
-
-    Raises:
-        ValueError: the configurations differ; the field is named.
-    """
+    """(1 - t) a + t b, weight by weight: `a` at t = 0, `b` at t = 1."""
     return _merge([a, b], lambda x, y: torch.lerp(x, y, t))
 
 
@@ -97,9 +82,6 @@ def slerp(a: MoEForCausalLM, b: MoEForCausalLM, t: float) -> MoEForCausalLM:
     With w the angle between them: sin((1 - t) w) / sin(w) * a + sin(t w) / sin(w) * b. Where two vectors are equally
     long, all between them are too, which a straight line cuts short. Where sin(w) = 0 or one of them is 0, it is the
     straight line. Every expert's matrix turns on its own.
-
-    Raises:
-        ValueError: the configurations differ; the field is named.
     """
 
     def norm(tensor: Tensor) -> Tensor:
@@ -126,15 +108,12 @@ def ties(
     sign of the sum over the trimmed vectors. Merge: it moves by the mean of those numbers that have this sign.
 
     Args:
-        base: the common ancestor.
-        models: its descendants.
         density: share of a task vector that is kept, over all weights at once; 1 trims nothing.
         weight: what the merged task vector is multiplied by (lambda).
 
-    Raises:
-        ValueError: density is outside (0, 1], there is no model, or a configuration differs from that of the base.
+    Raises ValueError: density is outside (0, 1].
     """
-    require(0 < density <= 1, f"density={density}: wanted above 0 and at most 1")
+    require(0 < density <= 1, "density", density, "above 0 and at most 1")
     _require_alike(models, base)
     family = [base, *models]
     vectors = torch.stack([parameters_to_vector(map(wide, model.state_dict().values())) for model in family])
@@ -163,12 +142,12 @@ def _merge(models: Sequence[MoEForCausalLM], rule: Callable[..., Tensor]) -> MoE
 
 def _require_alike(models: Sequence[MoEForCausalLM], base: MoEForCausalLM | None = None) -> None:
     """Refuse no models, and models that differ from `base`, or from the first of them, in what changes outputs."""
-    require(len(models) > 0, "models=[]: wanted at least one")
+    require(len(models) > 0, "models", [], "at least one")
     wanted = asdict((models[0] if base is None else base).config)
     for model in models:
         for name, found in asdict(model.config).items():
             alike = name in _FREE or found == wanted[name]
-            require(alike, f"{name}={found!r}: wanted {wanted[name]!r}, as in the model it is merged with")
+            require(alike, name, found, f"{wanted[name]!r}, as in the model it is merged with")
 
 
 # --- width ------------------------------------------------------------------------------------------------
@@ -183,10 +162,9 @@ def prune_neurons(model: MoEForCausalLM, keep: float) -> MoEForCausalLM:
     Args:
         keep: share of the width that stays, of each kind of MLP; rounded, at least one neuron.
 
-    Raises:
-        ValueError: keep is outside (0, 1].
+    Raises ValueError: keep is outside (0, 1].
     """
-    require(0 < keep <= 1, f"keep={keep}: wanted above 0 and at most 1")
+    require(0 < keep <= 1, "keep", keep, "above 0 and at most 1")
 
     def shorter(width: int) -> int:
         return max(1, round(keep * width)) if width else 0
@@ -231,13 +209,11 @@ def prune_heads(model: MoEForCausalLM, num_key_value_heads: int) -> MoEForCausal
 
     A group is as strong as the product of the norms of its value rows and of its output columns: without either
     it adds nothing. The size of a head stays.
-
-    Raises:
-        ValueError: there are not that many.
+    Raises ValueError: there are not that many.
     """
     config, found = model.config, model.config.num_key_value_heads
     fits = 1 <= num_key_value_heads <= found
-    require(fits, f"num_key_value_heads={num_key_value_heads}: wanted 1 to {found}, those of the model")
+    require(fits, "num_key_value_heads", num_key_value_heads, f"1 to {found}, those of the model")
     queries_each = config.num_attention_heads // found
     pruned = deepcopy(model)
     for attention in parts(pruned, Attention):
@@ -266,18 +242,13 @@ def take_heads(attention: Attention, queries: Tensor, queries_each: int) -> None
             parameter.data = parameter.data.unflatten(0, (-1, size))[kept].flatten(0, 1)
 
 
-# --- depth ------------------------------------------------------------------------------------------------
-
-
 def prune_layers(model: MoEForCausalLM, layers: Collection[int]) -> MoEForCausalLM:
     """Remove whole `layers`, counted from 0; those around them join (Gromov et al. 2024, arXiv 2403.17887).
 
-    Raises:
-        ValueError: a layer is not there, or none would be left.
+    Raises ValueError: a layer is not there, or none would be left.
     """
     present = range(model.config.num_hidden_layers)
-    fits = set(layers) < set(present)
-    require(fits, f"layers={sorted(layers)}: wanted some, but not all, of 0 to {len(present) - 1}")
+    require(set(layers) < set(present), "layers", sorted(layers), f"some, but not all, of 0 to {len(present) - 1}")
     return _with_layers(model, [layer for layer in present if layer not in layers])
 
 
@@ -286,13 +257,10 @@ def depth_upscale(model: MoEForCausalLM, removed: int) -> MoEForCausalLM:
 
     The lower copy loses its last `removed` layers, the upper one its first: 2 (L - removed) layers in all. In the paper
     L = 32, and `removed` is m = 8.
-
-    Raises:
-        ValueError: removed is not 0 to L - 1.
+    Raises ValueError: removed is not 0 to L - 1.
     """
     layers = model.config.num_hidden_layers
-    fits = 0 <= removed < layers
-    require(fits, f"removed={removed}: wanted 0 to {layers - 1}, less than the {layers} layers there are")
+    require(0 <= removed < layers, "removed", removed, f"0 to {layers - 1}, less than the {layers} layers there are")
     return _with_layers(model, [*range(layers - removed), *range(removed, layers)])
 
 
@@ -306,20 +274,15 @@ def _with_layers(model: MoEForCausalLM, order: Sequence[int]) -> MoEForCausalLM:
     return build_from(model, tensors, num_hidden_layers=len(order), mlp_only_layers=dense, decoder_sparse_step=1)
 
 
-# --- vocabulary, precision --------------------------------------------------------------------------------
-
-
 def extend_vocabulary(model: MoEForCausalLM, new_tokens: int, *, seed: int = 0) -> MoEForCausalLM:
     """Append `new_tokens` rows to the embedding and to the output head, with the mean and spread of those there are.
 
     Each new number is drawn from a normal distribution with the mean and standard deviation of its column (Hewitt 2021,
     Initializing New Word Embeddings for Pretrained Language Models; without his covariances). The logits of the old
     tokens stay what they were, their probabilities do not. The tokenizer stays as well: the new ids have no text yet.
-
-    Raises:
-        ValueError: new_tokens is below 1.
+    Raises ValueError: new_tokens is below 1.
     """
-    require(new_tokens >= 1, f"new_tokens={new_tokens}: wanted at least 1")
+    require(new_tokens >= 1, "new_tokens", new_tokens, "at least 1")
     generator = torch.Generator("cpu").manual_seed(seed)
     tensors = model.state_dict()
     for name, tensor in tensors.items():
@@ -336,11 +299,9 @@ def quantise(model: MoEForCausalLM, bits: int) -> MoEForCausalLM:
     Symmetric, round to nearest: with s = max |row| / (2^(bits - 1) - 1), each weight becomes the multiple of s next to
     it, at most s / 2 away (Dettmers et al. 2022, arXiv 2208.07339, section 2.1, row-wise). Embedding, output head,
     routers, norms and biases stay, as usual. 8 and 4 bits are usual.
-
-    Raises:
-        ValueError: bits is not 2 to 8.
+    Raises ValueError: bits is not 2 to 8.
     """
-    require(bits in range(2, 9), f"bits={bits!r}: wanted a whole number from 2 to 8")
+    require(bits in range(2, 9), "bits", bits, "a whole number from 2 to 8")
     tensors = model.state_dict()
     for name, weight in tensors.items():
         routes = ".mlp.gate." in name or ".shared_expert_gate." in name

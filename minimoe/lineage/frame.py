@@ -6,8 +6,6 @@ target: that it looks like it is evidence against a fingerprint, not for descent
 Shapes: H hidden size, D head size, I width of an MLP, L layers.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -17,9 +15,10 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from minimoe.lineage.derive import parts, require, take_neurons, wide
+from minimoe.lineage.derive import parts, take_neurons, wide
 from minimoe.lineage.gauge import map_values, replace_norms, scale_pairs
 from minimoe.model.attention import Attention
+from minimoe.model.config import require
 from minimoe.model.transformer import Block, MoEForCausalLM
 
 
@@ -27,9 +26,7 @@ def frame_norms(model: MoEForCausalLM, target: MoEForCausalLM) -> MoEForCausalLM
     """Give `model` the norm weights of `target`, exactly, and what reads the norms the ratio: W <- W diag(old / new).
 
     A final norm that changes unties the embeddings. The norms of queries and keys (`qk_norm`) stay.
-
-    Raises:
-        ValueError: hidden size or depth differ, or the target has a 0 where the model has none.
+    Raises ValueError: hidden size or depth differ, or the target has a 0 where the model has none.
     """
     _require_equal(model, target, "num_hidden_layers", "hidden_size")
     named = target.state_dict()
@@ -40,7 +37,7 @@ def frame_norms(model: MoEForCausalLM, target: MoEForCausalLM) -> MoEForCausalLM
 def _require_equal(model: MoEForCausalLM, target: MoEForCausalLM, *fields: str) -> None:
     for field in fields:
         found, wanted = getattr(target.config, field), getattr(model.config, field)
-        require(found == wanted, f"{field}={found} in the target: wanted {wanted}, as in the model")
+        require(found == wanted, f"{field} of the target", found, f"{wanted}, as in the model")
 
 
 def frame_std_profile(model: MoEForCausalLM, target: MoEForCausalLM | Mapping[str, Sequence[float]]) -> MoEForCausalLM:
@@ -58,11 +55,10 @@ def frame_std_profile(model: MoEForCausalLM, target: MoEForCausalLM | Mapping[st
         model: any without `clip_qkv`.
         target: of the same depth; or its standard deviations, [L] each of "q", "k", "v" and "o".
 
-    Raises:
-        ValueError: queries, keys and values are clipped; the profile is not L positive numbers of each.
+    Raises ValueError: queries, keys and values are clipped; the profile is not L positive numbers of each.
     """
     clip = model.config.clip_qkv
-    require(clip is None, f"clip_qkv={clip}: wanted None, for frame_std_profile")
+    require(clip is None, "clip_qkv", clip, "None, for frame_std_profile")
     if isinstance(target, MoEForCausalLM):
         others = parts(target, Attention)
         target = {role: [float(_weight(other, role).std(correction=0)) for other in others] for role in "qkvo"}
@@ -83,11 +79,11 @@ def frame_std_profile(model: MoEForCausalLM, target: MoEForCausalLM | Mapping[st
 def _check_profile(profile: Mapping[str, Sequence[float]], layers: int) -> dict[str, Tensor]:
     checked = {}
     for role in "qkvo":
-        require(role in profile, f"target has {sorted(profile)}: wanted 'q', 'k', 'v' and 'o'")
+        require(role in profile, "target", sorted(profile), "'q', 'k', 'v' and 'o'")
         stds = torch.as_tensor(profile[role], dtype=torch.float64, device="cpu")
         found, positive = tuple(stds.shape), bool((stds.isfinite() & (stds > 0)).all())
-        require(found == (layers,), f"target[{role!r}] has shape {found}: wanted ({layers},), the layers")
-        require(positive, f"target[{role!r}]={stds.tolist()}: wanted finite numbers above 0")
+        require(found == (layers,), f"shape of target[{role!r}]", found, f"({layers},), the layers")
+        require(positive, f"target[{role!r}]", stds.tolist(), "finite numbers above 0")
         checked[role] = stds
     return checked
 
@@ -137,14 +133,12 @@ def frame_neuron_order(model: MoEForCausalLM, target: MoEForCausalLM) -> MoEForC
 
     Of all orders that one is taken in which the cosines of up rows have the largest sum, layer by layer. Whoever asks,
     as `csu` does, whether neurons that resemble each other stand at the same number takes it that nobody chose them.
-
-    Raises:
-        ValueError: one is a mixture; or depth, hidden size or width of the MLP differ.
+    Raises ValueError: one is a mixture; or depth, hidden size or width of the MLP differ.
     """
     _require_equal(model, target, "num_hidden_layers", "hidden_size", "intermediate_size")
     for role, either in (("model", model), ("target", target)):
         found = either.config.num_experts
-        require(found == 0, f"num_experts={found} in the {role}: wanted 0, a dense one")
+        require(found == 0, f"num_experts of the {role}", found, "0, a dense one")
     framed = deepcopy(model).eval()
     for block, wanted in zip(framed.model.layers, target.model.layers, strict=True):
         resemblance = _directions(wanted) @ _directions(block).mT

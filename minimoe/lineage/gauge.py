@@ -12,8 +12,6 @@ Shapes: H hidden size, D head size, I width of an MLP or of an expert, E experts
 head with the queries that share it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from functools import wraps
@@ -22,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimoe.lineage.derive import build_from, neurons, parts, require, set_neurons, take_heads, take_neurons, wide
+from minimoe.lineage.derive import build_from, neurons, parts, set_neurons, take_heads, take_neurons, wide
 from minimoe.model.attention import Attention
-from minimoe.model.config import MoEConfig
+from minimoe.model.config import MoEConfig, require
 from minimoe.model.layers import MLP
 from minimoe.model.moe import Experts, MoELayer
 from minimoe.model.transformer import MoEForCausalLM
@@ -55,7 +53,8 @@ def _gauge(*needs: str) -> Callable:
         @torch.no_grad()
         def checked(model: MoEForCausalLM, **options: Any) -> MoEForCausalLM:
             reason = obstacle(rewrite.__name__, model.config)
-            require(reason is None, f"{rewrite.__name__}: {reason}")
+            if reason is not None:
+                raise ValueError(f"{rewrite.__name__}: {reason}")
             return rewrite(model, **options)
 
         checked.needs = needs
@@ -69,10 +68,9 @@ def obstacle(gauge: str, config: MoEConfig) -> str | None:
     """Why `gauge`, a name in `GAUGES`, would change the function of a model, or would have nothing to change; None:
     no setting keeps it from applying. `rotate_residual` also wants folded norms, which it checks when it is called.
 
-    Raises:
-        ValueError: there is no such gauge.
+    Raises ValueError: there is no such gauge.
     """
-    require(gauge in GAUGES, f"gauge={gauge!r}: wanted one of {', '.join(GAUGES)}")
+    require(gauge in GAUGES, "gauge", gauge, f"one of {', '.join(GAUGES)}")
     for holds, words in (_NEEDS[need] for need in GAUGES[gauge].needs):
         if not holds(config):
             return words.format(config)
@@ -105,7 +103,6 @@ def replace_norms(model: MoEForCausalLM, weights: Mapping[str, Tensor]) -> MoEFo
     """Give norms other weights, and what reads them the ratio: W <- W diag(old / new).
 
     Args:
-        model: any.
         weights: [H] each, by the name of the norm ("model.layers.0.input_layernorm", ..., "model.norm").
 
     Raises:
@@ -140,15 +137,14 @@ def rotate_residual(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) ->
 
     Embedding and head turn alike, so that tied embeddings stay tied. An `amount` of 1 turns planes by up to half a
     circle. (SliceGPT: Ashkboos et al. 2024, arXiv 2401.15024, section 3.1.)
-
-    Raises:
-        ValueError: a norm weighs dimensions differently; after `fold_norms` none does.
+    Raises ValueError: a norm weighs dimensions differently; after `fold_norms` none does.
     """
     for name in _readers(model):
         weight = model.get_submodule(name).weight
         least, most = float(weight.min()), float(weight.max())
-        found = f"{name}.weight goes from {least:.4g} to {most:.4g}"
-        require(least == most, f"{found}: wanted one number throughout, for rotate_residual; fold_norms does that")
+        if least != most:
+            found = f"{name}.weight goes from {least:.4g} to {most:.4g}"
+            raise ValueError(f"{found}: wanted one number throughout, for rotate_residual; fold_norms does that")
     changed, generator = _begin(model, seed)
     rotation = _skew(model.config.hidden_size, amount, generator).matrix_exp()
     _change_basis(changed, lambda vectors: vectors @ rotation.T)
@@ -372,9 +368,6 @@ def exchange_router_scale(model: MoEForCausalLM, *, seed: int, amount: float = 1
     return changed
 
 
-# --- what they share --------------------------------------------------------------------------------------
-
-
 def _begin(model: MoEForCausalLM, seed: int) -> tuple[MoEForCausalLM, torch.Generator]:
     """A model of the same weights, in memory of its own, and where its random numbers come from."""
     return build_from(model, model.state_dict()), torch.Generator("cpu").manual_seed(seed)
@@ -382,7 +375,7 @@ def _begin(model: MoEForCausalLM, seed: int) -> tuple[MoEForCausalLM, torch.Gene
 
 def _uniform(shape: tuple[int, ...], amount: float, generator: torch.Generator) -> Tensor:
     """Float64 numbers from -amount to amount."""
-    require(0 <= amount < math.inf, f"amount={amount}: wanted a finite number of at least 0")
+    require(0 <= amount < math.inf, "amount", amount, "a finite number of at least 0")
     return amount * (2 * torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu") - 1)
 
 

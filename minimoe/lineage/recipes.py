@@ -4,11 +4,8 @@ A recipe is called with the models it starts from and its options, all of them p
 says everything. It may change the model it starts from.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 from minimoe.lineage import derive, frame, upcycling
 from minimoe.lineage.gauge import GAUGES, all_gauges, fold_norms
@@ -33,16 +30,6 @@ def one_gauge(model: MoEForCausalLM, *, gauge: str, seed: int) -> MoEForCausalLM
     return GAUGES[gauge](fold_norms(model) if gauge == "rotate_residual" else model, seed=seed)
 
 
-def merge_by_ties(base: MoEForCausalLM, *models: MoEForCausalLM, density: float) -> MoEForCausalLM:
-    """`ties` of the models' differences from the first."""
-    return derive.ties(base, models, density=density)
-
-
-def mix_branches(*parents: MoEForCausalLM, **options: Any) -> MoEForCausalLM:
-    """`branch_train_mix` of the parents."""
-    return upcycling.branch_train_mix(parents, **options)
-
-
 def frame_both(model: MoEForCausalLM, target: MoEForCausalLM) -> MoEForCausalLM:
     """The norms of `target` first, then its profile of standard deviations, which folding norms would change."""
     return frame.frame_std_profile(frame.frame_norms(model, target), target)
@@ -50,9 +37,11 @@ def frame_both(model: MoEForCausalLM, target: MoEForCausalLM) -> MoEForCausalLM:
 
 _PRUNED = derive.prune_neurons, derive.prune_heads, derive.prune_layers
 _RESHAPED = derive.depth_upscale, derive.extend_vocabulary, derive.quantise
-_MERGED = derive.lerp, derive.slerp, merge_by_ties
-_MIXED = upcycling.upcycle, mix_branches, upcycling.transplant_expert
+_MERGED = derive.lerp, derive.slerp, upcycling.upcycle, upcycling.transplant_expert
 _REWRITTEN = one_gauge, all_gauges, frame.frame_std_profile, frame.frame_norms, frame_both, frame.frame_neuron_order
 INSTANT: Mapping[str, Callable[..., MoEForCausalLM]] = {
-    recipe.__name__: recipe for recipe in (*_PRUNED, *_RESHAPED, *_MERGED, *_MIXED, *_REWRITTEN)
+    recipe.__name__: recipe for recipe in (*_PRUNED, *_RESHAPED, *_MERGED, *_REWRITTEN)
+} | {  # which take their models as a list
+    "merge_by_ties": lambda base, *models, density: derive.ties(base, models, density=density),
+    "mix_branches": lambda *parents, **options: upcycling.branch_train_mix(parents, **options),
 }

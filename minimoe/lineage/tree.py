@@ -7,8 +7,6 @@
 `minimoe zoo show NAME` prints, step by step, how a member was made; `workshop/family_tree.py` writes the table.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field

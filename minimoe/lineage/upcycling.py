@@ -19,8 +19,6 @@ new model in evaluation mode, in the dtype of the first one given, which stays a
 Shapes: H hidden size, I width of the dense MLP, E experts, K experts per token, G slices of an MLP.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -29,8 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimoe.lineage.derive import average, neurons, require, set_neurons
-from minimoe.model.config import MoEConfig
+from minimoe.lineage.derive import average, neurons, set_neurons
+from minimoe.model.config import MoEConfig, require
 from minimoe.model.families import find_family, write_config
 from minimoe.model.layers import MLP
 from minimoe.model.moe import Experts, MoELayer
@@ -69,8 +67,7 @@ def upcycle(
 
     Args:
         dense: with no mixture in it.
-        num_experts: E.
-        num_experts_per_tok: K.
+        num_experts, num_experts_per_tok: E and K.
         method: one of the above.
         model_type: the family of the result; "mixtral", "qwen2_moe", "pangu_pro_moe", or another that can express it.
         granularity: G, for the two that cut; K if None, so that as many neurons are active as in the dense model.
@@ -83,16 +80,15 @@ def upcycle(
         **settings: other fields of the result's `MoEConfig`. `shared_expert_intermediate_size` is I / 2 if not given,
             where the family has a shared expert; `mlp_only_layers` stay dense.
 
-    Raises:
-        ValueError: naming the argument or field, what was found and what was wanted; the family cannot express the
-            model.
+    Raises ValueError: naming the argument or field, what was found and what was wanted; the family cannot express the
+    model.
     """
     _require_dense("dense", dense)
     granularity = _check_method(method, num_experts, num_experts_per_tok, granularity, drop_ratio)
     config = _mixture_config(dense.config, model_type, num_experts, num_experts_per_tok, granularity, settings)
     std = config.initializer_range if router_std is None else router_std
     for name, value in (("noise", noise), ("router_std", std)):
-        require(value >= 0, f"{name}={value}: wanted 0 or more")
+        require(value >= 0, name, value, "0 or more")
     copies_of_a_row = granularity if method == "virtual_groups" else 1
     if method == "virtual_groups":
         _check_groups(config, granularity, std)
@@ -131,8 +127,7 @@ def branch_train_mix(
         parents: dense, of one shape; as many experts as parents.
         seed: of the router. The others are as for `upcycle`.
 
-    Raises:
-        ValueError: as for `upcycle`; the parents' configurations differ.
+    Raises ValueError: as for `upcycle`; the parents' configurations differ.
     """
     for number, parent in enumerate(parents):
         _require_dense(f"parents[{number}]", parent)
@@ -169,8 +164,7 @@ def transplant_expert(
         donor_layer: where it comes from; None: from `layer`.
         donor_expert: which expert of that layer; None for a dense MLP.
 
-    Raises:
-        ValueError: a layer or expert is not there, or the shapes differ.
+    Raises ValueError: a layer or expert is not there, or the shapes differ.
     """
     changed = deepcopy(model).eval()
     experts = _find_part(changed, "", layer, expert)
@@ -178,9 +172,8 @@ def transplant_expert(
     new = neurons(_find_part(donor, "donor_", donor_layer, donor_expert))
     new = new if donor_expert is None else new[donor_expert]
     rows = neurons(experts)
-    (width, _, hidden), (wanted_width, _, wanted_hidden) = new.shape, rows[expert].shape
-    found = f"its layer {donor_layer} has width {width} and hidden_size {hidden}"
-    require(new.shape == rows[expert].shape, f"donor: {found}, wanted {wanted_width} and {wanted_hidden}")
+    found, wanted = (each.shape[::2] for each in (new, rows[expert]))
+    require(found == wanted, f"width and hidden_size in layer {donor_layer} of the donor", [*found], f"{[*wanted]}")
     rows[expert] = new
     set_neurons(experts, rows)
     return changed
@@ -218,9 +211,6 @@ def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator, device="cpu").to(like)
 
 
-# --- where it goes ----------------------------------------------------------------------------------------
-
-
 def _with_trunk(config: MoEConfig, dense: MoEForCausalLM) -> MoEForCausalLM:
     """A model with all of `dense` that it has a place for; biases that `dense` does not have are 0."""
     like = dense.model.embed_tokens.weight
@@ -256,9 +246,6 @@ def _fill(layer: MoELayer, router: Tensor, shared: Tensor, experts: Tensor, gran
         layer.shared_expert.down_proj.weight.mul_(2)
 
 
-# --- what is possible -------------------------------------------------------------------------------------
-
-
 def _mixture_config(
     dense: MoEConfig, model_type: str, num_experts: int, k: int, granularity: int, settings: dict[str, Any]
 ) -> MoEConfig:
@@ -270,32 +257,30 @@ def _mixture_config(
     chosen = {"norm_topk_prob": True} | of_family.get(family, {}) | settings
     shared, router = chosen.get("shared_expert_intermediate_size", 0), chosen.get("router")
     fits = 0 <= shared < width
-    require(fits, f"shared_expert_intermediate_size={shared}: wanted 0 to {width - 1}, less than the dense MLP")
+    require(fits, "shared_expert_intermediate_size", shared, f"0 to {width - 1}, less than the dense MLP")
     fits = (width - shared) % granularity == 0
-    require(fits, f"granularity={granularity}: wanted a divisor of {width - shared}, the neurons to share out")
-    learns = router not in ("hash", "expert_choice")
-    require(learns, f"router={router!r}: wanted one that learns to choose K experts for each token")
-    sizes = {"num_experts": num_experts, "num_experts_per_tok": k}
-    sizes["moe_intermediate_size"] = (width - shared) // granularity
-    config = replace(dense, **sizes, model_type=family, **chosen)
+    require(fits, "granularity", granularity, f"a divisor of {width - shared}, the neurons to share out")
+    fits = router not in ("hash", "expert_choice")
+    require(fits, "router", router, "one that learns to choose K experts for each token")
+    sizes = {"num_experts": num_experts, "moe_intermediate_size": (width - shared) // granularity}
+    config = replace(dense, **sizes, num_experts_per_tok=k, model_type=family, **chosen)
     write_config(config, None, "float32")  # raises where the family cannot express the model
     return config
 
 
 def _check_method(method: str, num_experts: int, k: int, granularity: int | None, drop_ratio: float | None) -> int:
     """The granularity that `method` works with."""
-    require(method in METHODS, f"method={method!r}: wanted one of {', '.join(METHODS)}")
+    require(method in METHODS, "method", method, f"one of {', '.join(METHODS)}")
     fits = drop_ratio is None or (method == "drop" and 0 <= drop_ratio <= 1)
-    require(fits, f"drop_ratio={drop_ratio}: wanted None, or 0 to 1 with method='drop'")
+    require(fits, "drop_ratio", drop_ratio, "None, or 0 to 1 with method='drop'")
     if method in ("copy", "drop"):
-        cuts = f"wanted None for method={method!r}, which cuts nothing"
-        require(granularity is None, f"granularity={granularity}: {cuts}")
+        require(granularity is None, "granularity", granularity, f"None for method={method!r}, which cuts nothing")
         return 1
     granularity = k if granularity is None else granularity
     fits = granularity >= 1 and num_experts % granularity == 0
-    require(fits, f"granularity={granularity}: wanted a divisor of num_experts={num_experts}")
+    require(fits, "granularity", granularity, f"a divisor of num_experts={num_experts}")
     fits = method == "split" or k % granularity == 0
-    require(fits, f"granularity={granularity}: wanted a divisor of num_experts_per_tok={k}, for whole groups")
+    require(fits, "granularity", granularity, f"a divisor of num_experts_per_tok={k}, for whole groups")
     return granularity
 
 
@@ -306,23 +291,23 @@ def _check_groups(config: MoEConfig, granularity: int, router_std: float) -> Non
     by_groups = config.router == "grouped" and groups % granularity == 0
     fits = by_rows or by_groups or (config.router == "grouped" and granularity % groups == 0)
     wanted = f"'topk' without groups, or 'grouped' with a divisor or multiple of granularity={granularity}"
-    require(fits, f"router={config.router!r}, n_group={groups}: wanted {wanted}, for method='virtual_groups'")
+    require(fits, f"router={config.router!r}, n_group", groups, f"{wanted}, for method='virtual_groups'")
     fits = router_std > 0 or granularity == 1 or by_groups
-    require(fits, "router_std=0: wanted above 0, as the rows must tell one virtual group from another")
+    require(fits, "router_std", 0, "above 0, as the rows must tell one virtual group from another")
 
 
 def _require_dense(name: str, model: MoEForCausalLM) -> None:
     found = model.config.num_experts
-    require(found == 0, f"{name}: num_experts={found}, wanted 0, a dense model")
+    require(found == 0, f"num_experts of {name}", found, "0, a dense model")
 
 
 def _find_part(model: MoEForCausalLM, prefix: str, layer: int, expert: int | None) -> Experts | MLP:
     """The experts of a sparse layer, or the MLP of a dense one; `prefix` begins the names of the arguments."""
     layers, experts = model.config.num_hidden_layers, model.config.num_experts
-    require(layer in range(layers), f"{prefix}layer={layer}: wanted 0 to {layers - 1}")
+    require(layer in range(layers), f"{prefix}layer", layer, f"0 to {layers - 1}")
     mlp = model.model.layers[layer].mlp
     if isinstance(mlp, MLP):
-        require(expert is None, f"{prefix}expert={expert}: wanted None, as that layer is dense")
+        require(expert is None, f"{prefix}expert", expert, "None, as that layer is dense")
         return mlp
-    require(expert in range(experts), f"{prefix}expert={expert}: wanted 0 to {experts - 1}, as that is a mixture")
+    require(expert in range(experts), f"{prefix}expert", expert, f"0 to {experts - 1}, as that is a mixture")
     return mlp.experts

@@ -6,8 +6,6 @@ are the member, and what its descendants start from. What needs no training is m
 asked for.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +15,7 @@ import torch
 
 from minimoe.atomic import write_atomically
 from minimoe.data_files import data_path
-from minimoe.lineage.derive import Derivation, require
+from minimoe.lineage.derive import Derivation
 from minimoe.lineage.recipes import INSTANT
 from minimoe.lineage.tree import MEMBERS, Member
 from minimoe.model import MoEForCausalLM
@@ -28,14 +26,10 @@ LINEAGE = "lineage.json"
 
 
 class Zoo:
-    """The members of the tree, by name.
+    """The members of the tree, by name; those that are not shipped lie in `home`.
 
-    Args:
-        home: where members that are not shipped lie.
-
-    Raises:
-        ValueError: in every method, where there is no such member; in `load`, `make` and `build_one` also where it, or
-            an ancestor, takes training and was not built.
+    Raises ValueError: in every method, where there is no such member; in `load`, `make` and `build_one` also where it,
+    or an ancestor, takes training and was not built.
     """
 
     def __init__(self, home: str | Path = HOME) -> None:
@@ -78,11 +72,7 @@ class Zoo:
 
 
 def derivation(name: str) -> Derivation:
-    """Where a member comes from.
-
-    Raises:
-        ValueError: there is no such member.
-    """
+    """Where a member comes from. Raises ValueError: there is no such member."""
     member = _find(name)
     options = ", ".join(f"{key}={value!r}" for key, value in member.options.items())
     return Derivation(
@@ -141,5 +131,6 @@ def _teachers(name: str) -> set[str]:
 
 
 def _find(name: str) -> Member:
-    require(name in MEMBERS, f"{name!r}: not in the zoo; `minimoe zoo list` names its members")
+    if name not in MEMBERS:
+        raise ValueError(f"{name!r}: not in the zoo; `minimoe zoo list` names its members")
     return MEMBERS[name]

@@ -5,8 +5,6 @@ times alpha / r, or alpha / sqrt(r) where `use_rslora` says so (Kalajdzievski 20
 [V, H], and where `fan_in_fan_out` says so, it is added transposed. What `modules_to_save` names replaces the base's.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator
@@ -35,9 +33,8 @@ class AdaptedCheckpoint(Checkpoint):
         path: the folder of the adapter. Its base is the folder that `base_model_name_or_path` names, or one of that
             name in the folder of the adapter or beside it.
 
-    Raises:
-        CheckpointError: the base is not at hand; it is named. The adapter is not LoRA, has a part that is not
-            understood, or does not fit the base. And as for `Checkpoint`, of either.
+    Raises CheckpointError: the base is not at hand; it is named. The adapter is not LoRA, has a part that is not
+    understood, or does not fit the base. And as for `Checkpoint`, of either.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -86,25 +83,25 @@ class AdaptedCheckpoint(Checkpoint):
             for needed, where in ((weight, self._base), (seconds[name], stored)):
                 if needed not in where:
                     raise CheckpointError(f"{file}: {name} wants {needed}, and there is none")
-            parts = stored[name], stored[seconds[name]]
-            yield weight, self._add(self._base._stored[weight], parts, first["module"], first["embedding"] is not None)
+            is_embedding = first["embedding"] is not None
+            yield weight, self._add(weight, stored[name], stored[seconds[name]], is_embedding)
         for name in stored.keys() - firsts.keys() - set(seconds.values()):
             replaced = name.removeprefix("base_model.model.").replace(".modules_to_save.", ".")
             if replaced not in self._base:
                 raise CheckpointError(f"{file}: {name} is not understood, as the base has no {replaced}")
             yield replaced, stored[name]
 
-    def _add(self, to: Readable, parts: tuple[Stored, Stored], module: str, is_embedding: bool) -> _Sum:
-        """A, B: [r, in] and [out, r]."""
-        first, second = parts
+    def _add(self, weight: str, first: Stored, second: Stored, is_embedding: bool) -> "_Sum":
+        """A matrix of the base with the product of B, [out, r], and A, [r, in], which is `first`."""
+        to = self._base._stored[weight]
         is_transposed = is_embedding or self._settings.get("fan_in_fan_out") is True
         sides = to.shape[::-1] if is_transposed else to.shape
         rank = first.shape[0] if first.shape else 0
         if not rank or len(sides) != 2 or (first.shape, second.shape) != ((rank, sides[1]), (sides[0], rank)):
             found = f"{first.name} is {list(first.shape)}, {second.name} is {list(second.shape)}"
             wanted = f"[r, {sides[-1]}] and [{sides[0]}, r]"
-            raise CheckpointError(f"{first.file}: {found}, wanted {wanted}, as {module}.weight is {list(to.shape)}")
-        alpha = self._alpha(module)
+            raise CheckpointError(f"{first.file}: {found}, wanted {wanted}, as {weight} is {list(to.shape)}")
+        alpha = self._alpha(weight.removesuffix(".weight"))
         scale = alpha / math.sqrt(rank) if self._settings.get("use_rslora") is True else alpha / rank
         return _Sum(to, first, second, is_transposed, scale)
 

@@ -3,8 +3,6 @@
 Shapes: B batch, S sequence, P positions before these, that a cache holds, H hidden size, D head size.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

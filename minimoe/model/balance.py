@@ -5,8 +5,6 @@ kept between calls. `router_outputs` are one for each sparse layer; `attention_m
 which counts for nothing, and None where there is none.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -27,13 +25,10 @@ def max_violation(load: Tensor) -> float:
     """MaxVio = max_i n_i / mean(n) - 1 of the counts `load` [E]: 0 when balanced, E / K - 1 at worst.
 
     Source: Wang et al. 2024, arXiv 2408.15664.
-
-    Raises:
-        ValueError: no token was counted.
+    Raises ValueError: no token was counted.
     """
     counts = load.tolist()
-    if sum(counts) == 0:
-        raise ValueError(f"load={counts}: wanted at least one routed token")
+    require(sum(counts) > 0, "load", counts, "at least one routed token")
     return max(counts) / (sum(counts) / len(counts)) - 1
 
 
@@ -60,8 +55,7 @@ def load_balancing_loss(
         shares: [L, E], f of each layer, if these tokens are a part of the batch that it is to be taken over:
             `training.accumulate_gradients` counts it beforehand. None: of these tokens.
 
-    Raises:
-        ValueError: no layer is sparse, the tokens do not divide into the sequences, or `across_layers` is unknown.
+    Raises ValueError: no layer is sparse, the tokens do not divide into the sequences, or `across_layers` is unknown.
     """
     require(across_layers in ("mean", "pooled"), "across_layers", across_layers, "'mean' or 'pooled'")
     real = _real_tokens(router_outputs, attention_mask)

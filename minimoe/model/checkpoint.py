@@ -4,8 +4,6 @@ Reading is lazy: opening a folder reads configuration and headers, one tensor co
 checkpoint holds is ever executed. formats.py reads what is stored in few bits; saving.py writes such folders.
 """
 
-from __future__ import annotations
-
 import filecmp
 import math
 import re
@@ -19,13 +17,13 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from minimoe.model.config import MoEConfig
+from minimoe.model.config import MoEConfig, require
 from minimoe.model.families import Family, find_family, read_config
 from minimoe.model.formats import Readable, find_quantised, without_quantisation
 from minimoe.model.stored import (
     DTYPES,
+    PICKLE,
     CheckpointError,
-    HashUnknownError,  # noqa: F401 - raised by `hashes` of a model on a server
     NotFiniteError,
     Stored,
     describe_file,
@@ -69,9 +67,8 @@ class Checkpoint:
     Args:
         path: the folder; or a safetensors file that holds a whole model, beside its config.json.
 
-    Raises:
-        CheckpointError: a file is missing, damaged or a pickle; shards and index disagree; the file is one of several.
-            Where a file or the folder is something else, an adapter or a Git LFS pointer for one, the message says so.
+    Raises CheckpointError: a file is missing, damaged or a pickle; shards and index disagree; the file is one of
+    several. Where a file or the folder is something else, an adapter or a Git LFS pointer for one, the message says so.
     """
 
     bytes_read = 0  # of tensors, so far
@@ -181,8 +178,7 @@ class Checkpoint:
     def tokenizer_json(self) -> str | None:
         """The text of the tokenizer.json beside the weights; None if there is none.
 
-        Raises:
-            CheckpointError: it is no text.
+        Raises CheckpointError: it is no text.
         """
         file = self.beside(TOKENIZER)
         try:
@@ -194,9 +190,8 @@ class Checkpoint:
     def model_config(self) -> MoEConfig:
         """config.json, translated, its sizes checked against the headers of the tensors, its tie against the head.
 
-        Raises:
-            CheckpointError: the model is of an unknown family, asks for what is not supported, or has other sizes than
-                the tensors.
+        Raises CheckpointError: the model is of an unknown family, asks for what is not supported, or has other sizes
+        than the tensors.
         """
         try:
             config = read_config(self._config_to_run())
@@ -219,9 +214,7 @@ class Checkpoint:
         """The narrowest dtype that holds every stored tensor exactly, whatever config.json says.
 
         A selection bias does not count: it is kept in float32 beside weights in half precision.
-
-        Raises:
-            CheckpointError: a tensor is in a format that is not read, integers for one.
+        Raises CheckpointError: a tensor is in a format that is not read, integers for one.
         """
         apart = _ROTARY_BUFFER, KEPT_IN_FLOAT32
         used = {stored.number_type for name, stored in self._stored.items() if not name.endswith(apart)}
@@ -275,9 +268,7 @@ def load_weights(
     Args:
         model: built from `checkpoint.model_config`; on the meta device, as its own memory is not used.
         checkpoint: of any family; its experts may lie in separate tensors.
-        dtype: of the parameters; None: as stored.
-        device: of the parameters; None: the CPU.
-        check_finite: whether to look for NaN and infinity in every tensor.
+        dtype, device, check_finite: as for `MoEForCausalLM.from_pretrained`.
 
     Raises:
         CheckpointError: tensors are missing, unexpected or of the wrong shape; a weight is not finite, as it is stored
@@ -286,8 +277,7 @@ def load_weights(
     """
     family = find_family(checkpoint.model_config.model_type)
     dtype, device = dtype or checkpoint.dtype, device or "cpu"
-    if dtype not in DTYPES.values():
-        raise ValueError(f"dtype={dtype!r}: wanted one of {', '.join(map(str, DTYPES.values()))}")
+    require(dtype in DTYPES.values(), "dtype", dtype, f"one of {', '.join(map(str, DTYPES.values()))}")
     _check_tensors(checkpoint, tensors_on_disk(model, family))
     wide = torch.promote_types(dtype, torch.float32)
     memory = {
@@ -309,22 +299,13 @@ def tensors_on_disk(model: nn.Module, family: Family) -> dict[str, Tensor]:
     """Views of the model's tensors, one per expert: to fill them is to fill the model."""
     tensors = {}
     for name, tensor in model.state_dict().items():
-        for own_name, piece in _per_expert(name, tensor):
+        layer, is_of_experts, projection = name.partition(".mlp.experts.")
+        pieces = enumerate(tensor.unbind()) if is_of_experts else ()
+        named = {f"{layer}.mlp.experts.{expert}.{projection}.weight": piece for expert, piece in pieces}
+        for own_name, piece in (named or {name: tensor}).items():
             disk_name = family.on_disk(own_name)
             tensors[disk_name] = piece.unsqueeze(0) if disk_name.endswith(family.rows) else piece
     return tensors
-
-
-def _per_expert(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    experts, _, projection = name.rpartition(".")
-    if not experts.endswith(".mlp.experts"):
-        yield name, tensor
-        return
-    for expert, piece in enumerate(tensor.unbind()):
-        yield f"{experts}.{expert}.{projection}.weight", piece
-
-
-# -- reading
 
 
 def _open_tensors(checkpoint: Checkpoint) -> dict[str, Stored]:
@@ -333,14 +314,13 @@ def _open_tensors(checkpoint: Checkpoint) -> dict[str, Stored]:
         return read_header(file)
     if (index := checkpoint.beside(INDEX)) is not None:
         return _open_shards(checkpoint, index)
-    pickles = sorted(name for name in checkpoint._listing() if name.endswith(_PICKLES))
-    if pickles:
-        raise CheckpointError(
-            f"{checkpoint.path / pickles[0]}: a pickle, and reading a pickle runs whatever code it holds; wanted "
-            f"{SINGLE}. Convert it with a tool you trust, from a source you trust"
-        )
-    others = sorted(name for name in checkpoint._listing() if name.endswith(_WEIGHTS))
-    found = f"; name one of these to read it: {', '.join(others)}" if others else _what_is_there(checkpoint._listing())
+    names = sorted(checkpoint._listing())
+    pickle = next((name for name in names if name.endswith(_PICKLES)), None)
+    if pickle is not None:
+        wanted = f"wanted {SINGLE}. Convert it with a tool you trust, from a source you trust"
+        raise CheckpointError(f"{checkpoint.path / pickle}: {PICKLE}; {wanted}")
+    others = [name for name in names if name.endswith(_WEIGHTS)]
+    found = f"; name one of these to read it: {', '.join(others)}" if others else _what_is_there(names)
     raise CheckpointError(f"{checkpoint.path}: found neither {SINGLE} nor {INDEX}{found}")
 
 
@@ -362,10 +342,8 @@ def _open_file(checkpoint: Checkpoint, name: str) -> dict[str, Stored]:
     index = checkpoint.beside(INDEX)
     shards = set() if index is None else set(_read_weight_map(index).values())
     if name in shards and len(shards) > 1:
-        raise CheckpointError(
-            f"{checkpoint.path / name}: one of the {len(shards)} files of a model; wanted their folder, "
-            f"{checkpoint.path}"
-        )
+        found = f"{checkpoint.path / name}: one of the {len(shards)} files of a model"
+        raise CheckpointError(f"{found}; wanted their folder, {checkpoint.path}")
     return read_header(checkpoint._wanted(name))
 
 
@@ -397,12 +375,10 @@ def _inside(folder: Path, file: str) -> Path:
     if roots[0].parent.name == "snapshots":
         roots.append(roots[0].parent.parent / "blobs")
     target = (folder / file).resolve()
-    if not any(target.is_relative_to(root) for root in roots):
-        raise CheckpointError(
-            f"{folder / INDEX}: names {file!r}, which lies outside the folder; wanted a file inside it"
-        )
-    if not target.is_file():
-        raise CheckpointError(f"{folder / INDEX}: names {file!r}, which is missing; wanted a file inside the folder")
+    is_inside = any(target.is_relative_to(root) for root in roots)
+    if not (is_inside and target.is_file()):
+        fault = "is missing" if is_inside else "lies outside the folder"
+        raise CheckpointError(f"{folder / INDEX}: names {file!r}, which {fault}; wanted a file inside the folder")
     return folder / file
 
 
@@ -417,27 +393,22 @@ def _check_tensors(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> None
         for name in sorted(found & wanted.keys())
         if checkpoint.shape(name) != tuple(wanted[name].shape)
     ]
-    problems = [
-        _list_some("missing", sorted(wanted.keys() - found)),
-        _list_some("unexpected", sorted(found - wanted.keys())),
-        _list_some("of the wrong shape", reshaped),
-    ]
-    if any(problems):
-        raise CheckpointError(f"{checkpoint.path}: {'; '.join(filter(None, problems))}")
+    problems = {"missing": wanted.keys() - found, "unexpected": found - wanted.keys(), "of the wrong shape": reshaped}
+    if any(problems.values()):
+        said = "; ".join(_list_some(what, sorted(names)) for what, names in problems.items() if names)
+        raise CheckpointError(f"{checkpoint.path}: {said}")
 
 
 def require_finite(name: str, tensor: Tensor) -> None:
     """Look for NaN and infinity.
 
-    Raises:
-        NotFiniteError: naming the tensor, the first such value, its place, and how many there are.
+    Raises NotFiniteError: naming the tensor, the first such value, its place, and how many there are.
     """
     if not is_finite(tensor):
         bad = (~tensor.isfinite()).nonzero()
         place = bad[0].tolist()
-        raise NotFiniteError(
-            f"{name}: {float(tensor[tuple(place)])} at {place}, wanted finite numbers ({len(bad)} are not)"
-        )
+        found = f"{float(tensor[tuple(place)])} at {place}"
+        raise NotFiniteError(f"{name}: {found}, wanted finite numbers ({len(bad)} are not)")
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -454,20 +425,16 @@ def check_sizes(
     A tensor that is not there says nothing here: what is missing is found, and named, where it is wanted.
 
     Args:
-        checkpoint: what the configuration belongs to.
-        config: of it.
         on_disk: from the name of a tensor in the model here to that on disk.
         keys: field of `config` -> what the configuration calls it; a field that is not there has its own name.
 
-    Raises:
-        ValueError: naming the key, the value found, and what the file holds.
+    Raises ValueError: naming the key, the value found, and what the file holds.
     """
 
     def require_at_most(field: str, part: str, what: str) -> None:
         numbers = (re.search(rf"(?:^|\.){part}\.(\d+)\.", name) for name in checkpoint)
         held, value = max((int(number[1]) + 1 for number in numbers if number), default=0), getattr(config, field)
-        if value > held:
-            raise ValueError(f"{keys.get(field, field)}={value}: wanted at most {held}, the {what} that the file holds")
+        require(value <= held, keys.get(field, field), value, f"at most {held}, the {what} that the file holds")
 
     require_at_most("num_hidden_layers", "layers?", "layers")
     layers = range(config.num_hidden_layers)
@@ -483,17 +450,13 @@ def check_sizes(
             held = 0
         else:
             continue
-        values = [getattr(config, field) for field in fields]
-        if math.prod(values) != held:
-            said = " and ".join(
-                f"{keys.get(field, field)}={value}" for field, value in zip(fields, values, strict=True)
-            )
+        said = {keys.get(field, field): getattr(config, field) for field in fields}
+        if math.prod(said.values()) != held:
+            found = " and ".join(f"{key}={value}" for key, value in said.items())
             wanted = f"a product of {held}" if len(fields) > 1 else held
-            raise ValueError(f"{said}: wanted {wanted}, the {('rows', 'columns')[side]} of {name} in the file")
+            raise ValueError(f"{found}: wanted {wanted}, the {('rows', 'columns')[side]} of {name} in the file")
 
 
 def _list_some(what: str, names: list[str]) -> str:
-    if not names:
-        return ""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{len(names)} tensors {what}: {', '.join(names[:3])}{more}"

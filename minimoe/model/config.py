@@ -4,8 +4,6 @@ One frozen dataclass describes every model the kit knows: a dense Llama, a Mixtr
 experiment of your own. `families.py` translates it to and from the `config.json` of each published family.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -13,12 +11,8 @@ from typing import Any, get_type_hints
 
 ROUTERS = ("topk", "topk_softmax", "noisy_topk", "switch", "expert_choice", "grouped", "hash")
 EXPERTS_IMPLEMENTATIONS = ("eager", "sorted", "grouped")
-_CHOICES = {
-    "qk_norm": (None, "head", "full"),
-    "router": ROUTERS,
-    "score_func": ("softmax", "sigmoid"),
-    "experts_implementation": EXPERTS_IMPLEMENTATIONS,
-}
+_CHOICES = {"router": ROUTERS, "experts_implementation": EXPERTS_IMPLEMENTATIONS}
+_CHOICES |= {"qk_norm": (None, "head", "full"), "score_func": ("softmax", "sigmoid")}
 ROPE_SETTINGS = {  # what each rope_type takes
     "default": (),
     "linear": ("factor",),
@@ -32,9 +26,7 @@ class MoEConfig:
 
     `num_experts = 0` gives a dense model. Otherwise a layer is sparse unless `mlp_only_layers` names it or
     `decoder_sparse_step` skips it (Qwen2-MoE's rule: layer i is sparse when (i + 1) % step == 0).
-
-    Raises:
-        ValueError: naming the field, the value found and the value wanted.
+    Raises ValueError: naming the field, the value found and the value wanted.
     """
 
     # The transformer around the experts.
@@ -219,14 +211,8 @@ _NAMES = [field.name for field in fields(MoEConfig)]
 MIXTURE_FIELDS = frozenset(_NAMES[_NAMES.index("num_experts") + 1 : _NAMES.index("experts_implementation")])
 
 # Settings that only some routers read. Elsewhere they must keep their defaults: a setting is never silently ignored.
-_READ_BY = {
-    "score_func": ("topk",),
-    "e_score_correction_bias": ("topk",),
-    "n_group": ("topk", "grouped"),
-    "topk_group": ("topk",),
-    "routed_scaling_factor": ("topk",),
-    "router_scale": ("grouped",),
-}
+_READ_BY = {"n_group": ("topk", "grouped"), "router_scale": ("grouped",)}
+_READ_BY |= dict.fromkeys(("score_func", "e_score_correction_bias", "topk_group", "routed_scaling_factor"), ("topk",))
 
 
 def require(holds: bool, name: str, found: object, wanted: str) -> None:

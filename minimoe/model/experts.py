@@ -10,9 +10,6 @@ and computes, for every token, the sum over its K slots of weight * down(silu(ga
 is E is empty and costs nothing.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -99,9 +96,7 @@ def grouped_experts(
     """As `sorted_experts`, with three grouped matrix products in place of loops; what transformers does by default.
 
     Nothing is read back from the device, so that `torch.compile(fullgraph=True)` and `torch.export` can follow.
-
-    Raises:
-        ValueError: the dtype is one that `F.grouped_mm` does not multiply.
+    Raises ValueError: the dtype is one that `F.grouped_mm` does not multiply.
     """
     slots, token, ends, empty = _sort_by_expert(indices, len(gate))
     # grouped_mm leaves the rows of empty slots, which are no expert's, undefined in its output and in its gradient: the
@@ -193,8 +188,4 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
-    "eager": eager_experts,
-    "sorted": sorted_experts,
-    "grouped": grouped_experts,
-}
+IMPLEMENTATIONS = {"eager": eager_experts, "sorted": sorted_experts, "grouped": grouped_experts}

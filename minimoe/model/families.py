@@ -4,8 +4,6 @@ One table per family; the functions at the end interpret them. `read_config` and
 between a `config.json` and a `MoEConfig`, `Family.on_disk` between the names of tensors.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -34,31 +32,18 @@ class Family:
             name = name.replace(ours, theirs)
         return name
 
-    def default(self, field: str) -> Any:
-        """The value of a `MoEConfig` field whose key is absent."""
-        return self.defaults.get(field, _DEFAULTS[field])
 
-
-# Without those that are read and written by code of their own.
-_DEFAULTS = {
-    field.name: field.default
-    for field in fields(MoEConfig)
-    if field.name not in ("model_type", "rope_theta", "rope_scaling")
-}
+_OF_THEIR_OWN = ("model_type", "rope_theta", "rope_scaling")  # are read and written by code of their own
+_DEFAULTS = {field.name: field.default for field in fields(MoEConfig) if field.name not in _OF_THEIR_OWN}
 _SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "max_position_embeddings",
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
 )
 _MIXTURE_SIZES = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
 
 
 def _same(*names: str) -> dict[str, str]:
-    return {name: name for name in names}
+    return dict(zip(names, names, strict=True))
 
 
 def _sizes(*sizes: int | None) -> dict[str, Any]:
@@ -71,6 +56,7 @@ _HEAD_DIM = _same("head_dim")
 _ONE_BIAS_KEY = {"attention_bias": "attention_bias", "attention_output_bias": "attention_bias"}
 _MIXTURE = _same("num_experts", "num_experts_per_tok", "router_aux_loss_coef", "router_z_loss_coef")
 _QWEN_MIXTURE = _MIXTURE | _same("moe_intermediate_size", "decoder_sparse_step", "mlp_only_layers", "norm_topk_prob")
+_SHARED = _same("shared_expert_intermediate_size")
 _EXPERTS_ONLY = {"moe_intermediate_size": "intermediate_size"}  # no dense layer, hence one width
 
 # The defaults are those of transformers' configuration classes; a test compares them.
@@ -105,22 +91,13 @@ MIXTRAL = Family(
     defaults=_sizes(32000, 4096, 14336, 32, 32, 8, 131072, 8, 2, 14336)
     | {"rms_norm_eps": 1e-5, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001},
     fixed={"norm_topk_prob": True},
-    renames=(
-        (".mlp.", ".block_sparse_moe."),
-        (".gate_proj.", ".w1."),
-        (".up_proj.", ".w3."),
-        (".down_proj.", ".w2."),
-    ),
+    renames=((".mlp.", ".block_sparse_moe."), (".gate_proj.", ".w1."), (".up_proj.", ".w3."), (".down_proj.", ".w2.")),
 )
 
 QWEN2_MOE = Family(
     model_type="qwen2_moe",
     architecture="Qwen2MoeForCausalLM",
-    keys=_DECODER
-    | _HEAD_DIM
-    | _QWEN_MIXTURE
-    | _same("shared_expert_intermediate_size")
-    | {"attention_bias": "qkv_bias"},
+    keys=_DECODER | _HEAD_DIM | _QWEN_MIXTURE | _SHARED | {"attention_bias": "qkv_bias"},
     defaults=_sizes(151936, 2048, 5632, 24, 16, 16, 32768, 60, 4, 1408)
     | {"attention_bias": True, "norm_topk_prob": False, "shared_expert_intermediate_size": 5632}
     | {"router_aux_loss_coef": 0.001},
@@ -150,9 +127,7 @@ OLMOE = Family(
 PANGU_PRO_MOE = Family(
     model_type="pangu_pro_moe",
     architecture="PanguProMoEForCausalLM",
-    keys=_DECODER
-    | _MIXTURE
-    | _same("moe_intermediate_size", "shared_expert_intermediate_size", "mlp_only_layers", "n_group"),
+    keys=_DECODER | _MIXTURE | _SHARED | _same("moe_intermediate_size", "mlp_only_layers", "n_group"),
     defaults=_sizes(153376, 5120, None, 48, 40, 8, 131072, 64, 8, 1344)
     | {"rms_norm_eps": 1e-5, "rope_theta": 16000000.0, "n_group": None}
     | {"shared_expert_intermediate_size": 5376, "router_aux_loss_coef": 0.001},
@@ -167,18 +142,11 @@ PANGU_PRO_MOE = Family(
 
 # Our own layout, for models that no published family can express.
 MINIMOE = Family(
-    model_type="minimoe",
-    architecture="MoEForCausalLM",
-    keys=_same(*_DEFAULTS),
-    defaults={},
-    fixed={},
-    optional=(),
+    model_type="minimoe", architecture="MoEForCausalLM", keys=_same(*_DEFAULTS), defaults={}, fixed={}, optional=()
 )
 
-FAMILIES = {
-    family.model_type: family
-    for family in (LLAMA, QWEN2, QWEN3, MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE, PANGU_PRO_MOE, MINIMOE)
-}
+_ALL = LLAMA, QWEN2, QWEN3, MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE, PANGU_PRO_MOE, MINIMOE
+FAMILIES = {family.model_type: family for family in _ALL}
 
 # Keys that would change what the model computes, and the values that leave it as it is here. Not among them are those
 # that only training looks at: router_jitter_noise, attention_dropout, output_router_logits.
@@ -198,39 +166,33 @@ BERT = "bert"
 def find_family(model_type: object) -> Family:
     """The family called `model_type`, in any case.
 
-    Raises:
-        ValueError: there is none; the message lists those there are.
+    Raises ValueError: there is none; the message lists those there are.
     """
     name = str(model_type).lower()
-    for family in FAMILIES.values():
-        if name == family.model_type or name in family.aliases:
-            return family
-    raise ValueError(f"model_type={model_type!r}: wanted one of {', '.join(FAMILIES)}")
+    found = next((each for each in FAMILIES.values() if name in (each.model_type, *each.aliases)), None)
+    require(found is not None, "model_type", model_type, f"one of {', '.join(FAMILIES)}")
+    return found
 
 
 def read_config(raw: Mapping[str, Any]) -> MoEConfig:
     """Translate the content of a `config.json`, of today's transformers or of earlier ones.
 
-    Raises:
-        ValueError: naming the key, the value found and the value wanted.
+    Raises ValueError: naming the key, the value found and the value wanted.
     """
     if raw.get("model_type") == BERT:
-        raise ValueError(
-            f"model_type={BERT!r}: an encoder, which can be compared but not run; wanted one of {', '.join(FAMILIES)}"
-        )
+        said = f"model_type={BERT!r}: an encoder, which can be compared but not run"
+        raise ValueError(f"{said}; wanted one of {', '.join(FAMILIES)}")
     family = find_family(raw.get("model_type"))
-    for key, understood in _SUPPORTED_VALUES.items():
-        require(
-            raw.get(key, understood[0]) in understood, key, raw.get(key), f"{understood[0]!r}, all that is supported"
-        )
+    for key, (usual, *others) in _SUPPORTED_VALUES.items():
+        found = raw.get(key, usual)
+        require(found in (usual, *others), key, found, f"{usual!r}, all that is supported")
     quantised = raw.get("quantization_config")
     method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
     wanted = "no quantization_config: weights in float64, float32, float16 or bfloat16; or a format that is read: fp8, "
     wanted += "fbgemm_fp8, mxfp4, compressed-tensors, modelopt, or bitsandbytes with load_in_8bit"
     require(quantised is None, "quantization_config['quant_method']", method, wanted)
     config = MoEConfig(**_read_fields(family, raw), model_type=family.model_type)
-    if family is not MINIMOE and "num_experts" in family.keys:
-        key = family.keys["num_experts"]
+    if family is not MINIMOE and (key := family.keys.get("num_experts")):
         require(config.num_experts > 0, key, 0, f"at least 1 for model_type={family.model_type!r}")
     _check_windows(raw, config)
     return config
@@ -239,13 +201,8 @@ def read_config(raw: Mapping[str, Any]) -> MoEConfig:
 def write_config(config: MoEConfig, model_type: str | None, dtype: str) -> dict[str, Any]:
     """The content of a `config.json` that transformers 5 reads, and tools that know only the earlier names.
 
-    Args:
-        config: of the model.
-        model_type: the family; None: `config.model_type`.
-        dtype: of the parameters, such as "float32".
-
-    Raises:
-        ValueError: the family cannot express the model; the message names the fields.
+    model_type: the family; None: `config.model_type`. dtype: of the parameters, such as "float32".
+    Raises ValueError: the family cannot express the model; the message names the fields.
     """
     family = find_family(config.model_type if model_type is None else model_type)
     rope = _read_rope({"rope_scaling": config.rope_scaling}, config.rope_theta, config.max_position_embeddings)[1]
@@ -274,7 +231,7 @@ def write_config(config: MoEConfig, model_type: str | None, dtype: str) -> dict[
 
 
 def _read_fields(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
-    given = {field: _lookup(raw, key, family.default(field)) for field, key in family.keys.items()}
+    given = {field: _lookup(raw, key, (_DEFAULTS | family.defaults)[field]) for field, key in family.keys.items()}
     if given.get("mlp_only_layers", ()) is None:
         given["mlp_only_layers"] = ()
     if given.get("n_group", 1) is None:  # Pangu Pro MoE: one expert from each group
@@ -330,9 +287,8 @@ def _require_expressible(config: MoEConfig, family: Family, raw: Mapping[str, An
         lost = {name: getattr(back, name) for name in looked_at if getattr(config, name) != getattr(back, name)}
     if lost:
         listed = "; ".join(f"{name}={getattr(config, name)!r}: wanted {lost[name]!r}" for name in sorted(lost))
-        raise ValueError(
-            f"model_type={family.model_type!r} cannot express this model ({listed}); model_type='minimoe' can"
-        )
+        reason = f"cannot express this model ({listed}); model_type='minimoe' can"
+        raise ValueError(f"model_type={family.model_type!r} {reason}")
 
 
 def _fields_that_matter(config: MoEConfig) -> set[str]:

@@ -13,8 +13,6 @@
 What GPTQ, AWQ, bitsandbytes with 4 bits and others store has a name here, and is refused where it is asked for.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -209,20 +207,16 @@ _FORMS: tuple[tuple[str, str, str, tuple[str, ...], type[_Quantised] | str], ...
 def find_quantised(stored: Mapping[str, Stored], hf_config: Mapping[str, Any]) -> dict[str, Readable]:
     """The tensors of a model: what is stored as numbers, and in place of codes and scales what follows from them.
 
-    Args:
-        stored: what lies in the files.
-        hf_config: the configuration beside them. Formats are known by names and dtypes; of it only
-            the size of blocks is taken, and how many bits are packed.
+    Formats are known by names and dtypes; of the configuration only the size of blocks is taken, and how many bits are
+    packed.
     """
     config = hf_config.get("quantization_config")
     config = config if isinstance(config, Mapping) else {}
     found: dict[str, Readable] = {}
     for name, codes in stored.items():
         for ending, codes_end, scales_end, dtypes, form in _FORMS:
-            if codes.dtype not in dtypes or not name.endswith(codes_end):
-                continue
             base = name.removesuffix(codes_end)
-            if base + scales_end in stored:
+            if codes.dtype in dtypes and name.endswith(codes_end) and base + scales_end in stored:
                 parts = base + ending, codes, stored[base + scales_end], stored, config
                 found[base + ending] = _quantised(form, parts)
                 break
@@ -257,9 +251,8 @@ def _is_about(name: str, quantised: set[str]) -> bool:
     if not quantised or name.endswith("bias"):
         return False
     ends = [place.start() for place in re.finditer(r"[._]", name)]
-    of_module = any(name[end] == "." and f"{name[:end]}.weight" in quantised for end in ends)
-    of_parameter = any(name[:end] in quantised for end in ends)
-    return of_module or of_parameter or name.endswith((".k_scale", ".v_scale"))  # the last two: of the cache
+    begins = any(name[:end] in quantised or (name[end] == "." and f"{name[:end]}.weight" in quantised) for end in ends)
+    return begins or name.endswith((".k_scale", ".v_scale"))  # the last two: of the cache
 
 
 def without_quantisation(hf_config: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,6 @@ The package `gguf` turns blocks into numbers, in every format that it knows. To 
 tokens and as many merges takes it 4 s and half a gigabyte for that while.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -32,19 +30,12 @@ from minimoe.model.families import find_family, read_config
 from minimoe.model.formats import AT_ONCE, in_pieces
 from minimoe.model.stored import CheckpointError, Read, Stored, describe_file
 
-_ARCHITECTURES = {  # llama.cpp's name -> model_type, of those that run here; "llama" with experts is Mixtral
-    "llama": "llama",
-    "qwen2": "qwen2",
-    "qwen2moe": "qwen2_moe",
-    "qwen3": "qwen3",
-    "qwen3moe": "qwen3_moe",
-    "olmoe": "olmoe",
-}
-_NAMES = {  # llama.cpp's -> ours, as in transformer.py
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-}
+# llama.cpp's name -> model_type, of those that run here; "llama" with experts is Mixtral.
+_RUN_HERE = ("llama", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "olmoe")
+_ARCHITECTURES = {model_type.replace("_", ""): model_type for model_type in _RUN_HERE}
+_ONE_THAT_RUNS = f"one of {', '.join(_ARCHITECTURES)}"
+# llama.cpp's names -> ours, as in transformer.py.
+_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _NAMES_IN_LAYER = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
@@ -123,7 +114,7 @@ class _Blocks:
             numbers = numbers.view(-1, self.head_dim // 2, 2, math.prod(self.shape[1:])).transpose(1, 2)
         return numbers.flatten() - self.added
 
-    def cut(self, count: int) -> list[_Blocks]:
+    def cut(self, count: int) -> list["_Blocks"]:
         """Its rows in `count` equal parts; of a stack of as many matrices, these."""
         rows, size = self.shape[0] // count, self.size // count
         shape = (rows, *self.shape[1:]) if len(self.shape) < 3 else self.shape[1:]
@@ -139,10 +130,9 @@ class GGUF(Checkpoint):
     Args:
         path: the file; any part of one that is split; or the folder of either.
 
-    Raises:
-        CheckpointError: the file or one of its parts is missing, damaged or something else, the folder holds several
-            models, or a key is missing. A tensor in a format that is not understood is refused where it is read, and
-            what is not computed here, where `model_config` is asked for.
+    Raises CheckpointError: the file or one of its parts is missing, damaged or something else, the folder holds several
+    models, or a key is missing. A tensor in a format that is not understood is refused where it is read, and what is
+    not computed here, where `model_config` is asked for.
     """
 
     dtype = torch.float32
@@ -169,7 +159,7 @@ class GGUF(Checkpoint):
 
     def _config_to_run(self) -> dict[str, Any]:
         architecture, config = self._metadata["general.architecture"], dict(self.hf_config)
-        _require_architecture(architecture, architecture in _ARCHITECTURES)
+        require(architecture in _ARCHITECTURES, "general.architecture", architecture, _ONE_THAT_RUNS)
         _require_same(self._metadata, architecture, config["head_dim"])
         if self._factors is not None:
             (factors,) = self._factors.pieces(self._read, math.prod(self._factors.shape))
@@ -208,9 +198,6 @@ class _Reader(GGUFReader):
             raise ValueError(f"found {len(self.data)} bytes, wanted a whole GGUF file")
 
 
-# -- files
-
-
 def _find_parts(path: Path) -> list[Path]:
     """The file, or all parts of the model that it belongs to, in order."""
     if path.is_dir():
@@ -220,8 +207,7 @@ def _find_parts(path: Path) -> list[Path]:
             names = ", ".join(file.name for file in firsts)
             raise CheckpointError(f"{path}: holds {len(firsts)} models, wanted one; name one of {names}")
         path = firsts[0] if firsts else files[0] if files else path
-    part = _PART.fullmatch(path.name)
-    files = [path]
+    part, files = _PART.fullmatch(path.name), [path]
     if part is not None and int(part[3]) > 0:
         files = [path.with_name(f"{part[1]}-{number + 1:05d}-of-{part[3]}.gguf") for number in range(int(part[3]))]
     for file in files:
@@ -252,9 +238,6 @@ def _read_parts(parts: list[Path]) -> tuple[dict[str, Any], dict[str, _Blocks]]:
     count = metadata[0].get("split.tensors.count", len(stored))
     require(count == len(stored), "split.tensors.count", count, f"{len(stored)}, the tensors in all parts")
     return metadata[0], stored
-
-
-# -- the layout
 
 
 def _in_our_layout(
@@ -298,13 +281,10 @@ def _by_expert(part: str, expert: str | None, ours: str | None, tensor: _Blocks)
             yield ours.format(number), one
 
 
-# -- metadata
-
-
 def _read_metadata(metadata: Mapping[str, Any], stored: Mapping[str, _Blocks]) -> dict[str, Any]:
     """What config.json would say."""
     architecture = metadata.get("general.architecture")
-    _require_architecture(architecture, isinstance(architecture, str))
+    require(isinstance(architecture, str), "general.architecture", architecture, _ONE_THAT_RUNS)
     if architecture in _ARCHITECTURES:
         return _read_what_runs(metadata, architecture, stored)
     config: dict[str, Any] = {"model_type": architecture, "tie_word_embeddings": "output.weight" not in stored}
@@ -324,10 +304,6 @@ def _read_metadata(metadata: Mapping[str, Any], stored: Mapping[str, _Blocks]) -
     return config
 
 
-def _require_architecture(found: object, is_right: bool) -> None:
-    require(is_right, "general.architecture", found, f"one of {', '.join(_ARCHITECTURES)}")
-
-
 def _read_what_runs(metadata: Mapping[str, Any], architecture: str, stored: Mapping[str, _Blocks]) -> dict[str, Any]:
     """Widths are those of the tensors: older files do not give them."""
 
@@ -344,10 +320,6 @@ def _read_what_runs(metadata: Mapping[str, Any], architecture: str, stored: Mapp
         require(shape is not None and len(shape) > 1, name, shape, "a matrix")
         return shape[side]
 
-    def require_heads(key: str, count: int, name: str) -> None:
-        sizes = f"{architecture}.{key}={count} and {architecture}.attention.key_length"
-        require(count * head_dim == rows(name), sizes, head_dim, f"a product of {rows(name)}, the rows of {name}")
-
     blocks, held = whole("block_count"), _count_blocks(stored)
     require(blocks <= held, f"{architecture}.block_count", blocks, f"at most {held}, the blocks in the file")
     hidden, held = whole("embedding_length"), rows("token_embd.weight", -1)
@@ -355,20 +327,20 @@ def _read_what_runs(metadata: Mapping[str, Any], architecture: str, stored: Mapp
     heads, experts = whole("attention.head_count"), whole("expert_count", 0)
     key_heads = whole("attention.head_count_kv", heads)
     head_dim = whole("attention.key_length", hidden // max(heads, 1))
-    require_heads("attention.head_count", heads, "blk.0.attn_q.weight")
-    require_heads("attention.head_count_kv", key_heads, "blk.0.attn_k.weight")
+    for key, count, name in (("head_count", heads, "attn_q"), ("head_count_kv", key_heads, "attn_k")):
+        held, part = rows(f"blk.0.{name}.weight"), f"{architecture}.attention"
+        wanted = f"a product of {held}, the rows of blk.0.{name}.weight"
+        require(count * head_dim == held, f"{part}.{key}={count} and {part}.key_length", head_dim, wanted)
     epsilon = said("attention.layer_norm_rms_epsilon")
     require(type(epsilon) is float, f"{architecture}.attention.layer_norm_rms_epsilon", epsilon, "a number")
-    rope = said("rope.scaling.type", "none")
-    last = f"blk.{blocks - 1}"
+    rope, last = said("rope.scaling.type", "none"), f"blk.{blocks - 1}"
     names = ("ffn_gate_up_exps", "ffn_gate.0", "ffn_gate_exps") if experts else ("ffn_gate",)
     gate = next((name for part in names if (name := f"{last}.{part}.weight") in stored), f"{last}.{names[-1]}.weight")
     width, held = rows(gate) // (2 if "_up_" in gate else 1), rows(gate, 0) if experts else 0
     if gate.endswith(".0.weight"):
         held = sum(name.startswith(f"{last}.ffn_gate.") for name in stored)
     require(experts <= held, f"{architecture}.expert_count", experts, f"at most {held}, the experts in {gate}")
-    shared = f"{last}.ffn_gate_shexp.weight"
-    bias = f"{last}.attn_q.bias" in stored
+    shared, bias = f"{last}.ffn_gate_shexp.weight", f"{last}.attn_q.bias" in stored
     return {
         "model_type": "mixtral" if architecture == "llama" and experts else _ARCHITECTURES[architecture],
         "vocab_size": rows("token_embd.weight"),
@@ -401,9 +373,8 @@ def _count_blocks(stored: Mapping[str, _Blocks]) -> int:
 
 def _require_same(metadata: Mapping[str, Any], architecture: str, head_dim: int) -> None:
     """Refuse what would change the function, and no family here has."""
-    softmax = 1
     fixed = {"rope.dimension_count": head_dim, "attention.value_length": head_dim}
-    fixed |= {"expert_gating_func": softmax, "expert_weights_scale": 1.0}
+    fixed |= {"expert_gating_func": 1, "expert_weights_scale": 1.0}  # 1 is the softmax
     for key, wanted in fixed.items():
         found = metadata.get(f"{architecture}.{key}", wanted)
         require(found == wanted, f"{architecture}.{key}", found, f"{wanted}, all that is supported")
@@ -422,6 +393,5 @@ def _read_tokens(metadata: Mapping[str, Any]) -> dict[str, int]:
     tokens = metadata.get("tokenizer.ggml.tokens", [])
     kinds = metadata.get("tokenizer.ggml.token_type", [0] * len(tokens))
     require(len(kinds) == len(tokens), "tokenizer.ggml.token_type", len(kinds), f"{len(tokens)} of them, one per token")
-    return {
-        token: index for index, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != TokenType.UNUSED
-    }
+    numbered = enumerate(zip(tokens, kinds, strict=True))
+    return {token: index for index, (token, kind) in numbered if kind != TokenType.UNUSED}

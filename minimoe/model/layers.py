@@ -3,8 +3,6 @@
 Shapes: H hidden size, I width of the MLP.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -8,8 +8,6 @@ Shapes: B batch, S sequence, T = B * S tokens, H hidden size, I expert width, E 
     output += shared expert(x)
 """
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 
 import torch
@@ -18,7 +16,7 @@ from torch import Tensor, nn
 
 from minimoe.model import routing
 from minimoe.model.balance import apply_capacity, expert_capacity
-from minimoe.model.config import MoEConfig
+from minimoe.model.config import MoEConfig, require
 from minimoe.model.experts import IMPLEMENTATIONS, add_shared_expert
 from minimoe.model.layers import MLP, Linear, at_least_float32, initialise, is_autocast
 from minimoe.model.routing import RouterOutput
@@ -28,7 +26,6 @@ class MoELayer(nn.Module):
     """Router, dispatch, experts, combine; plus the shared expert that every token meets.
 
     Args:
-        config: of the model it belongs to.
         seed: of the initial weights; None leaves them to the caller.
     """
 
@@ -55,8 +52,7 @@ class MoELayer(nn.Module):
         x = hidden_states.flatten(0, 1)
         ids = None if input_ids is None else input_ids.flatten()
         real = None if attention_mask is None else attention_mask.flatten().bool()
-        chosen = self.gate(x, ids, real)
-        dispatched = chosen
+        dispatched = chosen = self.gate(x, ids, real)
         if self.config.capacity_factor is not None and self.config.router != "expert_choice":  # which never exceeds it
             dispatched = apply_capacity(chosen, _capacity(self.config, x.shape[0], real))
         output = self.experts(x, dispatched.indices, dispatched.weights)
@@ -97,8 +93,7 @@ class Router(nn.Module):
     def _choose(self, x: Tensor, input_ids: Tensor | None, real: Tensor | None) -> RouterOutput:
         config, k = self.config, self.config.num_experts_per_tok
         if config.router == "hash":
-            if input_ids is None:
-                raise ValueError("input_ids=None: wanted the token ids, which router='hash' needs")
+            require(input_ids is not None, "input_ids", None, "the token ids, which router='hash' needs")
             return routing.route_hash(input_ids, config.num_experts, k)
         logits = self._logits(x, self.weight)
         if config.router == "topk":
@@ -138,7 +133,7 @@ class Router(nn.Module):
             state_dict = {**state_dict, name: at_least_float32(state_dict[name])}
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
-    def _apply(self, fn, recurse: bool = True) -> Router:
+    def _apply(self, fn, recurse: bool = True) -> "Router":
         """What `.to(dtype)`, `.half()` and the like call: they move the bias, but leave it in float32 at least."""
         before = self.e_score_correction_bias
         super()._apply(fn, recurse)
@@ -175,6 +170,5 @@ class Experts(nn.Module):
 
 def _capacity(config: MoEConfig, num_tokens: int, real: Tensor | None) -> int:
     """Slots per expert. Padding does not count, so that its number has to be read from the device."""
-    if real is not None:
-        num_tokens = int(real.sum())
-    return expert_capacity(num_tokens, config.num_experts, config.num_experts_per_tok, config.capacity_factor)
+    tokens = num_tokens if real is None else int(real.sum())
+    return expert_capacity(tokens, config.num_experts, config.num_experts_per_tok, config.capacity_factor)

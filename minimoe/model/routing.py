@@ -4,8 +4,6 @@ Shapes: T tokens, E experts, K experts per token. Everywhere `logits` are [T, E]
 float32 at least, because a choice made in half precision differs from run to run; and `k` is K.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -52,8 +50,7 @@ def route_topk(
             its two best (sigmoid).
         routed_scaling_factor: multiplies the weights.
 
-    Raises:
-        ValueError: k, a group or the score function is impossible; a logit is not a number.
+    Raises ValueError: k, a group or the score function is impossible; a logit is not a number.
     """
     _check_logits(logits, k)
     require(score_func in ("softmax", "sigmoid"), "score_func", score_func, "'softmax' or 'sigmoid'")
@@ -220,8 +217,7 @@ def _check_logits(logits: Tensor, k: int) -> None:
     require(1 <= k <= logits.shape[-1], "k", k, f"1 to {logits.shape[-1]}, the number of experts")
     if has_values(logits) and not logits.detach().isfinite().all():
         bad = ~logits.detach().isfinite().all(-1)
-        token = int(bad.nonzero()[0])
+        token, affected = int(bad.nonzero()[0]), f"{int(bad.sum())} of {len(logits)} tokens are affected"
         raise ValueError(
-            f"router logits of token {token} are {logits[token].tolist()}: wanted finite numbers "
-            f"({int(bad.sum())} of {len(logits)} tokens are affected)"
+            f"router logits of token {token} are {logits[token].tolist()}: wanted finite numbers ({affected})"
         )

@@ -1,7 +1,5 @@
 """Writing a model as a folder in the Hugging Face layout: complete, or not at all."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -33,19 +31,14 @@ def save_model(
 
     Args:
         model: with a `config` and a `tokenizer_json`.
-        path: the folder, made if missing.
-        model_type: the family to write as; None: that of the configuration.
+        path, model_type: as for `MoEForCausalLM.save_pretrained`, which also says what is raised.
         max_shard_size: bytes per file.
-
-    Raises:
-        ValueError: the family cannot express this model.
     """
     family = find_family(model.config.model_type if model_type is None else model_type)
     tensors = tensors_on_disk(model, family)
     dtypes = {tensor.dtype for name, tensor in tensors.items() if not name.endswith(KEPT_IN_FLOAT32)}
-    config = write_config(
-        model.config, family.model_type, str(reduce(torch.promote_types, dtypes)).removeprefix("torch.")
-    )
+    dtype = str(reduce(torch.promote_types, dtypes)).removeprefix("torch.")
+    config = write_config(model.config, family.model_type, dtype)
     folder, existed = Path(path), Path(path).exists()
     folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".saving-"))  # inside: on the same file system
@@ -66,11 +59,8 @@ def _write_files(
 ) -> list[str]:
     """Write a complete checkpoint; returns its files, config.json last."""
     shards = _split(tensors, max_shard_size)
-    files = (
-        [SINGLE]
-        if len(shards) == 1
-        else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    )
+    files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    files = files if len(files) > 1 else [SINGLE]
     for file, names in zip(files, shards, strict=True):
         pieces = {name: tensors[name].contiguous() for name in names}
         save_file(pieces, folder / file, metadata={"format": "pt"})  # transformers refuses files without it
@@ -113,12 +103,8 @@ def _exchange(folder: Path, temporary: Path, new: list[str]) -> None:
     checkpoints of one training run, a single rename does it and the folder is readable at every moment.
     """
     old = _old_files(folder, new)
-    weights, *others = new
-    if (
-        new == old
-        and weights == SINGLE
-        and all((folder / name).read_bytes() == (temporary / name).read_bytes() for name in others)
-    ):
+    one_file = new == old and new[0] == SINGLE
+    if one_file and all((folder / name).read_bytes() == (temporary / name).read_bytes() for name in new[1:]):
         os.replace(temporary / SINGLE, folder / SINGLE)
         return
     aside = temporary / "old"

@@ -1,7 +1,5 @@
 """Single files of a checkpoint folder: JSON, the header of safetensors, and what a file is that is neither."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -15,13 +13,13 @@ from torch import Tensor
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
-_PICKLE = "a pickle, and reading a pickle runs whatever code it holds"
+PICKLE = "a pickle, and reading a pickle runs whatever code it holds"
 _BEGINNINGS = (  # of files that are taken for others, in lower case
     (b"version https://git-lfs", "a Git LFS pointer, which stands for a file that `git lfs pull` fetches"),
     (b"<!doctype html", "a web page, as downloads give that want a login"),
     (b"<html", "a web page, as downloads give that want a login"),
-    (b"pk\x03\x04", f"a zip archive, as torch.save writes: {_PICKLE}"),
-    *((bytes([0x80, protocol]), _PICKLE) for protocol in range(2, 6)),
+    (b"pk\x03\x04", f"a zip archive, as torch.save writes: {PICKLE}"),
+    *((bytes([0x80, protocol]), PICKLE) for protocol in range(2, 6)),
     (b"gguf", "a GGUF file, whose name ends in .gguf"),
 )
 
@@ -55,11 +53,10 @@ class Stored:
             return DTYPES[self.dtype]
         scales = (f"{self.name.removesuffix('weight')}SCB", f"{self.name}_scale", f"{self.name}_scale_inv")
         beside = f", or its scales: no tensor {', '.join(map(repr, scales))}" if self.dtype[:2] in ("I8", "F8") else ""
-        raise CheckpointError(
-            f"{self.file}: {self.name} is stored as {self.dtype}, wanted one of {', '.join(DTYPES)}{beside}"
-        )
+        found = f"{self.file}: {self.name} is stored as {self.dtype}"
+        raise CheckpointError(f"{found}, wanted one of {', '.join(DTYPES)}{beside}")
 
-    def pieces(self, read: Read, size: int) -> Iterator[Tensor]:
+    def pieces(self, read: "Read", size: int) -> Iterator[Tensor]:
         """Its numbers in order, in flat pieces of at most `size`; what is stored in few bits, in float32."""
         return read(self, size, self.number_type)
 
@@ -77,8 +74,7 @@ Read = Callable[[Stored, int, torch.dtype], Iterator[Tensor]]
 def read_header(file: Path) -> dict[str, Stored]:
     """Where each tensor of a safetensors file lies.
 
-    Raises:
-        CheckpointError: the file is none, or cut off; it says what it is, if that is known.
+    Raises CheckpointError: the file is none, or cut off; it says what it is, if that is known.
     """
     try:
         with safe_open(file, framework="pt", device="cpu"):
@@ -100,8 +96,7 @@ def read_header(file: Path) -> dict[str, Stored]:
 def read_json(file: Path) -> dict[str, Any]:
     """An object, in which no key appears twice.
 
-    Raises:
-        CheckpointError: the file is missing, or something else; it says what it is, if that is known.
+    Raises CheckpointError: the file is missing, or something else; it says what it is, if that is known.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)

@@ -7,8 +7,6 @@ tensors. Pre-norm RMSNorm, rotary positions, grouped-query attention, gated SiLU
 Mixtral, OLMoE and Pangu Pro MoE have in common. The mixture itself is in moe.py.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -148,11 +146,8 @@ class TiedHead(Linear):
 class MoEForCausalLM(nn.Module):
     """A language model: `MoEForCausalLM(config)(input_ids, attention_mask, labels=labels)`.
 
-    `tokenizer_json`, the text of a tokenizer.json or None, says what its token ids stand for.
-
-    Args:
-        config: `num_experts = 0` makes it dense.
-        seed: of the initial weights.
+    `config.num_experts = 0` makes it dense; `seed` is that of the initial weights. `tokenizer_json`, the text of a
+    tokenizer.json or None, says what its token ids stand for.
     """
 
     def __init__(self, config: MoEConfig, *, seed: int = 0) -> None:
@@ -204,18 +199,17 @@ class MoEForCausalLM(nn.Module):
             use_cache: return the cache of all P + S tokens.
             output_router_logits: return what the routers chose, and the balance loss.
 
-        Raises:
-            ValueError: a token id is outside the vocabulary, a shape does not fit, or the mask holds something else
-                than 0 and 1.
+        Raises ValueError: a token id is outside the vocabulary, a shape does not fit, or the mask holds something else
+        than 0 and 1.
         """
         past = cache[0][0].shape[2] if cache else 0
         self._check_ids(input_ids)
         _check_mask(attention_mask, input_ids, past)
         hidden, chosen, present = self.model(input_ids, attention_mask, cache)
-        logits = self.lm_head(hidden)
+        logits, config = self.lm_head(hidden), self.config
         real = None if attention_mask is None else attention_mask[:, past:]
-        cross_entropy = None if labels is None else next_token_loss(logits, labels, real)
-        loss, aux_loss, config = cross_entropy, None, self.config
+        loss = cross_entropy = None if labels is None else next_token_loss(logits, labels, real)
+        aux_loss = None
         trained = labels is not None and self.training and len(chosen) > 0
         if chosen and (output_router_logits or (trained and config.router_aux_loss_coef)):
             sequences = input_ids.shape[0] if config.seq_aux else 1
@@ -224,8 +218,8 @@ class MoEForCausalLM(nn.Module):
             loss = loss + config.router_aux_loss_coef * aux_loss
         if trained and config.router_z_loss_coef:
             loss = loss + config.router_z_loss_coef * router_z_loss(chosen, attention_mask=real)
-        router_outputs = chosen if output_router_logits else None
-        return CausalLMOutput(logits, loss, cross_entropy, aux_loss, router_outputs, present if use_cache else None)
+        router_outputs, cache = chosen if output_router_logits else None, present if use_cache else None
+        return CausalLMOutput(logits, loss, cross_entropy, aux_loss, router_outputs, cache)
 
     def _check_ids(self, input_ids: Tensor) -> None:
         if input_ids.dtype not in (torch.int64, torch.int32):
@@ -267,8 +261,7 @@ class MoEForCausalLM(nn.Module):
             use_cache: keep keys and values instead of computing the past again at every step. The tokens are the
                 same, except with a capacity or expert choice, where routing depends on which tokens come together.
 
-        Raises:
-            ValueError: naming the argument, what was found and what was wanted.
+        Raises ValueError: naming the argument, what was found and what was wanted.
         """
         vocab = self.config.vocab_size
         require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "at least 1")
@@ -311,7 +304,7 @@ class MoEForCausalLM(nn.Module):
         device: torch.device | str | None = None,
         check_finite: bool = True,
         experts_implementation: str | None = None,
-    ) -> MoEForCausalLM:
+    ) -> "MoEForCausalLM":
         """Read a model, in evaluation mode, with the tokenizer.json that lies beside it.
 
         Args:
@@ -345,8 +338,7 @@ class MoEForCausalLM(nn.Module):
             path: a folder, made if missing.
             model_type: the family to write as ("mixtral", ...); None: that of the configuration.
 
-        Raises:
-            ValueError: the family cannot express this model.
+        Raises ValueError: the family cannot express this model.
         """
         save_model(self, path, model_type=model_type)
 
@@ -362,8 +354,7 @@ def next_token_loss(
         attention_mask: [B, S], 0 for padding: neither is it predicted, nor does it predict. None: there is none.
         reduction: "mean" over the tokens that are scored, or their "sum".
 
-    Raises:
-        ValueError: the shapes differ, no token is left to take a mean of, or a label is outside the vocabulary.
+    Raises ValueError: the shapes differ, no token is left to take a mean of, or a label is outside the vocabulary.
     """
     shape = tuple(labels.shape)
     if labels.shape != logits.shape[:2]:
@@ -374,9 +365,7 @@ def next_token_loss(
     if has_values(targets):
         scored, last = targets[targets != -100], logits.shape[-1] - 1
         if reduction == "mean" and not len(scored):
-            raise ValueError(
-                "labels are -100 or padding everywhere after the first position: wanted at least one to score"
-            )
+            raise ValueError("labels are all -100 or padding after the first position: wanted at least one to score")
         wrong = scored[(scored < 0) | (scored > last)]
         if len(wrong):
             raise ValueError(f"labels holds {int(wrong[0])}: wanted -100 or 0 to {last} (vocab_size - 1)")

@@ -3,8 +3,6 @@
 Shapes: L sparse layers, E experts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -52,8 +50,7 @@ def accumulate_gradients(model: MoEForCausalLM, micro_batches: Sequence[MicroBat
         model: in training mode, for the router losses to count.
         micro_batches: of each, "input_ids" and "labels" [B, S], and "attention_mask" where there is padding.
 
-    Raises:
-        ValueError: there is no micro-batch; or as `MoEForCausalLM.forward`.
+    Raises ValueError: there is no micro-batch; or as `MoEForCausalLM.forward`.
     """
     if not micro_batches:
         raise ValueError("micro_batches is empty: wanted at least one")

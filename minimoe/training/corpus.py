@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 
 from minimoe.atomic import replace_atomically
 from minimoe.data_files import cache_folder
+from minimoe.model.config import require
 from minimoe.progress import progress_bar
 from minimoe.training import planted, real
 from minimoe.training.documents import HELD_OUT, SPLITS, TRAIN, Document, digest
@@ -67,10 +68,8 @@ class Corpus:
         Every tenth document is held out.
         Raises ValueError for fewer than 10 documents, which would leave none held out, or more than 1,000.
         """
-        if not 10 <= documents_per_domain <= 1000:
-            raise ValueError(
-                f"documents_per_domain={documents_per_domain}: wanted 10 to 1000, as many as data/corpora/planted holds"
-            )
+        fits, wanted = 10 <= documents_per_domain <= 1000, "10 to 1000, as many as data/corpora/planted holds"
+        require(fits, "documents_per_domain", documents_per_domain, wanted)
         found = {domain: planted.planted_documents(domain, documents_per_domain) for domain in planted.DOMAINS}
         return cls._prepare(f"planted {_digests(found)}", lambda: found)
 
@@ -123,11 +122,8 @@ class Corpus:
         """
         streams = [self.tokens(domain, split) for domain in self.domains]
         shortest, domain = min((len(stream), domain) for stream, domain in zip(streams, self.domains, strict=True))
-        if not 0 < seq_len <= shortest:
-            raise ValueError(
-                f"seq_len={seq_len}: wanted 1 to {shortest}, the number of tokens that domain {domain!r} has in split "
-                f"{split!r}"
-            )
+        wanted = f"1 to {shortest}, the number of tokens that domain {domain!r} has in split {split!r}"
+        require(0 < seq_len <= shortest, "seq_len", seq_len, wanted)
         # raw 64-bit words: numpy promises them to stay the same, but not what its distributions make of them
         words = np.random.PCG64([seed, step, SPLITS.index(split)]).random_raw(2 * batch_size)
         draws, places = words[:batch_size] / 2.0**64, words[batch_size:]
@@ -140,10 +136,8 @@ class Corpus:
 
     def tokens(self, domain: str, split: str) -> np.ndarray:
         """The stream of a domain's split: ids, uint16, read-only. Raises ValueError for an unknown domain or split."""
-        if domain not in self._streams:
-            raise ValueError(f"domain={domain!r}: wanted one of {list(self.domains)}")
-        if split not in SPLITS:
-            raise ValueError(f"split={split!r}: wanted one of {list(SPLITS)}")
+        require(domain in self._streams, "domain", domain, f"one of {list(self.domains)}")
+        require(split in SPLITS, "split", split, f"one of {list(SPLITS)}")
         return self._streams[domain][split]
 
     def documents(self, domain: str, split: str = HELD_OUT) -> list[str]:
@@ -194,10 +188,8 @@ def _tokenize(documents: Documents, tokenizer: Tokenizer) -> Streams:
                 streams[domain][split] = np.array(ids, dtype=np.uint16)
             train, held_out = (len(streams[domain][split]) for split in SPLITS)
             if min(train, held_out) < FEWEST_TOKENS:
-                raise ValueError(
-                    f"domain {domain!r} is too small: found {train} tokens to train on and {held_out} held out, "
-                    f"wanted at least {FEWEST_TOKENS} of each; add text"
-                )
+                found = f"domain {domain!r} is too small: found {train} tokens to train on and {held_out} held out"
+                raise ValueError(f"{found}, wanted at least {FEWEST_TOKENS} of each; add text")
     return streams
 
 

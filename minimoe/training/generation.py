@@ -1,7 +1,5 @@
 """Text in, text out: `generate(model, prompts, max_new_tokens)`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,19 +26,15 @@ def generate(
     Args:
         model: with a tokenizer, as `from_pretrained` and `train` leave it.
         prompts: one text, or several.
-        max_new_tokens: at least 1.
         tokenizer: a `tokenizers.Tokenizer`; None: the one in `model.tokenizer_json`.
-        temperature: 0 takes the likeliest token each time (greedy); above 0 it samples.
-        top_k: sample among the k likeliest tokens only.
-        top_p: sample among the fewest tokens whose probability reaches p.
-        seed: of the sampling.
+        max_new_tokens, temperature, top_k, top_p, seed: as for `MoEForCausalLM.generate`; greedy by default.
 
     Returns:
         Each prompt with its continuation, special tokens included: a text for a text, a list for several. Greedily,
         each goes on as it would alone; when sampling, all draw from one generator.
 
-    Raises:
-        ValueError: a prompt is empty, there is no tokenizer, or a setting of `MoEForCausalLM.generate` is impossible.
+    Raises ValueError: a prompt is empty, there is no tokenizer, or a setting of `MoEForCausalLM.generate` is
+    impossible.
     """
     if tokenizer is None and model.tokenizer_json is None:
         raise ValueError("tokenizer=None, and the model has no tokenizer.json: wanted one of the two")

@@ -13,8 +13,6 @@ A run with a folder `out` keeps there
 and continues from the last saved state when it is started again: on one thread to bit-identical weights.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -33,6 +31,7 @@ from torch import Tensor, nn
 
 from minimoe.atomic import write_atomically
 from minimoe.model.balance import max_violation, update_bias
+from minimoe.model.config import require
 from minimoe.model.transformer import MoEForCausalLM
 from minimoe.progress import progress_bar
 from minimoe.training.accumulate import BatchLosses, accumulate_gradients
@@ -66,14 +65,11 @@ class Settings:
         for field in fields(self):
             value, whole, least = getattr(self, field.name), isinstance(field.default, int), LEAST.get(field.name, 0)
             right_type = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-            if not (right_type and least <= value < math.inf):
-                wanted = "a whole number" if whole else "a finite number"
-                raise ValueError(f"{field.name}={value!r}: wanted {wanted} of at least {least}")
-        if self.batch_size % self.gradient_accumulation_steps:
-            raise ValueError(
-                f"gradient_accumulation_steps={self.gradient_accumulation_steps}: wanted a divisor of "
-                f"batch_size={self.batch_size}"
-            )
+            wanted = f"a {'whole' if whole else 'finite'} number of at least {least}"
+            require(right_type and least <= value < math.inf, field.name, value, wanted)
+        parts = self.gradient_accumulation_steps
+        wanted = f"a divisor of batch_size={self.batch_size}"
+        require(self.batch_size % parts == 0, "gradient_accumulation_steps", parts, wanted)
 
 
 def train(
@@ -177,19 +173,15 @@ class _Run:
         _require_full_precision(self.model)
         _require_same_tokens(self.model, self.corpus)
         if not self.model.config.router_learns:
-            raise ValueError(
-                "num_experts_per_tok=1 with normalised weights: wanted 2 or more, or norm_topk_prob=False, since the "
-                "router gets no gradient of the loss where its only weight is always 1"
-            )
+            reason = "since the router gets no gradient of the loss where its only weight is always 1"
+            wanted = f"wanted 2 or more, or norm_topk_prob=False, {reason}"
+            raise ValueError(f"num_experts_per_tok=1 with normalised weights: {wanted}")
         for name in ("save_every", "evaluate_every"):
             every = getattr(self, name)
-            if every is not None and every < 1:
-                raise ValueError(f"{name}={every}: wanted at least 1")
-        if self.snapshots and (self.out is None or not set(self.snapshots) <= set(range(self.settings.steps + 1))):
-            raise ValueError(
-                f"snapshots={list(self.snapshots)}, out={self.out}: wanted steps from 0 to {self.settings.steps}, and "
-                "a folder"
-            )
+            require(every is None or every >= 1, name, every, "at least 1")
+        steps, snapshots = self.settings.steps, list(self.snapshots)
+        fits = not snapshots or (self.out is not None and set(snapshots) <= set(range(steps + 1)))
+        require(fits, f"out={self.out}, snapshots", snapshots, f"a folder, and steps from 0 to {steps}")
         self.model.tokenizer_json = self.corpus.tokenizer.to_str(pretty=True)
         self.first_weights = _weights_sha256(self.model)
         matrices = [parameter for parameter in self.model.parameters() if parameter.dim() > 1]
@@ -204,9 +196,8 @@ class _Run:
     def advance(self) -> dict[str, Any]:
         """Take one step, log it, and save if it is time."""
         settings = self.settings
-        batch = self.corpus.batch(
-            "train", batch_size=settings.batch_size, seq_len=settings.seq_len, seed=settings.seed, step=self.step
-        )
+        shape = {"batch_size": settings.batch_size, "seq_len": settings.seq_len}
+        batch = self.corpus.batch("train", **shape, seed=settings.seed, step=self.step)
         ids = batch.input_ids.to(next(self.model.parameters()).device)
         rate = learning_rate(self.step, settings)
         for group in self.optimizer.param_groups:
@@ -274,10 +265,8 @@ class _Run:
             if (self.out / STATE_FILE).exists():
                 self._load(self.out / STATE_FILE)
             elif found:  # which no run has made, and so is not ours to replace
-                raise ValueError(
-                    f"{self.out} holds {' and '.join(found)} but no {STATE_FILE}: wanted a folder without a model; "
-                    "name another `out`"
-                )
+                held = f"{self.out} holds {' and '.join(found)} but no {STATE_FILE}"
+                raise ValueError(f"{held}: wanted a folder without a model; name another `out`")
             self._rewind_log(self.out / LOG_FILE)
         if self.step == 0:
             self.take_snapshot()
@@ -310,20 +299,14 @@ class _Run:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}: line {len(lines)} or an earlier one is not JSON ({error})") from error
         if [record["step"] for record in self.log] != list(range(1, self.step + 1)):
-            raise ValueError(
-                f"{path}: {len(lines)} lines, wanted those of steps 1 to {self.step}, where the saved state is; "
-                f"remove {STATE_FILE} to start again"
-            )
+            wanted = f"those of steps 1 to {self.step}, where the saved state is; remove {STATE_FILE} to start again"
+            raise ValueError(f"{path}: {len(lines)} lines, wanted {wanted}")
         write_atomically(path, b"".join(line + b"\n" for line in lines))
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to be continued, as JSON gives it back."""
-        identity = {
-            "settings": asdict(self.settings),
-            "config": asdict(self.model.config),
-            "corpus_sha256": self.corpus.sha256,
-            "first_weights_sha256": self.first_weights,
-        }
+        identity = {"settings": asdict(self.settings), "config": asdict(self.model.config)}
+        identity |= {"corpus_sha256": self.corpus.sha256, "first_weights_sha256": self.first_weights}
         return json.loads(json.dumps(identity))
 
     def _check_identity(self, saved: dict[str, Any]) -> None:
@@ -336,10 +319,8 @@ class _Run:
             if name not in ("settings", "config") and there.get(name) != value
         ]
         if differences:
-            raise ValueError(
-                f"{self.out} holds another run: {'; '.join(differences)}. "
-                "Use another folder, or remove this one to start again"
-            )
+            remedy = "Use another folder, or remove this one to start again"
+            raise ValueError(f"{self.out} holds another run: {'; '.join(differences)}. {remedy}")
 
     def finish(self) -> None:
         """Leave a complete model folder behind, and the recipe that made it."""
@@ -354,29 +335,24 @@ def _require_full_precision(model: nn.Module) -> None:
     """Raise a ValueError for weights of 16 bits, in which most of what AdamW adds would be rounded away."""
     for name, parameter in model.named_parameters():
         if parameter.dtype in (torch.float16, torch.bfloat16):
-            raise ValueError(
-                f"{name} is in {parameter.dtype}: wanted torch.float32 to train in; use model.float(), or "
-                "from_pretrained(..., dtype=torch.float32)"
-            )
+            remedy = "use model.float(), or from_pretrained(..., dtype=torch.float32)"
+            raise ValueError(f"{name} is in {parameter.dtype}: wanted torch.float32 to train in; {remedy}")
 
 
 def _require_same_tokens(model: MoEForCausalLM, corpus: Corpus) -> None:
     """Raise a ValueError unless the model and the corpus give the same tokens the same ids."""
     rows, needed = model.config.vocab_size, corpus.vocab_size
     if model.tokenizer_json is None:
-        if rows != needed:
-            raise ValueError(f"vocab_size={rows}: wanted {needed}, that of the corpus, for a model without a tokenizer")
+        wanted = f"{needed}, that of the corpus, for a model without a tokenizer"
+        require(rows == needed, "vocab_size", rows, wanted)
         return
     ours, theirs = read_tokenizer(model.tokenizer_json).get_vocab(), corpus.tokenizer.get_vocab()
     if ours != theirs:
         token = min(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
-        raise ValueError(
-            f"tokenizer_json: the model's tokenizer has {len(ours)} tokens, that of the corpus {len(theirs)}; wanted "
-            f"the same tokens with the same ids, but {token!r} is {ours.get(token)} in the first and "
-            f"{theirs.get(token)} in the second"
-        )
-    if rows < needed:
-        raise ValueError(f"vocab_size={rows}: wanted at least {needed}, that of the corpus")
+        sizes = f"the model's tokenizer has {len(ours)} tokens, that of the corpus {len(theirs)}"
+        found = f"but {token!r} is {ours.get(token)} in the first and {theirs.get(token)} in the second"
+        raise ValueError(f"tokenizer_json: {sizes}; wanted the same tokens with the same ids, {found}")
+    require(rows >= needed, "vocab_size", rows, f"at least {needed}, that of the corpus")
 
 
 def _weights_sha256(model: nn.Module) -> str:

@@ -2,11 +2,9 @@
 which they were trained for its figures (`python -m workshop.experiments` repeats them).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
-from minimoe.model import MoEConfig
+from minimoe.model.config import MoEConfig, require
 
 WIDTH = 128  # of one expert
 BALANCES = ("loss", "sequence", "bias", "none")  # over the batch, in each sequence, by a selection bias, not at all
@@ -24,11 +22,9 @@ def small_config(
             normalised, it would always be 1, and the router could not learn.
         balance: one of `BALANCES`; a dense model has nothing to balance.
 
-    Raises:
-        ValueError: `balance` is unknown; else as `MoEConfig`.
+    Raises ValueError: `balance` is unknown; else as `MoEConfig`.
     """
-    if balance not in BALANCES:
-        raise ValueError(f"balance={balance!r}: wanted one of {', '.join(BALANCES)}")
+    require(balance in BALANCES, "balance", balance, f"one of {', '.join(BALANCES)}")
     shape = {"vocab_size": vocab_size, "hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4}
     if experts == 0:
         return MoEConfig(**shape, num_experts=0, intermediate_size=WIDTH * experts_per_token, model_type="llama")

@@ -29,14 +29,8 @@ from minimoe.training.planted import planted_documents
 
 LIBRARIES = ("sympy", "networkx")
 LANGUAGE_PACKS = ("jupyterlab-language-pack-fr-FR", "jupyterlab-language-pack-zh-CN")
-PACKAGES = {  # names on PyPI
-    "code": LIBRARIES,
-    "prose": LIBRARIES,
-    "french": LANGUAGE_PACKS,
-    "chinese": LANGUAGE_PACKS,
-    "english": LANGUAGE_PACKS,
-    "arithmetic": (),
-}
+PACKAGES: dict[str, tuple[str, ...]] = dict.fromkeys(("code", "prose"), LIBRARIES)  # names on PyPI
+PACKAGES |= dict.fromkeys(("french", "chinese", "english"), LANGUAGE_PACKS) | {"arithmetic": ()}
 DOMAINS = tuple(PACKAGES)
 WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 LEFT_OUT = {"tests", "benchmarks", "_antlr"}  # folders of the libraries
@@ -63,9 +57,8 @@ def available_domains(domains: Sequence[str] | None = None) -> tuple[str, ...]:
     lacking = [domain for domain in wanted if missing & set(PACKAGES[domain])]
     if lacking:
         needed = "'minimoe[text]'" if missing & set(LANGUAGE_PACKS) else " ".join(sorted(missing))
-        message = (
-            f"{', '.join(lacking)}: not installed: {', '.join(sorted(missing))}; get it with: pip install {needed}"
-        )
+        remedy = f"get it with: pip install {needed}"
+        message = f"{', '.join(lacking)}: not installed: {', '.join(sorted(missing))}; {remedy}"
         if domains is not None:
             raise ModuleNotFoundError(message)
         warnings.warn(f"going on without {message}", stacklevel=3)
@@ -131,9 +124,8 @@ def code_and_prose(source: str) -> tuple[str, str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)  # old escapes such as "\d" are the libraries' concern
         tree = ast.parse(source)
-    documented = [
-        node for node in ast.walk(tree) if isinstance(node, WITH_DOCSTRING) and ast.get_docstring(node) is not None
-    ]
+    nodes = [node for node in ast.walk(tree) if isinstance(node, WITH_DOCSTRING)]
+    documented = [node for node in nodes if ast.get_docstring(node) is not None]
     documented.sort(key=lambda node: node.body[0].lineno)
     lines = source.encode().splitlines(keepends=True)  # ast counts columns in bytes
     for node in reversed(documented):  # from the end, so that earlier positions stay true

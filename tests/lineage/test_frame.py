@@ -135,11 +135,11 @@ GOOD = {role: [1.0] * 6 for role in "qkvo"}
 def test_profiles_that_do_not_fit():
     shallow = random_model(1, num_experts=0, num_hidden_layers=2)
     for target, message in [
-        ({"q": [1.0] * 6}, r"target has \['q'\]"),
-        (GOOD | {"v": [1.0] * 5}, r"target\['v'\] has shape \(5,\)"),
+        ({"q": [1.0] * 6}, r"target=\['q'\]: wanted"),
+        (GOOD | {"v": [1.0] * 5}, r"shape of target\['v'\]=\(5,\)"),
         (GOOD | {"o": [1.0] * 5 + [0.0]}, r"target\['o'\]=.*0\.0\]"),
         (GOOD | {"k": [1.0] * 5 + [float("nan")]}, r"target\['k'\]=.*nan\]"),
-        (shallow, r"target\['q'\] has shape \(2,\)"),
+        (shallow, r"shape of target\['q'\]=\(2,\)"),
     ]:
         with pytest.raises(ValueError, match=message):
             frame_std_profile(random_model(0, num_experts=0), target)
@@ -183,7 +183,7 @@ def test_in_half_precision_the_norms_are_still_exact(tmp_path):
 def test_norms_that_cannot_be_imitated():
     model, target = random_model(0, num_experts=0), random_model(1, num_experts=0)
     for field in ("num_hidden_layers", "hidden_size"):
-        with pytest.raises(ValueError, match=f"{field}=16 in the target"):
+        with pytest.raises(ValueError, match=f"{field} of the target=16"):
             frame_norms(model, random_model(1, num_experts=0, **{field: 16}))
     target.model.norm.weight.data[3] = 0
     with pytest.raises(ValueError, match=r"model.norm.weight\[3\]=0"):
@@ -217,9 +217,9 @@ def test_neurons_stand_in_the_best_of_all_orders():
 def test_neurons_that_cannot_be_ordered_alike():
     dense, mixture = random_model(0, num_experts=0), random_model(0, num_experts=6)
     for model, target, message in [
-        (dense, random_model(1, num_experts=0, intermediate_size=8), "intermediate_size=8 in the target"),
-        (dense, mixture, "num_experts=6 in the target"),
-        (mixture, dense, "num_experts=6 in the model"),
+        (dense, random_model(1, num_experts=0, intermediate_size=8), "intermediate_size of the target=8"),
+        (dense, mixture, "num_experts of the target=6"),
+        (mixture, dense, "num_experts of the model=6"),
     ]:
         with pytest.raises(ValueError, match=message):
             frame_neuron_order(model, target)

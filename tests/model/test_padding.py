@@ -233,7 +233,7 @@ def test_nothing_to_continue_and_nothing_to_score():
     with pytest.raises(ValueError, match="attention_mask: row 1 is padding throughout, wanted at least one token"):
         model.generate(torch.zeros(2, 3, dtype=torch.int64), 1, attention_mask=torch.tensor([[1, 1, 1], [0, 0, 0]]))
     ids, mask = torch.tensor([[4, 5, 6]]), torch.tensor([[0, 0, 1]])
-    with pytest.raises(ValueError, match="labels are -100 or padding everywhere after the first position"):
+    with pytest.raises(ValueError, match="labels are all -100 or padding after the first position"):
         model(ids, mask, labels=ids)
 
 

@@ -524,8 +524,8 @@ def test_impossible_options(tmp_path, monkeypatch):
     for options, message in (
         ({"save_every": 0}, "save_every=0: wanted at least 1"),
         ({"evaluate_every": 0}, "evaluate_every=0: wanted at least 1"),
-        ({"snapshots": [4]}, r"snapshots=\[4\], out=None: wanted steps from 0 to 8, and a folder"),
-        ({"snapshots": [9], "out": "x"}, r"snapshots=\[9\], out=x: wanted steps from 0 to 8"),
+        ({"snapshots": [4]}, r"out=None, snapshots=\[4\]: wanted a folder, and steps from 0 to 8"),
+        ({"snapshots": [9], "out": "x"}, r"out=x, snapshots=\[9\]: wanted a folder, and steps from 0 to 8"),
     ):
         with pytest.raises(ValueError, match=message):
             train(MoEForCausalLM(TINY), Cycles(), **FEW, **options)
