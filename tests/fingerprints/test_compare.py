@@ -6,6 +6,7 @@ from collections import Counter
 from functools import cache
 from shutil import copytree
 
+import huggingface_hub.constants
 import numpy
 import pytest
 import torch
@@ -375,6 +376,7 @@ def test_weights_that_lie_beside_those_that_were_read_are_named(tmp_path):
 
 def test_what_was_moved_is_reported(monkeypatch, tmp_path):
     monkeypatch.setenv("MINIMOE_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # which other tests set
     server = Server()
     address, folder = server.add(data_path("zoo") / "alder"), data_path("zoo") / "birch"
     report = compare(address, folder, methods=["csu"])

@@ -5,6 +5,7 @@ import math
 from functools import cache
 from pathlib import Path
 
+import huggingface_hub.constants
 import numpy
 import pytest
 import torch
@@ -198,6 +199,7 @@ def llama(numbers: numpy.ndarray) -> dict[str, bytes | Endless]:
 @pytest.fixture
 def server(monkeypatch, tmp_path: Path):
     monkeypatch.setenv("MINIMOE_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # which other tests set
     server = Server()
     draw = numpy.random.default_rng(0)
     parent, stranger, noise = (0.02 * draw.standard_normal(1_000_003, dtype="float32") for _ in range(3))
