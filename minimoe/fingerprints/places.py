@@ -24,14 +24,18 @@ from minimoe.model.checkpoint import Checkpoint, CheckpointError
 # What names and shapes do not tell, by the `model_type` of the text model.
 _NORMS_LESS_ONE = {
     *("gemma", "gemma2", "gemma3", "vaultgemma", "nemotron", "qwen3_next", "qwen3_5", "qwen3_5_moe", "qwen4_exp"),
-    *("step3p7", "minimax_m3"),
+    *("step3p7", "minimax_m3", "recurrent_gemma"),
 }
-_BY_GROUPS = ("query_key_value", ".wqkv")  # in names of matrices that hold each key, its queries and value together
+# In names of matrices that hold each key, its queries and its value together:
+_BY_GROUPS = ("query_key_value", ".wqkv", ".in_proj")
 _NOT_BY_GROUPS = ("chatglm", "bailing")  # but these hold all queries, all keys, all values, as others do
 _BY_HEADS = ("gpt_bigcode", "minimax")  # by groups where each head has its own key
 _BY_QUARTERS = ("codegen",)  # the queries, values and keys of every fourth of the heads
 _GATE_AND_UP_ALTERNATE = ("gpt_oss",)
-_ENCODERS = re.compile(r"bert(?!.*decoder)|^(electra|ernie|mpnet|xlm)$")
+_ENCODERS = re.compile(  # "new": GTE, before transformers had it
+    r"bert(?!.*decoder)|^(big_bird|data2vec-text|electra|ernie|esm|gte|jina_embeddings_v3|layoutlm|longformer|luke"
+    r"|mpnet|mra|new|nystromformer|roformer|xlm|xmod|yoso)$"
+)
 
 
 @dataclass(frozen=True)
@@ -277,7 +281,8 @@ class Places:
         def product(multiply: Callable[..., Tensor], *slots: str) -> Place:
             return Product(tuple(places[slot].names[0] for slot in slots), multiply=multiply)
 
-        if {"q_a", "q_a_norm", "q_b"} <= places.keys():
+        through = {"q_a", "q_a_norm", "q_b"} <= places.keys()
+        if through and self._shape(places["q_b"])[1:] == self._shape(places["q_a_norm"]):
             places["q"] = product(_through_norm, "q_a", "q_a_norm", "q_b")
         if not {"q", "kv_a_norm"} <= places.keys():
             return
@@ -297,7 +302,8 @@ class Places:
             if {up, down} <= places.keys() and gate not in places:
                 rows, width = self._shape(places[up])[0], self._shape(places[down])[-1]
                 if rows == 2 * width:
-                    places[gate], places[up] = (_then(places[up], _half, part) for part in range(2))
+                    is_turned = "up_gate" in places[up].names[0]
+                    places[gate], places[up] = (_then(places[up], _half, part ^ is_turned) for part in range(2))
         if self._is_sparse(layer):
             for role in PROJECTIONS:  # an MLP beside the experts is one that every token meets
                 if role in places:
@@ -333,7 +339,7 @@ class Places:
     def _find_norms(self, places: dict[str, Place], layer: int) -> None:
         """The norms before attention and MLP, and after them, whatever they are called."""
         if "norm_between" in places:
-            is_after = "norm2" in places or ("norm2_after" in places and "norm1_after" not in places)
+            is_after = "norm2" in places or ("norm2_after" in places and {"norm1", "norm1_after"}.isdisjoint(places))
             places["norm1_after" if is_after else "norm2"] = places["norm_between"]
         if "norm1" not in places and {"norm1_out", "norm2_out"} <= places.keys():  # of sums, as in BERT
             places["norm2"] = places["norm1_out"]
@@ -343,6 +349,10 @@ class Places:
             if before is not None:
                 places["norm1"] = Place((before,))
             return
+        if layer == 0 and "norm1" not in places and "norm2" in places and "norm_embedding" in self._once:  # ModernBERT
+            places["norm1"] = Place((self._once["norm_embedding"],))
+        if "norm1_out" in places and "norm1" not in places and "norm2" in places:  # ESM
+            places["norm1"] = places.pop("norm1_out")
         if "norm1_out" in places:
             places["norm1_after" if "norm2" in places else "norm2"] = places["norm1_out"]
         if "norm2_out" in places:

@@ -60,16 +60,54 @@ _MORE_NAMES = {  # within a layer, without ".weight"
     "self_attn.q_conv1d": "linear",  # attention of another kind (Kimi Linear)
     "linear_attn.in_proj_qkv": "linear",  # (Qwen 3.5)
     "block_sparse_moe.input_linear": "expert_gate_up",  # Granite
+    "block_sparse_moe.experts.gate_up_proj": "expert_gate_up",
+    "block_sparse_moe.experts.down_proj": "expert_down",
+    "block_sparse_moe.router": "router",
     "shared_mlp.input_linear": "shared_up",
     "feed_forward.experts.gate_up_proj": "expert_gate_up",  # Llama 4
+    "mlp.experts.fc1": "expert_gate_up",  # Aria
+    "mlp.experts.fc2": "expert_down",
+    "mlp.experts.e_score_correction": "router_bias",  # Laguna
+    "mlp.linear_gate": "gate",  # Hunyuan 4
+    "mlp.shared_experts.linear_gate": "shared_gate",
+    "mlp.shared_experts.gate_up_proj": "shared_up",  # MiniMax M3
+    **{f"block_sparse_moe.{role}_proj": role for role in PROJECTIONS},  # of a layer without experts (Kimi Linear)
+    **{f"attention.attn.{role}": role for role in "qkvo"},  # MPNet
+    "attention.LayerNorm": "norm1_out",  # there of the sum, in ESM before attention: `_find_norms` tells
+    "LayerNorm": "norm2",  # ESM
+    "intermediate.LayerNorm": "norm2",  # RoBERTa-PreLayerNorm
+    "attention.ln": "norm1",  # Megatron-BERT
+    "ln": "norm2",
+    **{f"attention.self.{role}_proj": role[0] for role in ("query", "key", "value")},  # DeBERTa-v2
+    "attention.self.in_proj": "qkv",  # DeBERTa
+    "attention.qkv_proj": "qkv",  # GTE
+    "attention.o_proj": "o",
+    "attn_ln": "norm1_out",
+    "mlp_ln": "norm2_out",
+    "mlp.up_gate_proj": "up",
+    **{f"temporal_block.{role}_proj": role for role in "qkvo"},  # RecurrentGemma
+    **{f"mlp_block.{role}_proj": role for role in PROJECTIONS},
+    "temporal_pre_norm": "norm1",
+    "channel_pre_norm": "norm2",
+    "post_norm1": "norm1_after",  # HyperCLOVA X
+    "post_norm2": "norm2_after",
+    "post_operator_norm": "norm1_after",  # LFM 3
+    "post_ffn_norm": "norm2_after",
     "self_attn_layer_norm": "norm1",  # OPT, XGLM
     "final_layer_norm": "norm2",
-    "post_attention_layernorm": "norm_between",  # after attention or before the MLP: `_place_norms` tells
+    "post_attention_layernorm": "norm_between",  # after attention or before the MLP: `_find_norms` tells
     "fc1": "up",
     "fc2": "down",
 }
-# The norm at the end, in OPT, XGLM and LFM 2.
-_MORE_NAMES_ONCE = dict.fromkeys(("final_layer_norm", "layer_norm", "model.embedding_norm"), "norm_final")
+_MORE_NAMES_ONCE = {
+    "final_layer_norm": "norm_final",  # OPT
+    "layer_norm": "norm_final",  # XGLM
+    "model.embedding_norm": "norm_final",  # LFM 2
+    "embed_in": "embedding",  # GPT-NeoX in Japanese
+    "encoder.emb_layer_norm_after": "norm_final",  # ESM
+    "encoder.ln": "norm_final",  # Megatron-BERT
+    "LayerNorm": "norm_final",  # RoBERTa-PreLayerNorm
+}
 _OTHER_STACKS = re.compile(r"vision|visual|image|audio|speech|mtp|draft|assistant")
 _WITH_BIAS = ("q", "k", "v", "o", "qkv")
 

@@ -107,7 +107,7 @@ def open_weights(source: str | Path | MoEForCausalLM, *, tokenizer: Any = None) 
     Args:
         source: a model in memory, on any device, in any dtype; or what `open_checkpoint` takes: a folder, a file,
             "owner/name" of the Hugging Face hub or an address. Of any family of decoders with attention whose tensors
-            have names that the package gguf or roles.py knows, or a BERT encoder.
+            have names that the package gguf or roles.py knows, or an encoder: BERT or a relative of it.
         tokenizer: whatever has a `get_vocab()`; None: the one beside the files, or of the model.
 
     Raises:
@@ -169,6 +169,7 @@ class Weights:
         self.family, self.is_encoder = str(said.get("model_type")), places.is_encoder
         self.num_layers, self.hidden_size, self.head_dim = places.num_layers, places.hidden_size, places.head_dim
         self.num_heads, self.num_kv_heads, self.num_experts = places.num_heads, places.num_kv_heads, places.num_experts
+        self.heads = places.heads  # of a layer: how many of queries, and of keys and values
 
     def layers_with(self, role: str) -> list[int]:
         """The layers that have a role: of a hybrid model, not all have attention; a KeyError if there are none."""
@@ -176,10 +177,6 @@ class Weights:
         if not layers:
             raise KeyError(self._missing(role, 0))
         return layers
-
-    def heads(self, layer: int) -> tuple[int, int]:
-        """How many heads of queries, and of keys and values, a layer has."""
-        return self._places.heads(layer)
 
     def get(self, role: str, layer: int | None = None) -> Tensor:
         """One role of one layer, in float32.
@@ -281,7 +278,7 @@ class Weights:
             self._require(*((role, layer) for role in (*sum(parts, ()), *norms)))
 
     def require_decoder(self) -> None:
-        """Refuse a BERT encoder, which predicts no next token."""
+        """Refuse an encoder, which predicts no next token."""
         if self.is_encoder:
             raise Refusal(f"{self.name} is an encoder: it predicts no next token")
 

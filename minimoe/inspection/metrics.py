@@ -73,7 +73,8 @@ def _resampled_loads(trace: RoutingTrace, draws: int, seed: int) -> list[np.ndar
     for layer, indices in zip(trace.layers, trace.indices, strict=True):
         token, expert = _filled(indices, trace.num_experts, layer)
         counts = resamples.of(token).counts(expert, trace.num_experts) @ resamples.weights
-        shares.append((counts / counts.sum(0)).T)
+        with np.errstate(invalid="ignore"):  # a resample may lack routed tokens
+            shares.append((counts / counts.sum(0)).T)
     return shares
 
 

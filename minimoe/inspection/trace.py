@@ -289,7 +289,7 @@ class _Sequences:
         self.domain_names: dict[str, int] = {}  # each with its number
         self._documents: dict[Hashable, int] = {}  # the number of each key
         self._rows: list[int] = []  # the documents of the last forward
-        self._lengths = np.zeros(0, int)  # of its rows so far
+        self._lengths: np.ndarray  # of its rows so far
         self._columns = 0  # how long a cache of them is; padding counts
 
     def place(self, kept: np.ndarray, cached: int) -> dict[str, np.ndarray]:

@@ -393,5 +393,16 @@ def _read_tokens(metadata: Mapping[str, Any]) -> dict[str, int]:
     tokens = metadata.get("tokenizer.ggml.tokens", [])
     kinds = metadata.get("tokenizer.ggml.token_type", [0] * len(tokens))
     require(len(kinds) == len(tokens), "tokenizer.ggml.token_type", len(kinds), f"{len(tokens)} of them, one per token")
-    numbered = enumerate(zip(tokens, kinds, strict=True))
-    return {token: index for index, (token, kind) in numbered if kind != TokenType.UNUSED}
+    is_bert = metadata.get("tokenizer.ggml.model") == "bert"
+    return {
+        _as_in_bert(token, kind) if is_bert else token: index
+        for index, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
+        if kind != TokenType.UNUSED
+    }
+
+
+def _as_in_bert(token: str, kind: int) -> str:
+    """How BERT writes what llama.cpp's converter rewrote: it marks what begins a word, BERT what goes on with one."""
+    if kind == TokenType.CONTROL or (token.startswith("[") and token.endswith("]")):
+        return token
+    return token[1:] if token.startswith("\u2581") else f"##{token}"

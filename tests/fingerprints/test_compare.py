@@ -290,6 +290,7 @@ def test_a_score_stands_between_the_median_stranger_and_1(strangers, score):
 def test_where_strangers_share_no_neuron_a_few_are_no_evidence():
     assert SHARE.level([0.0] * 5, fits=True) == 0.02
     assert SHARE.level([0.0] * 5 + [0.01], fits=True) == pytest.approx(0.05, abs=1e-4)
+    assert CORRELATION.level([-0.5] * 5, fits=True) == pytest.approx(-0.5)  # which is no share
 
 
 def of_csu(p_value):
@@ -313,6 +314,12 @@ def test_a_p_value_can_keep_a_verdict_open_and_cannot_change_it():
     ):
         match = Evidence(result=Result(score=score), strangers=strangers, scale=CORRELATION)
         assert judge({"match": match, "csu": of_csu(p_value)})[::2] == said
+
+
+def test_the_reason_gives_what_was_found_and_what_strangers_have():
+    match = Evidence(result=Result(score=0.5), strangers=(-0.1, 0.0, 0.01, 0.02, 0.0692), scale=CORRELATION)
+    assert judge({"match": match})[1].startswith("match of 0.500, where strangers have up to 0.069: ")
+    assert judge({"csu": of_csu(1e-7)})[1].startswith("csu has p = 1e-07 and stands alone: ")
 
 
 def test_strangers_of_the_same_shapes_are_taken_and_all_where_there_are_too_few():
@@ -396,6 +403,8 @@ def test_html_is_escaped():
 def test_the_figure_shows_each_score_beside_its_strangers(report, tmp_path):
     figure, data = report.plot()
     figure.savefig(tmp_path / "report.png")
+    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert 0 <= drawn.x0 < drawn.x1 <= width and 0 <= drawn.y0 < drawn.y1 <= height  # nothing is cut off
     applicable = [name for name, found in report.methods.items() if found.result.score is not None]
     assert list(data) == applicable == [label.get_text() for label in figure.axes[0].get_yticklabels()]
     for name, numbers in data.items():

@@ -1,11 +1,12 @@
 """Nulls and intervals against sums over all cases, against simulation, and against their own promises."""
 
+from inspect import isfunction, signature
 from itertools import combinations
 
 import numpy as np
 import pytest
 
-from minimoe.inspection import metrics, nulls
+from minimoe.inspection import ablation, metrics, nulls
 from tests.inspection.traces import close, make_trace, planted, uneven
 
 # --- what chance gives ------------------------------------------------------------------------------------
@@ -31,6 +32,14 @@ def test_a_random_router_is_as_uneven_as_the_null_says(metric):
     values, nulls = (np.array([getattr(one, name) for one in found]) for name in ("value", "null"))
     standard_error = values.std() / len(values) ** 0.5
     assert abs(values.mean() - nulls.mean()) < 3 * standard_error
+
+
+def test_empty_slots_are_empty_by_chance_too():
+    """One expert is given one token and all others none, whoever chooses."""
+    trace = make_trace([[[3, 8], [8, 8]]], experts=8)
+    for metric, worst in ((metrics.max_violation, 8 - 1), (metrics.load_entropy, 0)):
+        found = metric(trace)
+        close((found.value, found.null), worst)
 
 
 @pytest.mark.parametrize("sizes", [[0, 1], [0, 0, 1], [0, 0, 0, 1], [0.1, 0, 0.5, 0.1, 0.3]], ids=str)
@@ -121,6 +130,15 @@ def test_same_seed_same_numbers_another_seed_another_interval():
         np.testing.assert_array_equal(ours, theirs)
     close(first.value, other.value)
     assert first.low != other.low and first.null != other.null
+
+
+def test_everything_is_resampled_alike_unless_asked_otherwise():
+    """What stands side by side in a figure then has intervals from the same documents."""
+    public = [found for name, found in vars(metrics).items() if not name.startswith("_")] + [ablation.ablate]
+    asked = [signature(found).parameters for found in public if isfunction(found)]
+    resampling = [parameters for parameters in asked if {"draws", "seed"} <= parameters.keys()]
+    assert len(resampling) > 5
+    assert {(parameters["draws"].default, parameters["seed"].default) for parameters in resampling} == {(200, 0)}
 
 
 def test_large_tables_are_resampled_in_parts(monkeypatch):

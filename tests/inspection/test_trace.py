@@ -381,6 +381,7 @@ def test_save_and_load(tmp_path):
     loaded.save(path)  # onto the file that it is mapped from
     assert_equal(RoutingTrace.load(path), loaded)
     assert list(path.parent.iterdir()) == [path]
+    assert loaded != trace and len({loaded, trace, loaded}) == 2  # each is itself alone, and can be a key
 
 
 def test_the_file_is_a_safetensors_file(tmp_path):

@@ -136,6 +136,8 @@ def test_what_lies_beside(base, tmp_path):
     assert {file.name for file in found.files} == {"model.safetensors", "adapter_model.safetensors"}
     (folder / "tokenizer.json").write_text("of the adapter", encoding="utf-8")
     assert found.tokenizer_json == "of the adapter"
+    save_file({"step": torch.ones(1)}, folder / "optimizer.safetensors")  # of the training, and no part of a model
+    assert found.unread == []
 
 
 def test_without_its_base_the_base_is_named(tmp_path):

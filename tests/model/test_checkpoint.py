@@ -362,9 +362,11 @@ def test_a_number_that_a_narrower_dtype_makes_infinite_is_named(mixtral):
         MoEForCausalLM.from_pretrained(mixtral, dtype=torch.float16)
 
 
-def missing_tensor(folder):
-    edit_tensors(folder, lambda t: t.pop(f"{LAYER}block_sparse_moe.experts.3.w2.weight"))
-    return r"1 tensors missing: model\.layers\.1\.block_sparse_moe\.experts\.3\.w2\.weight"
+def missing_tensors(folder):
+    edit_tensors(folder, lambda t: [t.pop(f"{LAYER}block_sparse_moe.experts.3.w{part}.weight") for part in (1, 2, 3)])
+    return (
+        r"3 tensors missing: model\.layers\.1\.block_sparse_moe\.experts\.3\.w1\.weight, \S+w2\.weight, \S+w3\.weight$"
+    )
 
 
 def unexpected_tensor(folder):
@@ -479,7 +481,7 @@ def no_weights(folder):
 @pytest.mark.parametrize(
     "damage",
     [
-        missing_tensor,
+        missing_tensors,
         unexpected_tensor,
         wrong_shape,
         many_problems,
@@ -634,6 +636,11 @@ def test_a_folder_that_is_no_model_is_called_what_it_is(mixtral, tmp_path):
     (tmp_path / "a" / "adapter_config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"config\.json: not found; the folder holds an adapter \(adapter_config"):
         Checkpoint(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    for part in "dcab":
+        (tmp_path / "b" / f"{part}.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match=r"not found; found a\.gguf, b\.gguf, c\.gguf: a GGUF file is read from"):
+        Checkpoint(tmp_path / "b")
     os.replace(mixtral / "model.safetensors", mixtral / "model.fp16.safetensors")
     with pytest.raises(CheckpointError, match=r"found neither .*; name one of these to read it: model\.fp16\.safe"):
         Checkpoint(mixtral)

@@ -390,6 +390,19 @@ def without(key: str) -> Change:
     return lambda writer: writer.kv_data[0].pop(key)
 
 
+@EVERY_LAYOUT
+def test_keys_that_older_files_lack_mean_what_llama_cpp_takes_them_for(layout, tmp_path):
+    """As many heads of keys as of queries, heads that share the width, turned by powers of 10000; no scaling."""
+    model = make_model(layout, rope_theta=10000.0, num_key_value_heads=4, head_dim=16)
+
+    def forget(writer: gguf.GGUFWriter) -> None:
+        for key in ("rope.freq_base", "attention.head_count_kv", "attention.key_length", "attention.value_length"):
+            without(f"{layout[0]}.{key}")(writer)
+
+    old = open_weights(write(tmp_path / "old.gguf", model, layout[0], change=forget))
+    assert old.config == open_weights(write(tmp_path / "whole.gguf", model, layout[0])).config
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -461,6 +474,13 @@ def test_other_quantised_folders_are_refused_by_the_name_of_their_format(method,
     message = rf"config\.json: quantization_config\['quant_method'\]='{method}': wanted no quantization_config"
     with pytest.raises(CheckpointError, match=message):
         open_weights(tmp_path)
+
+
+def test_a_vector_in_place_of_a_matrix_is_named(tmp_path):
+    vector = numpy.ones(64, dtype=numpy.float32), Format.F32
+    file = write(tmp_path / "model.gguf", make_model(), token_embd_weight=vector)
+    with pytest.raises(CheckpointError, match=r"token_embd\.weight=\[64\]: wanted a matrix"):
+        open_weights(file)
 
 
 def test_a_tensor_that_no_model_has_is_unexpected(tmp_path):

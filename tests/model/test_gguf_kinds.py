@@ -310,3 +310,20 @@ def test_other_architectures_are_read_in_every_type(form, tmp_path):
     wanted = torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(matrix.numpy(), form), form))
     assert torch.equal(found["blk.0.attn_output.weight"], wanted) and wanted.any()
     assert torch.equal(llama_order(found["blk.0.attn_q.weight"], 8), wanted)
+
+
+# -- tokens
+
+
+def test_word_pieces_are_written_as_bert_writes_them(tmp_path):
+    words = ["[PAD]", "<s>", "un", "##believ", "##able", "[", "##]"]
+    kinds = [gguf.TokenType.NORMAL, gguf.TokenType.CONTROL] + [gguf.TokenType.NORMAL] * 5
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "bert")
+    writer.add_tokenizer_model("bert")
+    writer.add_token_list(["[PAD]", "<s>", "\u2581un", "believ", "able", "\u2581[", "]"])
+    writer.add_token_types(kinds)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert open_checkpoint(tmp_path / "model.gguf").get_vocab() == {word: index for index, word in enumerate(words)}

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from minimoe.model import MoEConfig, MoEForCausalLM, MoELayer, route_grouped
+from minimoe.model.families import read_config
 
 # Experts, groups, active experts. The group size E/M differs from the experts per group K/M and from K, but for
 # the published 64, 8, 8 scaled down: there E/M = K, which hides an offset computed from K.
@@ -235,6 +236,16 @@ def test_a_published_configuration_is_read(name, tmp_path):
     with torch.no_grad():
         found = model(torch.tensor([[1, 2, 3, 22]])).logits[0].numpy()
     np.testing.assert_allclose(found, slow_logits(tmp_path, [1, 2, 3, 22]), rtol=1e-5, atol=1e-5)
+
+
+def test_absent_fields_mean_the_published_model():
+    """Its size in billions, 71.99 and 16.50 active, is that of the paper (arXiv 2505.21411)."""
+    config = read_config({"model_type": "PanguProMoE"})
+    sizes = config.num_parameters(), config.num_parameters(active=True)
+    assert [round(size / 1e9, 2) for size in sizes] == [71.99, 16.5]
+    assert (config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads) == (48, 40, 8)
+    assert (config.max_position_embeddings, config.rope_theta, config.rms_norm_eps) == (131072, 16e6, 1e-5)
+    assert (config.n_group, config.router_aux_loss_coef, config.tie_word_embeddings) == (8, 0.001, False)
 
 
 def test_on_disk_as_vllm_ascend_expects_it(tmp_path):

@@ -669,6 +669,18 @@ def test_a_repository_is_read_at_one_commit_and_hashes_are_those_published(name,
     assert [request.path for request in server.requests] == [f"/api/models/someone/{name}/revision/main?blobs=true"]
 
 
+def test_a_file_that_changed_is_fetched_anew(folders, hub, server):
+    """Of as many bytes as before, and small enough that the hub has no sha256 for it."""
+    name = hub("dense")
+    assert open_weights(name).tokens == {"a": 0, "b": 1}
+    file, api = f"/someone/dense/resolve/{COMMIT}/tokenizer.json", "/api/models/someone/dense/revision/main"
+    old = server.files[file]
+    server.files[file] = old.replace(b'"a"', b'"c"')
+    blobs = [hashlib.sha1(content).hexdigest().encode() for content in (old, server.files[file])]
+    server.files[api] = server.files[api].replace(*blobs)
+    assert open_weights(name).tokens == {"c": 0, "b": 1}
+
+
 def test_a_revision_is_asked_for_by_name(folders, hub, server):
     hub("dense", "refs%2Fpr%2F1")
     assert_equal(open_weights("someone/dense@refs/pr/1"), open_weights(folders["dense"]))

@@ -362,6 +362,7 @@ def test_every_implementation_of_the_experts_makes_the_same_model(router_setting
 def test_a_bfloat16_model_routes_in_float32(router_settings):
     """The router's product is taken in float32: it equals that of the rounded numbers, widened."""
     layer = MoELayer(small(**router_settings)).bfloat16().eval()
+    assert layer.gate.bfloat16() is layer.gate  # as of any module
     x, ids = torch.randn(2, 6, 8).bfloat16(), random_ids(2, 6)
     output, chosen = layer(x, ids)
     assert output.dtype == torch.bfloat16 and output.isfinite().all()
