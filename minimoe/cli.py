@@ -180,7 +180,8 @@ def families() -> None:
         "As llama.cpp calls them, these are:\n"
     )
     running = {name.replace("_", "") for name in FAMILIES}
-    typer.echo(textwrap.fill(", ".join(name for name in known_architectures() if name not in running), 100))
+    names = ", ".join(name for name in known_architectures() if name not in running)
+    typer.echo(textwrap.fill(names, 100, break_on_hyphens=False))
 
 
 @card.command("make")
