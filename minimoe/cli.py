@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,19 +27,23 @@ card = typer.Typer(help="What to publish with a model, so that nobody has to gue
 app.add_typer(card, name="card")
 
 Home = Annotated[Path, typer.Option(help="Folder for members that are not shipped.")]
+_STOPPED = 130  # the exit status of what Ctrl-C has ended
 HOME, RUN = Path("runs/zoo"), Path("runs/moe")
 
 
 @contextmanager
 def _plain(status: int = 1) -> Iterator[None]:
-    """Run a command on one thread; say errors that a user can cause, and warnings, in one line each."""
-    import torch
-
-    torch.set_num_threads(1)
+    """Run a command on one thread; say errors that a user can cause, warnings and Ctrl-C in one line each."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: typer.secho(f"warning: {message}", fg="yellow", err=True)
         try:
+            import torch
+
+            torch.set_num_threads(1)
             yield
+        except KeyboardInterrupt as error:
+            typer.secho("stopped", fg="red", err=True)
+            raise typer.Exit(_STOPPED) from error
         except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
             typer.secho(f"error: {error}", fg="red", err=True)
             raise typer.Exit(status) from error
@@ -126,12 +131,18 @@ def compare_command(
     background: Annotated[
         list[str] | None, typer.Option(help="A model known to be a stranger to both; give at least three.")
     ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Look at the last layers alone, which takes a small part of the files.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The whole report, for programs.")] = False,
 ) -> None:
     """Say what evidence there is that two models share weights. Exit status 2 where they cannot be read."""
     from minimoe import compare
 
-    chosen = {} if methods is None else {"methods": methods if methods == "all" else methods.split(",")}
+    if quick and methods is not None:
+        raise ValueError(f"methods={methods}: wanted none beside --quick, which has its own")
+    methods = "quick" if quick else methods
+    chosen = {} if methods is None else {"methods": methods if methods in ("all", "quick") else methods.split(",")}
     report = compare(a, b, background=background, **chosen)
     typer.echo(report.to_json() if as_json else str(report))
 
@@ -158,16 +169,19 @@ def fingerprint_command(
 @_plain()
 def families() -> None:
     """List the families of models that run here, and say which others can be read."""
-    from gguf.constants import MODEL_ARCH_NAMES
-
+    from minimoe.fingerprints.roles import known_architectures
     from minimoe.model.families import FAMILIES
 
     for name, family in FAMILIES.items():
         typer.echo(f"{name:<14} {family.architecture}")
     typer.echo(
-        f"\nThese run. Others are read, for `compare` and `fingerprint`, by the names of their tensors: decoders with "
-        f"attention among the {len(MODEL_ARCH_NAMES)} architectures that the package gguf knows, and encoders."
+        "\nThese run. Others are read, by the names of their tensors, for `compare` and `fingerprint`. What they\n"
+        "compute from their weights is not written here: the methods that run a model refuse them, and say so.\n"
+        "As llama.cpp calls them, these are:\n"
     )
+    running = {name.replace("_", "") for name in FAMILIES}
+    names = ", ".join(name for name in known_architectures() if name not in running)
+    typer.echo(textwrap.fill(names, 100, break_on_hyphens=False))
 
 
 @card.command("make")

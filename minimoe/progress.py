@@ -2,6 +2,10 @@
 
 import os
 import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+_shown: list = []  # the bars of `at_work`, the innermost last
 
 
 def progress_bar(iterable=None, **options):
@@ -13,6 +17,31 @@ def progress_bar(iterable=None, **options):
     from tqdm.auto import tqdm
 
     return tqdm(iterable, disable=not _watched(), **options)
+
+
+@contextmanager
+def at_work(names: Collection[str]) -> Iterator[Iterator[str]]:
+    """Give the names in turn, with a bar that shows the one at work and what `note` says of it, and then vanishes."""
+    with progress_bar(names, unit="method", leave=False, miniters=0) as bar:
+        _shown.append(bar)
+        try:
+            yield _described(bar)
+        finally:
+            _shown.pop()
+
+
+def _described(bar) -> Iterator[str]:
+    for name in bar:
+        bar.set_postfix_str("", refresh=False)
+        bar.set_description(name)
+        yield name
+
+
+def note(text: str) -> None:
+    """Show a few words beside the bar of what is at work, if there is one, a few times a second at most."""
+    if _shown:
+        _shown[-1].set_postfix_str(text, refresh=False)
+        _shown[-1].update(0)
 
 
 def _watched() -> bool:

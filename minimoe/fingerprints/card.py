@@ -139,7 +139,7 @@ def make_card(folder: str | Path, out: str | Path, *, parents: Collection[str | 
             raise ValueError(f"{path}: there already; wanted a new name, since a card holds what people wrote")
     weights, opened = open_weights(folder), [open_weights(parent) for parent in parents]
     files = _hash_files(folder, {card, saved})
-    fingerprint(weights).save(saved)
+    found = fingerprint(weights)
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -153,9 +153,11 @@ def make_card(folder: str | Path, out: str | Path, *, parents: Collection[str | 
         "recipe": "",
         "data": {"description": "", "licence": "", "sha256": None},
         "licence": "",
-        "fingerprint": {"file": saved.name, "sha256": sha256_of_file(saved)},
+        "fingerprint": {"file": saved.name, "sha256": ""},
         "made_with": f"minimoe {version('minimoe')}",
     }
+    found.save(saved)  # once all is known that can go wrong: a card that cannot be made leaves no half of it
+    content["fingerprint"]["sha256"] = sha256_of_file(saved)
     write_atomically(card, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
     return content
 

@@ -1,7 +1,7 @@
 """`compare(a, b)`: what evidence there is that two models share weights, every number beside its background.
 
 The methods of `METHODS` run; those with a scale enter the verdict, which verdict.py reaches, and the others teach: they
-run where they are asked for.
+run where they are asked for. Those of `QUICK` look at a small part of the files, and come in their place: quick.py.
 
 Background
     Pairs of strangers of the zoo, those it keeps for calibration, of the same kinds: dense or a mixture, of equal
@@ -23,6 +23,7 @@ from minimoe.fingerprints.expert_attribution import expert_attribution
 from minimoe.fingerprints.fingerprint import Fingerprint, as_fingerprints, compare_fingerprints
 from minimoe.fingerprints.independence import csu, match, permutation_test
 from minimoe.fingerprints.norm_profile import norm_profile
+from minimoe.fingerprints.quick import last_attention, last_csu, scores_of_strangers
 from minimoe.fingerprints.report import Report
 from minimoe.fingerprints.result import Refusal, Result
 from minimoe.fingerprints.spectral import spectral
@@ -33,6 +34,7 @@ from minimoe.fingerprints.weight_cosine import weight_cosine
 from minimoe.fingerprints.weights import Weights, on_the_cpu, open_weights
 from minimoe.fingerprints.zoo_scores import Rows, scores, scores_of
 from minimoe.model.transformer import MoEForCausalLM
+from minimoe.progress import at_work
 
 Side = Weights | Fingerprint
 Source = str | Path | MoEForCausalLM | Side
@@ -73,6 +75,11 @@ METHODS: Mapping[str, Method] = {
     "routing_agreement": Method(routing_agreement),
 }
 DECIDING = tuple(name for name, method in METHODS.items() if method.scale is not None)
+QUICK: Mapping[str, Method] = {
+    "last_attention": Method(last_attention, CORRELATION),
+    "last_csu": Method(last_csu, P_VALUE),
+}
+_EVERY = METHODS | QUICK
 
 
 @on_the_cpu()
@@ -80,7 +87,7 @@ def compare(
     a: Source,
     b: Source,
     *,
-    methods: Collection[str] | Literal["all"] = DECIDING,
+    methods: Collection[str] | Literal["all", "quick"] = DECIDING,
     background: Sequence[Source] | None = None,
     tokenizer: Any = None,
 ) -> Report:
@@ -91,40 +98,53 @@ def compare(
             `Fingerprint`, for the methods that can do without weights.
         b: another.
         methods: names in `METHODS`, or "all"; those in `DECIDING` unless others are named, and without any of them the
-            verdict is "cannot tell".
+            verdict is "cannot tell". Or "quick", those in `QUICK`, which never say "no evidence" or "same weights".
         background: models known to be strangers to both, at least three; None: strangers of the zoo.
         tokenizer: of the models in memory that come without one: whatever has a `get_vocab()`.
 
     Raises:
         CheckpointError: a file is missing or damaged.
-        ValueError: there is no such method, there are too few strangers, a fingerprint is damaged, or a model is on the
-            meta device.
+        ValueError: there is no such method, there are too few strangers, a fingerprint is damaged, or given for a quick
+            look, or a model is on the meta device.
     """
     if background is not None and len(background) < FEWEST_MODELS:
         raise ValueError(f"background: {len(background)} models, wanted at least {FEWEST_MODELS}")
-    if methods == "all":
-        methods = METHODS
-    if unknown := sorted(set(methods) - METHODS.keys()):
-        raise ValueError(f'methods={unknown}: wanted "all", or some of {", ".join(METHODS)}')
-    names = [name for name in METHODS if name in methods]
-    a, b = (_open(model, tokenizer) for model in (a, b))
-    if background is None:
-        strangers = background_of_the_zoo(a, b)
-    else:
-        strangers = background_of([_open(model, tokenizer) for model in background], a, b, names)
+    names, is_quick = _names(methods), methods == "quick"
+    a, b, *known = sides = [_open(model, tokenizer) for model in (a, b, *(background or ()))]
+    if is_quick and any(isinstance(side, Fingerprint) for side in sides):
+        raise ValueError('methods="quick": found a saved fingerprint, wanted the weights of all models')
+    strangers = background_of(known, a, b, names) if known else background_of_the_zoo(a, b, is_quick=is_quick)
     evidence = strangers.beside(run_methods(a, b, names))
-    equal_depths = a.num_layers == b.num_layers
-    verdict, reason, score = judge(evidence, equal_files=_equal_files(a, b), equal_depths=equal_depths)
+    equal_depths, equal_files = a.num_layers == b.num_layers, not is_quick and _equal_files(a, b)
+    verdict, reason, score = judge(evidence, equal_files=equal_files, equal_depths=equal_depths, is_quick=is_quick)
     return Report(
-        a=a.name, b=b.name, verdict=verdict, reason=reason, score=score, background=strangers.about, methods=evidence
+        a=a.name,
+        b=b.name,
+        verdict=verdict,
+        reason=reason,
+        score=score,
+        background=strangers.about,
+        methods=evidence,
+        is_quick=is_quick,
+        files={side: found for side, model in (("a", a), ("b", b)) if (found := getattr(model, "files", None))},
     )
+
+
+def _names(methods: Collection[str]) -> list[str]:
+    """Of the methods that are asked for, in the order in which they run."""
+    if methods in ("all", "quick"):
+        return list(METHODS if methods == "all" else QUICK)
+    if unknown := sorted(set(methods) - METHODS.keys()):
+        raise ValueError(f'methods={unknown}: wanted "all", "quick", or some of {", ".join(METHODS)}')
+    return [name for name in METHODS if name in methods]
 
 
 @on_the_cpu()
 def run_methods(a: Side, b: Side, names: Collection[str]) -> dict[str, Result]:
     """What each method says of two models; from saved features, where one of them is a fingerprint."""
     if isinstance(a, Weights) and isinstance(b, Weights):
-        return {name: METHODS[name](a, b) for name in names}
+        with at_work(names) as shown:
+            return {name: _EVERY[name](a, b) for name in shown}
     a, b = as_fingerprints(a, b)
     return {name: compare_fingerprints(name, a, b) for name in names}
 
@@ -164,7 +184,7 @@ class Background:
         """Each result beside the strangers."""
         return {
             name: Evidence(
-                result=result, strangers=tuple(self.scores.get(name, ())), scale=METHODS[name].scale, fits=self.fits
+                result=result, strangers=tuple(self.scores.get(name, ())), scale=_EVERY[name].scale, fits=self.fits
             )
             for name, result in results.items()
         }
@@ -176,9 +196,11 @@ def kind_of_pair(a: Side, b: Side) -> str:
     return ", ".join([*kinds, "equal depths" if a.num_layers == b.num_layers else "other depths"])
 
 
-def background_of_the_zoo(a: Side, b: Side) -> Background:
-    """The strangers of the zoo that are of the same kind as the pair."""
+def background_of_the_zoo(a: Side, b: Side, *, is_quick: bool = False) -> Background:
+    """The strangers of the zoo that are of the same kind as the pair; of the methods in `QUICK`, those shipped."""
     fits = {a.hidden_size, b.hidden_size} == {WIDTH_OF_THE_ZOO}
+    if is_quick:
+        return background_of_rows(scores_of_strangers(), "", fits=fits)
     calibration = [row for row in scores() if row["use"] == "calibration"]
     return background_of_rows(calibration, kind_of_pair(a, b), fits=fits)
 
@@ -189,7 +211,9 @@ def background_of_rows(rows: Rows, shapes: str, *, fits: bool = True) -> Backgro
     kind, rows = (shapes, alike) if len(alike) >= FEWEST_STRANGERS else ("of all kinds", rows)
     size = "" if fits else f", of width {WIDTH_OF_THE_ZOO}: another size than these models"
     about = f"{len(rows)} pairs of strangers of the zoo ({kind}{size})"
-    return Background(about=about, scores={method: scores_of(rows, method) for method in METHODS}, fits=fits)
+    return Background(
+        about=about, scores={method: scores_of(rows, method) for method in _EVERY if method in rows[0]}, fits=fits
+    )
 
 
 def background_of(strangers: Sequence[Side], a: Side, b: Side, methods: Collection[str]) -> Background:

@@ -53,6 +53,7 @@ from minimoe.fingerprints.virtual_response import (
 )
 from minimoe.fingerprints.weights import Weights, on_the_cpu, open_weights
 from minimoe.model.transformer import MoEForCausalLM
+from minimoe.progress import at_work
 
 FORMAT, VERSION = "minimoe fingerprint", 1
 MOST_BYTES = 5_000_000
@@ -176,11 +177,13 @@ def fingerprint(
     else:
         known, count = weights.tokens.keys() & set(tokens), len(tokens)
     features, refused = {}, {}
-    for name, read in READ.items():
-        try:
-            features[name] = read(weights, choose_tokens(known, count, FEWEST_KEPT) if name == "responses" else ())
-        except Refusal as reason:
-            refused[name] = str(reason)
+    with at_work(READ) as names:
+        for name in names:
+            try:
+                wanted = choose_tokens(known, count, FEWEST_KEPT) if name == "responses" else ()
+                features[name] = READ[name](weights, wanted)
+            except Refusal as reason:
+                refused[name] = str(reason)
     try:
         sha256 = weights.sha256()
     except Refusal:

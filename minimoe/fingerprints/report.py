@@ -3,12 +3,13 @@
 import html
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from minimoe.fingerprints.verdict import EVIDENCE, Correlation, Evidence
+from minimoe.fingerprints.weights import Files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,10 +28,15 @@ class Report:
     score: float | None  # 0 to 1; None: no method applies
     background: str
     methods: Mapping[str, Evidence]
+    is_quick: bool = False  # whether a small part of both was looked at
+    files: Mapping[str, Files] = field(default_factory=dict)  # of "a" and "b", where they lie in files
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return vars(self) | {"methods": {name: evidence.to_dict() for name, evidence in self.methods.items()}}
+        """Plain values, for JSON; of files, bytes."""
+        return vars(self) | {
+            "methods": {name: evidence.to_dict() for name, evidence in self.methods.items()},
+            "files": {side: files._asdict() for side, files in self.files.items()},
+        }
 
     def to_json(self) -> str:
         """`to_dict` as JSON; what is not a finite number is null."""
@@ -88,7 +94,20 @@ class Report:
         return [f"Verdict: {self.verdict}{score}", f"Reason: {self.reason}"]
 
     def _notes(self) -> list[str]:
-        return [f"Background: {self.background}.", "Methods marked * enter the verdict."]
+        about = ["A quick look, at a small part of both models."] if self.is_quick else []
+        about += [line for side, files in self.files.items() for line in self._about(getattr(self, side), files)]
+        return [f"Background: {self.background}.", "Methods marked * enter the verdict.", *about]
+
+    def _about(self, name: str, files: Files) -> Iterator[str]:
+        """What is worth saying of the files of a model."""
+        if self.is_quick:
+            share = files.read / files.size
+            yield f"Looked at {files.read / 1e6:,.1f} of {files.size / 1e6:,.1f} MB ({share:.1%}) of {name}."
+        if files.moved is not None:
+            yield f"Moved {files.moved / 1e6:,.1f} of {files.size / 1e6:,.1f} MB of {name}."
+        if files.unread:
+            names = f"{files.names[0]} and {len(files.names) - 1} more" if len(files.names) > 1 else files.names[0]
+            yield f"Read of {name}: {names}. Not read, though beside it: {', '.join(files.unread)}."
 
     def _rows(self) -> list[list[str]]:
         """The cells of each method; of one that does not apply, its name and why."""

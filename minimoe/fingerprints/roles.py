@@ -146,6 +146,14 @@ def _known_names() -> tuple[dict[str, str], dict[str, str]]:
     return in_a_layer, once
 
 
+def known_architectures() -> list[str]:
+    """Those of the package gguf that have attention whose queries are known here, as llama.cpp calls them."""
+    from gguf.constants import MODEL_ARCH_NAMES, MODEL_TENSOR, MODEL_TENSORS
+
+    queries = {MODEL_TENSOR[name] for name in ("ATTN_Q", "ATTN_Q_B", "ATTN_QKV")}
+    return sorted(name for kind, name in MODEL_ARCH_NAMES.items() if queries & set(MODEL_TENSORS[kind]))
+
+
 def slot_of(name: str) -> tuple[str | None, int | None]:
     """What a tensor of a layer is for, by its name in the layer, and the expert in it; None: nothing of interest."""
     name = name.replace("e_score_correction_bias", "e_score_correction.bias")

@@ -4,8 +4,8 @@ Verdicts
     "same weights"                   the files are equal, or every layer answers alike to rounding: a rewritten copy
     "shared lineage"                 some method is further from strangers than chance among them explains
     "no evidence of shared lineage"  every method that applies finds what it finds among strangers
-    "cannot tell"                    none applies, there are no strangers to compare with, or all that is found is an
-                                     order of neurons, which can be arranged
+    "cannot tell"                    none applies, there are no strangers to compare with, all that is found is an order
+                                     of neurons, which can be arranged, or a quick look finds nothing
 How they are reached
     Each method that enters the verdict has a scale. It says at which level evidence begins, and how far a score stands
     from strangers: at 0 like the median stranger, at 0.5 where evidence begins, at 1 where nothing differs. The score
@@ -150,9 +150,12 @@ class Evidence:
 
 
 def judge(
-    evidence: Mapping[str, Evidence], *, equal_files: bool = False, equal_depths: bool = True
+    evidence: Mapping[str, Evidence], *, equal_files: bool = False, equal_depths: bool = True, is_quick: bool = False
 ) -> tuple[str, str, float | None]:
-    """Verdict, reason and score from the evidence of each method, and from what is known of both files and models."""
+    """Verdict, reason and score from the evidence of each method, and from what is known of both files and models.
+
+    is_quick: whether the methods looked at a small part of the models, and what they miss may lie in the rest.
+    """
     if equal_files:
         return SAME, "the files hold the same bytes (sha256)", 1.0
     for name, found in evidence.items():
@@ -174,6 +177,8 @@ def judge(
     if score == EVIDENCE == scale.most:
         alone = "a part that was taken over looks like this, and so does an order that somebody arranged"
         return CANNOT_TELL, f"{found} and stands alone: {alone}", score
+    if is_quick:
+        return CANNOT_TELL, f"{found}, comes closest; a quick look may miss what the whole comparison finds", score
     if evidence[name].fits:
         return NO_EVIDENCE, f"{found}, comes closest, and is no more than strangers may have", score
     return CANNOT_TELL, f"{found}, comes closest; name strangers of the same size with `background` to tell more", score

@@ -17,7 +17,7 @@ Shapes: H hidden size, I width of an MLP or of an expert, E experts, L layers, V
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, wraps
 from pathlib import Path
@@ -42,12 +42,23 @@ from minimoe.model.checkpoint import (
 from minimoe.model.config import MoEConfig
 from minimoe.model.families import MINIMOE, read_config
 from minimoe.model.opening import open_checkpoint
-from minimoe.model.stored import HashUnknownError
+from minimoe.model.stored import HashUnknownError, describe_file
 from minimoe.model.transformer import Block, MoEForCausalLM
+from minimoe.progress import note
 
 PIECE = 2**18  # numbers read at once: small enough to stay in the processor's cache
 ROLES = (*IN_A_LAYER, *ONCE)
 _PARTS = [("q", "k", "v", "o"), ("up", "down")]  # of a layer that has one of these, all
+
+
+class Files(NamedTuple):
+    """The weight files of a model by name, and what was read of them since it was opened, in bytes."""
+
+    names: list[str]
+    size: int
+    read: int
+    moved: int | None  # over a network, headers and other files included; None: they are here
+    unread: list[str]  # others with weights beside them, by name
 
 
 class Statistics(NamedTuple):
@@ -190,9 +201,20 @@ class Weights:
     def rows(self, role: str, ids: list[int]) -> Tensor:
         """Some rows of embedding or head, [len(ids), H] in float32."""
         (name,) = self._find(role, None).names
-        rows = self._tensors[name][ids].float()
+        rows = self._tensors.rows(name, ids).float()
         self._require_finite(name, rows)
         return rows
+
+    def first_rows(self, role: str, layer: int, count: int) -> Tensor:
+        """The first rows of a matrix, or of that of every expert; of matrices that lie alone, no others are read."""
+        place = self._find(role, layer)
+        rows, *others = self._tensors.shape(place.names[0])[:-1]
+        if others or place.take is not None or isinstance(place, Product):
+            return self.get(role, layer)[..., :count, :]
+        parts = [self._tensors.rows(name, range(min(count, rows))).float() for name in place.names]
+        for name, part in zip(place.names, parts, strict=True):
+            self._require_finite(name, part)
+        return torch.stack(parts) if place.by_expert else parts[0]
 
     def has(self, role: str, layer: int | None = None) -> bool:
         """Whether `get` would find it."""
@@ -315,6 +337,14 @@ class Weights:
         rows = self.shape("embedding")[0]
         return {token: index for token, index in vocabulary.items() if index < rows}
 
+    @property
+    def files(self) -> Files | None:
+        """None of a model in memory."""
+        if isinstance(self._source, MoEForCausalLM):
+            return None
+        names, sizes = zip(*((file.name, file.stat().st_size) for file in self._source.files), strict=True)
+        return Files([*names], sum(sizes), self._source.bytes_read, self._source.bytes_moved, self._source.unread)
+
     def sha256(self) -> str:
         """Of the weight file; of several: of their sha256 by name; in memory: of names, dtypes, shapes and bytes.
 
@@ -344,6 +374,7 @@ class Weights:
                 require_finite(f"{self.name}: {name}", self._tensors[name].float())
 
     def _find(self, role: str, layer: int | None) -> Place:
+        note(role if layer is None else f"{role} of layer {layer}")
         place = self._places.find(role, layer)
         if place is None:
             raise KeyError(self._missing(role, layer))
@@ -361,6 +392,9 @@ class _Memory(dict[str, Tensor]):
 
     def pieces(self, name: str, size: int) -> Iterator[Tensor]:
         return iter(self[name].flatten().split(size))
+
+    def rows(self, name: str, ids: Sequence[int]) -> Tensor:
+        return self[name][list(ids)]
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self[name].shape)
@@ -410,4 +444,5 @@ def _parse_vocabulary(name: str, read: Callable[[], str], where: str | Path) -> 
     try:
         return _VOCABULARIES[name](read())
     except Exception as error:  # tokenizers raises nothing more specific
-        raise CheckpointError(f"{where}: wanted a vocabulary, found something else ({error})") from error
+        found = (describe_file(where) if isinstance(where, Path) else "") or "something else"
+        raise CheckpointError(f"{where}: wanted a vocabulary, found {found} ({error})") from error

@@ -5,12 +5,12 @@ checkpoint holds is ever executed. formats.py reads what is stored in few bits; 
 """
 
 import filecmp
-import hashlib
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, reduce
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +20,17 @@ from torch import Tensor, nn
 from minimoe.model.config import MoEConfig, require
 from minimoe.model.families import Family, find_family, read_config
 from minimoe.model.formats import Readable, find_quantised, without_quantisation
-from minimoe.model.stored import DTYPES, PICKLE, CheckpointError, NotFiniteError, Stored, read_header, read_json
+from minimoe.model.stored import (
+    DTYPES,
+    PICKLE,
+    CheckpointError,
+    NotFiniteError,
+    Stored,
+    describe_file,
+    read_header,
+    read_json,
+    sha256_of_file,
+)
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
@@ -61,13 +71,16 @@ class Checkpoint:
     several. Where a file or the folder is something else, an adapter or a Git LFS pointer for one, the message says so.
     """
 
+    bytes_read = 0  # of tensors, so far
+    bytes_moved: int | None = None  # over a network, so far
+
     def __init__(self, path: str | Path) -> None:
         path = Path(path)
         file = path if path.suffix == ".safetensors" and path.is_file() else None
         self.path = path.parent if file else path  # the folder
         if not self.path.is_dir():
-            found = "a file" if self.path.exists() else "nothing"
-            raise CheckpointError(f"{self.path}: wanted a folder with {CONFIG} and {SINGLE}, found {found} there")
+            found = (describe_file(self.path) or "a file") if self.path.is_file() else "nothing"
+            raise CheckpointError(f"{self.path}: found {found}, wanted a folder with {CONFIG} and {SINGLE}")
         self._open(file.name if file else None)
 
     def _open(self, only: str | None) -> None:
@@ -104,6 +117,19 @@ class Checkpoint:
         """
         yield from self._find(name).pieces(self._read, size)
 
+    def rows(self, name: str, ids: Sequence[int]) -> Tensor:
+        """Some rows of a matrix, in the order of `ids`.
+
+        Where numbers are stored as they are, nothing else is read, and neighbours are read together.
+        """
+        stored = self._find(name)
+        if not isinstance(stored, Stored):
+            return self[name][list(ids)]
+        place = {row: number for number, row in enumerate(sorted(set(ids)))}
+        runs = [list(run) for _, run in groupby(place, lambda row: row - place[row])]
+        parts = [next(stored.rows(run[0], run[-1] + 1).pieces(self._read, len(run) * stored.shape[-1])) for run in runs]
+        return torch.cat(parts).view(len(place), -1)[[place[row] for row in ids]]
+
     def _read(self, stored: Stored, size: int, dtype: torch.dtype) -> Iterator[Tensor]:
         """The bytes of a tensor, taken as `dtype`, in pieces that lie in one buffer.
 
@@ -118,6 +144,7 @@ class Checkpoint:
                 found = file.readinto(piece.view(torch.uint8).numpy())
                 if found != piece.nbytes:
                     raise CheckpointError(f"{file.name}: found {found} bytes of {stored.name}, wanted {piece.nbytes}")
+                self.bytes_read += found
                 yield piece
 
     @property
@@ -297,7 +324,7 @@ def _open_tensors(checkpoint: Checkpoint) -> dict[str, Stored]:
     raise CheckpointError(f"{checkpoint.path}: found neither {SINGLE} nor {INDEX}{found}")
 
 
-def _what_is_there(names: Iterable[str]) -> str:
+def _what_is_there(names: Collection[str]) -> str:
     """What a folder may be that is no model, to end a sentence with."""
     if ADAPTER_CONFIG in names:
         return f"; the folder holds an adapter ({ADAPTER_CONFIG}), which is a model only together with its base"
@@ -305,8 +332,9 @@ def _what_is_there(names: Iterable[str]) -> str:
     if files:
         return f"; found {', '.join(sorted(files)[:3])}: a GGUF file is read from this machine, by its name"
     tokenizer = sorted(name for name in names if name.startswith(("tokenizer", "vocab.")))
-    is_all = tokenizer and CONFIG not in names and not any(name.endswith(_WEIGHTS) for name in names)
-    return f"; the folder holds a tokenizer alone: {', '.join(tokenizer)}" if is_all else ""
+    if tokenizer and CONFIG not in names and not any(name.endswith((*_WEIGHTS, *_PICKLES)) for name in names):
+        return f"; the folder holds a tokenizer alone: {', '.join(tokenizer)}"
+    return f"; the folder holds {', '.join(sorted(names)[:5])}{', ...' if len(names) > 5 else ''}" if names else ""
 
 
 def _open_file(checkpoint: Checkpoint, name: str) -> dict[str, Stored]:
@@ -352,12 +380,6 @@ def _inside(folder: Path, file: str) -> Path:
         fault = "is missing" if is_inside else "lies outside the folder"
         raise CheckpointError(f"{folder / INDEX}: names {file!r}, which {fault}; wanted a file inside the folder")
     return folder / file
-
-
-def sha256_of_file(file: Path) -> str:
-    """As `sha256sum` prints it, and as model hubs show it."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _check_tensors(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> None:

@@ -28,7 +28,7 @@ from minimoe.model.checkpoint import Checkpoint
 from minimoe.model.config import MoEConfig, require
 from minimoe.model.families import find_family, read_config
 from minimoe.model.formats import AT_ONCE, in_pieces
-from minimoe.model.stored import CheckpointError, Read, Stored, describe
+from minimoe.model.stored import CheckpointError, Read, Stored, describe_file
 
 # llama.cpp's name -> model_type, of those that run here; "llama" with experts is Mixtral.
 _RUN_HERE = ("llama", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "olmoe")
@@ -229,8 +229,7 @@ def _read_parts(parts: list[Path]) -> tuple[dict[str, Any], dict[str, _Blocks]]:
             twice = stored.keys() & reader.stored.keys()
             require(not twice, "tensors", sorted(twice)[:3], "each in one part")
         except (ValueError, LookupError, ArithmeticError, RecursionError) as error:
-            with part.open("rb") as file:
-                found = describe(file.read(64))
+            found = describe_file(part)
             found = f" (found {found})" if found and "magic" in str(error) else ""
             raise CheckpointError(f"{part}: {error}{found}") from error
         stored |= reader.stored

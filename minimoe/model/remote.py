@@ -67,9 +67,14 @@ class RemoteCheckpoint(Checkpoint):
         file = self._place.find(name)
         if file is None:
             return None
-        self._files[file.path] = file
+        file = self._files.setdefault(file.path, file)
         file.fill(0, _header_size(file) if name.endswith(".safetensors") else file.size)
         return file.path
+
+    @property
+    def bytes_moved(self) -> int:
+        """What came over the network, so far; what was in the cache did not."""
+        return sum(file.moved for file in self._files.values())
 
     def hashes(self) -> list[str]:
         """The sha256 of each file that it reads, as published.
@@ -187,6 +192,7 @@ class _File:
     version: str
     tag: str | None = None  # the ETag or date that every answer must bear; None: the url itself stands for the content
     sha256: str | None = None  # as published
+    moved: int = 0  # bytes that arrived
 
     @cached_property
     def path(self) -> Path:
@@ -235,6 +241,7 @@ class _File:
             )
         if len(response.content) != stop - start:
             raise CheckpointError(f"{self.url}: sent {len(response.content)} bytes, wanted {stop - start}")
+        self.moved += stop - start
         with self.path.open("r+b") as file:
             file.seek(start)
             file.write(response.content)

@@ -1,10 +1,11 @@
 """Single files of a checkpoint folder: JSON, the header of safetensors, and what a file is that is neither."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -59,6 +60,12 @@ class Stored:
         """Its numbers in order, in flat pieces of at most `size`; what is stored in few bits, in float32."""
         return read(self, size, self.number_type)
 
+    def rows(self, start: int, stop: int) -> Self:
+        """Some rows of a matrix, where they lie."""
+        columns = self.shape[-1]
+        first = self.start + start * columns * self.number_type.itemsize
+        return replace(self, start=first, shape=(stop - start, columns))
+
 
 # Reads a stored tensor as numbers of a dtype, in flat pieces that lie in one buffer: each overwrites the one before.
 Read = Callable[[Stored, int, torch.dtype], Iterator[Tensor]]
@@ -73,9 +80,8 @@ def read_header(file: Path) -> dict[str, Stored]:
         with safe_open(file, framework="pt", device="cpu"):
             pass  # safetensors itself checks that the header is sound and the file complete
     except (SafetensorError, OSError) as error:
-        with file.open("rb") as opened:
-            found = describe(opened.read(64))
-        found = f"{file.stat().st_size} bytes{found and f', {found}'}"
+        kind = describe_file(file)
+        found = f"{file.stat().st_size} bytes{kind and f', {kind}'}"
         raise CheckpointError(f"{file}: found {found}, wanted a whole safetensors file ({error})") from error
     with file.open("rb") as opened:  # it does not tell where a tensor starts, and opening it anew for each is slow
         length = int.from_bytes(opened.read(8), "little")
@@ -97,7 +103,7 @@ def read_json(file: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{file}: not found") from error
     except (ValueError, RecursionError) as error:
-        found = describe(file.read_bytes()[:64]) or "something else"
+        found = describe_file(file) or "something else"
         raise CheckpointError(f"{file}: wanted JSON, found {found} ({error})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: wanted a JSON object, found {type(content).__name__}")
@@ -112,7 +118,19 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
+def sha256_of_file(file: Path) -> str:
+    """As `sha256sum` prints it, and as model hubs show it."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 def describe(start: bytes) -> str:
     """What a file is that begins so; nothing if that is not known."""
     start = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     return next((kind for beginning, kind in _BEGINNINGS if start.startswith(beginning)), "")
+
+
+def describe_file(file: Path) -> str:
+    """`describe` of the beginning of a file."""
+    with file.open("rb") as opened:
+        return describe(opened.read(64))

@@ -6,6 +6,7 @@ from collections import Counter
 from functools import cache
 from shutil import copytree
 
+import huggingface_hub.constants
 import numpy
 import pytest
 import torch
@@ -38,6 +39,7 @@ from minimoe.lineage.zoo import Zoo
 from minimoe.model import MoEForCausalLM
 from minimoe.training.tokenizer import load_tokenizer
 from tests.fingerprints.toys import Vocabulary, disturbed, random_model, weights
+from tests.model.test_remote import Server
 
 SEE_THROUGH = [name for name in DECIDING if name != "csu"]
 
@@ -365,6 +367,31 @@ def test_text_and_html_have_a_line_for_each_method(report):
         assert page.count(f"<td>{name}</td>") + page.count(f"<td>{name} *</td>") == 1
     assert report.verdict in text and report.verdict in page
     assert "stolen" not in text.lower()
+
+
+def test_weights_that_lie_beside_those_that_were_read_are_named(tmp_path):
+    folder = copytree(data_path("zoo") / "alder", tmp_path / "two")
+    (folder / "consolidated.safetensors").write_bytes((data_path("zoo") / "birch" / "model.safetensors").read_bytes())
+    report = compare(folder, data_path("zoo") / "alder", methods=["csu"])
+    line = f"Read of {folder}: model.safetensors. Not read, though beside it: consolidated.safetensors."
+    assert line in str(report).splitlines() and line in report._repr_html_() and "Moved" not in str(report)
+    ours, theirs = (json.loads(report.to_json())["files"][side] for side in "ab")
+    assert (ours["unread"], theirs["unread"], ours["moved"]) == (["consolidated.safetensors"], [], None)
+    assert ours["size"] == (folder / "model.safetensors").stat().st_size > ours["read"] > 0
+    assert compare(member("alder"), member("birch"), methods=["csu"]).files == {}  # they are in memory
+
+
+def test_what_was_moved_is_reported(monkeypatch, tmp_path):
+    monkeypatch.setenv("MINIMOE_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # which other tests set
+    server = Server()
+    address, folder = server.add(data_path("zoo") / "alder"), data_path("zoo") / "birch"
+    report = compare(address, folder, methods=["csu"])
+    files = report.files["a"]
+    assert files.read < files.moved <= server.sent < files.size and "b" in report.files
+    assert f"Moved {files.moved / 1e6:.1f} of 1.0 MB of {address}." in str(report).splitlines()
+    assert "Moved 0.0 of 1.0 MB" in str(compare(address, folder, methods=["csu"]))  # it is in the cache now
+    server.close()
 
 
 def test_html_is_escaped():

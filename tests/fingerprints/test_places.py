@@ -71,6 +71,8 @@ def assert_equal(found: Weights, wanted: Weights) -> None:
             assert found.shape(*place) == wanted.shape(*place)
             pieces = torch.cat([piece.clone() for _, piece in found.pieces(*place)])
             assert torch.equal(pieces, wanted.get(*place).flatten()), place
+            if wanted.shape(*place)[1:] and place[1] is not None:
+                assert torch.equal(found.first_rows(*place, 3), wanted.get(*place)[..., :3, :]), place
 
 
 # -- names

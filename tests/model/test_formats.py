@@ -40,6 +40,7 @@ def assert_read(found: Checkpoint, name: str, wanted: torch.Tensor) -> None:
         pieces = [piece.clone() for piece in found.pieces(name, size)]
         assert torch.equal(torch.cat(pieces), wanted.flatten())
         assert {len(piece) for piece in pieces[:-1]} <= {size} and len(pieces[-1]) <= size
+    assert torch.equal(found.rows(name, [len(wanted) - 1, 0, 0]), wanted[[-1, 0, 0]])
 
 
 # -- FP8

@@ -144,6 +144,8 @@ def assert_same_roles(found: Weights, wanted: Weights) -> None:
             assert found.shape(*place) == wanted.shape(*place), place
             assert torch.equal(found.get(*place), wanted.get(*place)), place
             assert torch.equal(torch.cat(in_pieces(found, *place)), found.get(*place).flatten())
+            if wanted.shape(*place)[1:] and place[1] is not None:
+                assert torch.equal(found.first_rows(*place, 3), wanted.get(*place)[..., :3, :]), place
 
 
 def in_pieces(weights: Weights, role: str, layer: int | None) -> list[torch.Tensor]:

@@ -18,9 +18,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
-import huggingface_hub.constants
+import httpx2
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.utils._http import default_client_factory
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
@@ -57,7 +59,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.address = f"http://127.0.0.1:{self.server_port}"
-        self.files: dict[str, bytes] = {}
+        self.files: dict[str, bytes] = {}  # or what has a length and can be sliced like bytes
         self.fault: Callable[[Handler, Request], bool] = lambda handler, request: False
         self.requests: list[Request] = []
         self.sent = 0  # bytes of files
@@ -93,7 +95,7 @@ class Handler(BaseHTTPRequestHandler):
         if path not in self.server.files:
             return self.say(404)
         content = self.server.files[path]
-        headers = {"ETag": f'"{zlib.crc32(content):x}"'}
+        headers = {"ETag": f'"{zlib.crc32(content[: 2**20]):x}"'}
         body = content
         if request.range:
             body = content[slice(*request.range)]
@@ -254,6 +256,24 @@ def test_only_what_is_asked_for_moves_and_once(name, folders, server):
     assert all(request.range == (0, 8) for request in server.requests) and server.sent - before < 100
 
 
+def test_of_rows_those_that_are_asked_for_move_and_neighbours_together(folders, server, monkeypatch):
+    monkeypatch.setattr(remote, "BLOCK", 2**10)  # bytes: two rows of the embedding
+    address, local = server.add(folders["dense"]), open_weights(folders["dense"])
+    found = open_weights(address)
+    server.requests.clear()
+    before = server.sent
+    ids = [1999, 700, 701, 702, 703, 20, 700]
+    assert torch.equal(found.rows("embedding", ids), local.get("embedding")[ids])
+    assert len(server.requests) == 3 and server.sent - before <= 7 * 2**10
+    before = server.sent
+    assert torch.equal(found.first_rows("up", 1, 8), local.get("up", 1)[:8])
+    assert server.sent - before <= 9 * 2**9 + 2**10
+    files = found.files
+    assert files.moved - server.sent in range(-2000, 1) and files.unread == []  # beside it, the first bytes of each
+    assert files.size == len(server.files[WEIGHTS]) and files.read == (6 + 8) * 2**9
+    assert open_weights(address).files.moved == 0 and local.files.moved is None
+
+
 def test_a_large_tensor_comes_in_few_requests_each_made_safe(monkeypatch, folders, server):
     monkeypatch.setattr(remote, "STEP", 2**19)
     weights = open_weights(server.add(folders["dense"]))
@@ -331,6 +351,55 @@ def test_a_redirect_is_followed_and_the_token_stays_behind(folders, server, hub,
     assert all(request.headers["authorization"] == "Bearer hf_secret" for request in of_the_model)
     assert elsewhere.requests and not any("authorization" in request.headers for request in elsewhere.requests)
     elsewhere.close()
+
+
+def test_a_token_of_the_hub_goes_to_no_other_address(folders, server, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert_equal(open_weights(server.add(folders["dense"])), open_weights(folders["dense"]))
+    assert server.requests and not any("authorization" in request.headers for request in server.requests)
+
+
+def test_secrets_of_an_address_go_to_no_other(folders, server):
+    elsewhere = Server()  # the same host, another port
+    elsewhere.add(folders["dense"])
+    address = server.add(folders["dense"]).replace("//", "//me:k3y@")
+    server.fault = lambda handler, request: handler.say(
+        302, Location=elsewhere.address + request.path.partition("?")[0]
+    )
+    assert_equal(open_weights(f"{address}model.safetensors?key=k3y"), open_weights(folders["dense"]))
+    assert all("authorization" in request.headers for request in server.requests)
+    assert elsewhere.requests and not any("k3y" in str(request) for request in elsewhere.requests)
+    assert not any("authorization" in request.headers for request in elsewhere.requests)
+    elsewhere.close()
+
+
+@pytest.mark.parametrize("place", ["http://hub.test", "https://hub.test:8443", "https://cdn.hub.test"])
+def test_a_token_goes_to_no_other_scheme_port_or_host(place, monkeypatch):
+    """Through the client that requests go through, with answers made here."""
+    asked: list[httpx2.Request] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        asked.append(request)
+        if str(request.url).startswith("https://hub.test/api/"):
+            listing = {"id": "someone/model", "sha": COMMIT, "siblings": [{"rfilename": "config.json", "size": 2}]}
+            return httpx2.Response(200, json=listing)
+        return httpx2.Response(302, headers={"Location": f"{place}/config.json"})
+
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "https://hub.test")
+    monkeypatch.setattr(
+        huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", "https://hub.test/{repo_id}/{revision}/{filename}"
+    )
+    client = httpx2.Client(transport=httpx2.MockTransport(answer), follow_redirects=True)
+    huggingface_hub.set_client_factory(lambda: client)
+    try:
+        with pytest.raises(CheckpointError):
+            open_weights("someone/model")
+    finally:
+        huggingface_hub.set_client_factory(default_client_factory)
+    there = [request for request in asked if str(request.url).startswith(place + "/")]
+    assert there and not any("authorization" in request.headers for request in there)
+    assert all(request.headers["authorization"] == "Bearer hf_secret" for request in asked if request not in there)
 
 
 def test_a_small_file_is_taken_whole_from_a_server_without_ranges(folders, server):
@@ -435,7 +504,12 @@ def test_a_server_that_tells_no_versions_apart_is_refused(folders, server):
         (WEIGHTS, None, r"^http://\S+/: found neither model\.safetensors nor model\.safetensors\.index\.json"),
         ("/config.json", None, r"^http://\S+/config\.json: not found"),
         ("/config.json", b'{"model_type": "mamba"}', r"^http://\S+/config\.json: .*mamba"),
-        ("/config.json", b"<html>", r"config\.json: wanted JSON"),
+        (
+            "/config.json",
+            b"<html>",
+            r"config\.json: wanted JSON, found a web page, as downloads give that want a login",
+        ),
+        ("/tokenizer.json", b"<!doctype html>", r"tokenizer\.json: wanted a vocabulary, found a web page"),
         (WEIGHTS, b"<!DOCTYPE html>" * 99, r"^http://\S+: wanted a safetensors file, found 1485 bytes .*<!DOCTYP"),
         (WEIGHTS, b"<!DOCTYPE html>" * 99, r"found 1485 bytes .*, a web page, as downloads give that want a login$"),
         (WEIGHTS, LFS_POINTER, r"wanted a safetensors file, found \d+ bytes .*, a Git LFS pointer, which stands for a"),
@@ -450,7 +524,7 @@ def test_a_folder_that_holds_something_else_is_refused(path, content, message, f
     else:
         server.files[path] = content
     with pytest.raises(CheckpointError, match=message):
-        open_weights(address)
+        assert open_weights(address).tokens
 
 
 @pytest.mark.parametrize("name", ["../dense/model.safetensors", "https://example.com/a.safetensors", "a.bin"])
