@@ -1,8 +1,6 @@
 """The command line: `minimoe train | sample | figures | compare | fingerprint | families`, `minimoe card make | check`,
 and `minimoe zoo list | show | build | path | verify`."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import subprocess

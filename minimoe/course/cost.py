@@ -1,7 +1,5 @@
 """What a model costs, without a measurement: training by a formula, and a step on many devices by a simulation."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """Held-out text of a corpus in stretches, and how a model routes it: the text of notebooks 06 and 07."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

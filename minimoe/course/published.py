@@ -1,7 +1,5 @@
 """What others published: shapes of real models as configurations of the kit, and numbers with their sources."""
 
-from __future__ import annotations
-
 import csv
 import json
 from typing import NamedTuple

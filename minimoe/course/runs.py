@@ -1,7 +1,5 @@
 """What was measured in the shipped training runs (`workshop.experiments` makes them), read from data/runs."""
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Mapping

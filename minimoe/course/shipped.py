@@ -1,7 +1,5 @@
 """What figures and notebooks draw of the models that come with the kit: the models, and how they route known text."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import torch

@@ -1,7 +1,5 @@
 """How every figure looks: one palette, one set of sizes, and an alt text that no figure can be shown without."""
 
-from __future__ import annotations
-
 import base64
 import html
 import io

@@ -1,7 +1,5 @@
 """Thin ipywidgets shells. Whatever they show comes from a function that works, and is tested, without them."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Callable, Iterable, Sequence
 from inspect import signature

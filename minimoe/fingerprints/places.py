@@ -6,8 +6,6 @@ Undone are: several matrices in one, matrices stored as [in, out], experts in on
 Shapes: D head size, E experts, H hidden size, I width of an MLP or of an expert.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace

@@ -3,8 +3,6 @@
 Two of these formats take packages that `minimoe.model` does without: they are imported when such a source is opened.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -13,8 +13,6 @@ gave 100,000 zeros for a tensor and asked the server no more. The checks of what
 Byte ranges: RFC 9110, section 14.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -113,7 +111,7 @@ class RemoteCheckpoint(Checkpoint):
 class _Address(str):
     """Errors name files as `path / name`: so they do for an address."""
 
-    def __truediv__(self, name: str) -> _Address:
+    def __truediv__(self, name: str) -> "_Address":
         return _Address(f"{self.removesuffix('/')}/{name}")
 
 
@@ -136,7 +134,7 @@ class _Folder:
             "auth": (url.username, url.password) if url.userinfo else None,
         }
 
-    def find(self, name: str) -> _File | None:
+    def find(self, name: str) -> "_File | None":
         url = self.address / quote(name)
         asked = self._request | {"headers": {"Range": f"bytes=0-{_LENGTH - 1}", "Accept-Encoding": "identity"}}
         with _errors_of(url), http_stream_backoff("GET", url, **asked, timeout=TIMEOUT) as response:
@@ -169,7 +167,7 @@ class _Repository:
     def names(self) -> list[str]:
         return list(self._files)
 
-    def find(self, name: str) -> _File | None:
+    def find(self, name: str) -> "_File | None":
         file = self._files.get(name)
         if file is None:
             return None

@@ -1,7 +1,5 @@
 """What every check does with an answer: accept what is right, name a known mistake, else show the first difference."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy

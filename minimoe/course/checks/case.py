@@ -1,7 +1,5 @@
 """The check of the case: six models in `data/cases`, and the question which of them came from which."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter

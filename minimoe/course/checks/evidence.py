@@ -1,7 +1,5 @@
 """The checks of the exercises on evidence: scores, and what they are worth (notebooks 08, 10, 11 and 12)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 

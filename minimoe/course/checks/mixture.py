@@ -3,8 +3,6 @@
 Shapes: L layers, T tokens, E experts, K experts per token.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import product
 

@@ -6,8 +6,6 @@ never at how the code is written.
 Shapes: T tokens, E experts, K experts per token, H hidden size, I expert width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial

@@ -5,8 +5,6 @@ Much is free in a rewrite, so an answer is not compared with a solution: what co
 Shapes: H hidden size, I width of an MLP, D head size; a group is a key-value head with the query heads that share it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 

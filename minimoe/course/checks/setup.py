@@ -1,7 +1,5 @@
 """Is everything there that the notebooks need?"""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from pathlib import Path

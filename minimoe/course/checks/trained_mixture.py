@@ -3,8 +3,6 @@
 Shapes: T tokens, K experts per token.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import permutations
 

@@ -1,7 +1,5 @@
 """The figures of the course, one module a subject. Every figure is a name of this package and an entry of `FIGURES`."""
 
-from __future__ import annotations
-
 from importlib import import_module
 
 from minimoe.course.figures.register import FIGURES, make, to_csv

@@ -3,8 +3,6 @@
 Each argument is the table of that name, as `read_table` gives it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from statistics import NormalDist

@@ -3,8 +3,6 @@
 Nothing here measures the two models of the dispute.
 """
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache, partial

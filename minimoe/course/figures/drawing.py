@@ -1,7 +1,5 @@
 """What several figures draw: panels, tables of shaded numbers, curves of several seeds, notes, ranges in words."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 Both figures rewrite a model when they are drawn, in float64, where rounding is far below anything else.
 """
 
-from __future__ import annotations
-
 from functools import cache, partial
 from inspect import signature
 

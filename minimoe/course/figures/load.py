@@ -1,7 +1,5 @@
 """Who is busy: the load of experts while a model trains, averages that hide a collapse, and experts on devices."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any

@@ -4,8 +4,6 @@ A profile is the standard deviation of Q, K, V and O in every layer. Two are com
 mean of the four, as in `minimoe.fingerprints.std_profile`. Shapes: M models, L layers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 

@@ -1,7 +1,5 @@
 """Which layers a model took from another: the figures of notebook 12."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 

@@ -5,8 +5,6 @@ A figure is written as a function that returns (figure, data, alt): what is draw
 of equal length; the CSV beside a picture holds it, and the tests compare it.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence

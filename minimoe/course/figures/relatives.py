@@ -3,8 +3,6 @@
 Shapes: B batch, S sequence.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, partial
 from typing import NamedTuple

@@ -3,8 +3,6 @@
 Shapes: T tokens, E experts, K experts per token.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

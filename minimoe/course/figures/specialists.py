@@ -3,8 +3,6 @@
 A share of information is that of `mutual_information`: 1 says that the label decides which experts a token meets.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 

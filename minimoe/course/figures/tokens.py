@@ -1,7 +1,5 @@
 """Tokens and the experts they meet in one model; and what real models store and use."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cache
 from unicodedata import east_asian_width

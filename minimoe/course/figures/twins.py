@@ -1,7 +1,5 @@
 """A mixture and its dense twins: how they learnt, given the same tokens, compute or time, and where they ended."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple

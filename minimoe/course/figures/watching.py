@@ -1,7 +1,5 @@
 """What a router does to whole texts: favourite tokens, repetitions, translations."""
 
-from __future__ import annotations
-
 import numpy as np
 from matplotlib.patches import Rectangle
 from tokenizers import Tokenizer
