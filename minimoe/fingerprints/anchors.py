@@ -20,6 +20,7 @@ from minimoe.fingerprints.result import Refusal
 from minimoe.fingerprints.weights import Weights, read_once
 
 FEWEST, USUAL = 128, 256
+WIDE = 512  # models of a larger hidden size are looked at by smaller samples
 
 
 class Anchors(NamedTuple):
@@ -30,8 +31,15 @@ class Anchors(NamedTuple):
     outputs: Tensor  # U [N, H]: rows of the head, times the weight of the final norm
 
 
-def shared_tokens(a: Weights, b: Weights, count: int = USUAL, *, fewest: int = FEWEST) -> list[str]:
+def is_wide(*models: Weights) -> bool:
+    """Whether one of them is wider than all of the zoo by far, and takes long."""
+    return max(weights.hidden_size for weights in models) > WIDE
+
+
+def shared_tokens(a: Weights, b: Weights, count: int | None = None, *, fewest: int = FEWEST) -> list[str]:
     """Up to `count` token strings that both models have, in an order that depends on the strings alone.
+
+    None: 256; 128 of wide models, where correlations over tokens are known to .09 instead of .06.
 
     The order is that of their hashes: frequent and rare tokens are taken alike, the same ones whichever model comes
     first, and nearly the same ones whatever else the other vocabulary holds.
@@ -39,6 +47,8 @@ def shared_tokens(a: Weights, b: Weights, count: int = USUAL, *, fewest: int = F
     Raises:
         Refusal: fewer than `fewest` are shared.
     """
+    if count is None:
+        count = FEWEST if is_wide(a, b) else USUAL
     return choose_tokens(a.tokens.keys() & b.tokens.keys(), count, fewest)
 
 

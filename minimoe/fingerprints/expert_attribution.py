@@ -28,12 +28,13 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from minimoe.fingerprints.anchors import shared_tokens
-from minimoe.fingerprints.matching import assign, nearest_agreement, read_token_features, similarities, thin_out
+from minimoe.fingerprints.anchors import is_wide, shared_tokens
+from minimoe.fingerprints.matching import Found, assign, read_both_features, similarities, thin_out
 from minimoe.fingerprints.result import Result, explain_refusals
 from minimoe.fingerprints.weights import Weights
 
-GLANCE = 256  # neurons of an expert that show which MLP to look at more closely
+GLANCE, GLANCE_OF_WIDE = 256, 32  # neurons of an expert that show which MLP to look at more closely
+AT_ONCE = 32  # experts that are looked at together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +86,11 @@ def attribute_experts(parent: Weights, suspect: Weights) -> list[Attribution]:
     gate, up and down; assignments, which take far longer, are made to that one alone.
     """
     tokens = shared_tokens(parent, suspect)
-    sources, experts = (read_token_features(weights, tokens) for weights in (parent, suspect))
+    sources, experts = read_both_features(parent, suspect, tokens)
+    nearest = _nearest_sources(experts, sources, GLANCE_OF_WIDE if is_wide(parent, suspect) else GLANCE)
     found = []
     for (layer, expert), features in experts.items():
-        glance = thin_out(features, GLANCE)
-        agreements = {source: nearest_agreement(similarities(glance, faces)) for source, faces in sources.items()}
-        source = max(agreements, key=agreements.__getitem__)
+        source = nearest[layer, expert]
         table = similarities(features, sources[source])
         agreeing, in_two = count_agreeing(table)
         _, rows, columns = table.shape
@@ -107,6 +107,30 @@ def attribute_experts(parent: Weights, suspect: Weights) -> list[Attribution]:
         )
         found.append(attribution)
     return found
+
+
+def _nearest_sources(experts: Found, sources: Found, most: int) -> dict[tuple[int, str], tuple[int, str]]:
+    """The source in which most of at most so many neurons of each expert have one nearest neighbour by all faces.
+
+    Many experts are looked at together, so that the features of a source are widened once for all of them.
+    """
+    names, agreements = list(experts), {expert: {} for expert in experts}
+    for start in range(0, len(names), AT_ONCE):
+        some = names[start : start + AT_ONCE]
+        glances = [thin_out(experts[expert], most) for expert in some]
+        together, sizes = torch.cat(glances, dim=1).double(), [glance.shape[1] for glance in glances]
+        for source, features in sources.items():
+            nearest = torch.stack([_nearest(together[face], features[face], face > 0) for face in range(3)])
+            agreeing = (nearest == nearest[0]).all(0).float().split(sizes)
+            for expert, share in zip(some, agreeing, strict=True):
+                agreements[expert][source] = float(share.mean())
+    return {expert: max(of_sources, key=of_sources.__getitem__) for expert, of_sources in agreements.items()}
+
+
+def _nearest(x: Tensor, y: Tensor, is_free_in_sign: bool) -> Tensor:
+    """For each row of x [n, N] the nearest of y [I, N], in float64 as `similarities`: [n]."""
+    products = x @ y.double().mT
+    return (products.abs_() if is_free_in_sign else products).argmax(-1)
 
 
 def count_agreeing(table: Tensor) -> tuple[int, int]:

@@ -19,6 +19,7 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minimoe.fingerprints.anchors import mean_of_pairs
@@ -47,10 +48,10 @@ def read_spectra(weights: Weights) -> Features:
     for name, read in PRODUCTS.items():
         values = []
         for layer in weights.layers_with("q"):
-            product = read(weights, layer)
-            if not product.isfinite().all() or not product.any():
+            found = singular_values(*read(weights, layer))
+            if not found.isfinite().all() or not found.any():
                 raise Refusal("a product of attention weights is 0 or not finite")
-            values.append(torch.linalg.svdvals(product).numpy())
+            values.append(found.numpy())
         spectra[name] = np.stack(values)
     return spectra
 
@@ -81,6 +82,23 @@ def _complete(values: np.ndarray, hidden: int) -> Tensor:
         return torch.from_numpy(values)
     places = _places(hidden)
     return torch.tensor(np.stack([np.interp(np.arange(hidden), places, row) for row in values]))
+
+
+def singular_values(x: Tensor, y: Tensor) -> Tensor:
+    """All H of x^T y [H, H] in float32, in descending order, from x and y [n, H].
+
+    Where n < H, as with keys that queries share, those of a matrix [n, n]: with y y^T = L L^T, they are the roots of
+    the eigenvalues of L^T x x^T L. What is below a millionth of the largest is rounding, as it is with svdvals.
+    """
+    small, hidden = x.shape
+    if small >= hidden or not (x.isfinite().all() and y.isfinite().all()):
+        product = x.mT @ y
+        return torch.linalg.svdvals(product) if product.isfinite().all() else product[0]
+    of_x, of_y = (side @ side.mT for side in (x.double(), y.double()))
+    of_y.diagonal().add_(1e-13 * of_y.trace())
+    lower = torch.linalg.cholesky(of_y)
+    squares = torch.linalg.eigvalsh(lower.mT @ of_x @ lower)
+    return F.pad(squares.clamp(min=0).sqrt().flip(0), (0, hidden - small)).float()
 
 
 def effective_rank(values: Tensor) -> float:

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minimoe.fingerprints.anchors import USUAL, mean_of_pairs, read_anchors, shared_tokens
+from minimoe.fingerprints.anchors import mean_of_pairs, read_anchors, shared_tokens
 from minimoe.fingerprints.result import Features, Refusal, Result, explain_refusals
 from minimoe.fingerprints.weights import Weights, read_once
 
@@ -37,11 +37,11 @@ SMALLEST = 1e-4  # singular values below this share of the largest are rounding
 
 
 @explain_refusals
-def virtual_response(a: Weights, b: Weights, *, count: int = USUAL, whiten: bool = False) -> Result:
+def virtual_response(a: Weights, b: Weights, *, count: int | None = None, whiten: bool = False) -> Result:
     """Compare the answers of two models, of any shape.
 
     Args:
-        count: how many shared tokens to use.
+        count: how many shared tokens to use; None: as many as `shared_tokens` gives.
         whiten: compare the directions of the tables, whatever their weights.
 
     Returns:

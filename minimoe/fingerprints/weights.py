@@ -186,6 +186,18 @@ class Weights:
             start += part.numel()
         return tensor
 
+    def matrices(self, role: str, layer: int) -> Iterator[Tensor]:
+        """The matrix of a role, or those of its experts one after the other, in float32, with memory for one of them.
+
+        They may lie in one buffer: each overwrites the one before.
+        """
+        sides = self.shape(role, layer)[-2:]
+        for name, part in self._find(role, layer).read(self._tensors):
+            for matrix in part.reshape(-1, *sides):
+                wide = matrix.float()
+                self._require_finite(name, wide)
+                yield wide
+
     def rows(self, role: str, ids: list[int]) -> Tensor:
         """Some rows of embedding or head, [len(ids), H] in float32."""
         (name,) = self._find(role, None).names
@@ -269,9 +281,13 @@ class Weights:
         return self.config
 
     def mlp(self, layer: int) -> nn.Module:
-        """The MLP or mixture of one layer in float32, in evaluation mode, to be run and not to be changed.
+        """The MLP or mixture of one layer, as `block` gives all of it."""
+        return self.block(layer, "mlp.").mlp
 
-        It takes memory for one layer, where `model` takes it for all.
+    def block(self, layer: int, part: str = "") -> Block:
+        """One layer in float32, in evaluation mode, to be run and not to be changed.
+
+        It takes memory for one layer, where `model` takes it for all. part: fill what has a name that begins so.
 
         Raises:
             CheckpointError: a tensor is missing or of the wrong shape; its role is named.
@@ -279,15 +295,17 @@ class Weights:
         """
         config = self.require_config()
         with torch.device("meta"):
-            mlp = Block(config, layer).mlp
-        roles = {name: _role_in_an_mlp(name) for name in mlp.state_dict()}
+            block = Block(config, layer)
+        wanted = {name: like.shape for name, like in block.state_dict().items() if name.startswith(part)}
+        roles = {name: _role_in_a_block(name) for name in wanted}
         self._require(*((role, layer) for role in roles.values()))
-        for name, like in mlp.state_dict().items():
-            if (found := self.shape(roles[name], layer)) != like.shape:
+        for name, shape in wanted.items():
+            if (found := self.shape(roles[name], layer)) != shape:
                 where = f"{self.name}: {roles[name]} of layer {layer}"
-                raise CheckpointError(f"{where} is {list(found)}, wanted {list(like.shape)}")
-        mlp.load_state_dict({name: self.get(role, layer) for name, role in roles.items()}, assign=True)
-        return mlp.eval()
+                raise CheckpointError(f"{where} is {list(found)}, wanted {list(shape)}")
+        tensors = {name: self.get(role, layer) for name, role in roles.items()}
+        block.load_state_dict(tensors, assign=True, strict=False)
+        return block.eval()
 
     def model(self) -> MoEForCausalLM:
         """The model in float32, in evaluation mode, to be run and not to be changed.
@@ -315,6 +333,11 @@ class Weights:
         vocabulary = self._tokenizer.get_vocab() if self._tokenizer is not None else _read_vocabulary(self._source)
         rows = self.shape("embedding")[0]
         return {token: index for token, index in vocabulary.items() if index < rows}
+
+    def begins_like(self, other: Weights) -> bool:
+        """Whether the embeddings begin with the same numbers: where they do not, there is no need to compare hashes."""
+        first, second = (next(side.pieces("embedding"))[1].view(torch.int32) for side in (self, other))
+        return torch.equal(first, second)
 
     def sha256(self) -> str:
         """Of the weight file; of several: of their sha256 by name; in memory: of names, dtypes, shapes and bytes.
@@ -393,9 +416,10 @@ def _why_not(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _role_in_an_mlp(name: str) -> str:
-    """Of a parameter of the MLP or mixture in our models."""
-    return slot_of(f"mlp.{name}")[0].removeprefix("expert_")
+def _role_in_a_block(name: str) -> str:
+    """Of a parameter of a layer of our models."""
+    norms = {"input_layernorm.weight": "norm1", "post_attention_layernorm.weight": "norm2"}
+    return norms.get(name) or slot_of(name)[0].removeprefix("expert_")
 
 
 def _moments(values: Tensor) -> tuple[float, float]:

@@ -10,17 +10,16 @@ import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from scipy.stats import binomtest
-from torch import Tensor
 
 from minimoe.course.figures.benchmark_results import draw_strip
 from minimoe.course.figures.drawing import label_rows, new_panels
 from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.shipped import zoo_weights
 from minimoe.course.style import INK, MAIN, PALE, QUIET
-from minimoe.fingerprints.anchors import read_anchors, shared_tokens
+from minimoe.fingerprints.anchors import shared_tokens
 from minimoe.fingerprints.expert_attribution import attribute_experts
-from minimoe.fingerprints.folded import mean_up, mlps
-from minimoe.fingerprints.matching import assign, similarities, token_features
+from minimoe.fingerprints.folded import mean_up
+from minimoe.fingerprints.matching import assign, read_token_features, similarities
 from minimoe.fingerprints.weights import Weights
 from minimoe.fingerprints.zoo_scores import Rows, scores
 
@@ -208,13 +207,7 @@ def trace_experts(parent: Weights, suspect: Weights) -> tuple[dict[Place, np.nda
     makes them to the most likely layer, would take seconds for all layers.
     """
     tokens = shared_tokens(parent, suspect)
-
-    def features(weights: Weights) -> dict[Place, Tensor]:
-        anchors = read_anchors(weights, tokens)
-        places = [(layer, *item) for layer in range(weights.num_layers) for item in mlps(weights, layer).items()]
-        return {(layer, name): token_features(neurons, anchors) for layer, name, neurons in places}
-
-    sources, experts = features(parent), features(suspect)
+    sources, experts = (read_token_features(weights, tokens) for weights in (parent, suspect))
     partners = {}
     for place, expert in experts.items():
         nearest = torch.stack([similarities(expert, source).argmax(-1) for source in sources.values()])  # [L, 3, I]
