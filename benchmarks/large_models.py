@@ -13,36 +13,18 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 
 VOCABULARY = 32_768
-DEVIATION = 0.02  # of the weights
-ONE = "model-{:05d}.safetensors"
-
-# The first as LLaMA, the second as Llama-3.2-3B, the last two as Qwen1.5-MoE and the dense model before it, at half of
-# their width and depth.
+DEVIATION, GROWTH = 0.02, 0.01  # of the weights of the first layer, and by how much it grows from layer to layer
+SHARD = "model-{:05d}.safetensors"
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 LARGE: dict[str, dict[str, Any]] = {
-    "half a billion": {
-        "hidden_size": 1280,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 20,
-        "intermediate_size": 4352,
-    }
-    | {"num_key_value_heads": 4, "model_type": "llama"},
-    "three billion": {
-        "hidden_size": 3072,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 24,
-        "intermediate_size": 8192,
-    }
-    | {"num_key_value_heads": 8, "model_type": "llama"},
-    "dense parent": {"hidden_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 16, "intermediate_size": 2816}
-    | {"num_key_value_heads": 16, "model_type": "qwen2"},
-    "mixture of 60": {
-        "hidden_size": 1024,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 16,
-        "intermediate_size": 2816,
-    }
-    | {"num_key_value_heads": 16, "model_type": "qwen2_moe", "num_experts": 60, "num_experts_per_tok": 4}
-    | {"moe_intermediate_size": 704, "shared_expert_intermediate_size": 2816, "decoder_sparse_step": 1},
+    "half a billion": {"model_type": "llama"} | dict(zip(SIZES, (1280, 24, 20, 4, 4352), strict=True)),
+    # as Llama 3.2 with three billion parameters
+    "three billion": {"model_type": "llama"} | dict(zip(SIZES, (3072, 28, 24, 8, 8192), strict=True)),
+    # as Qwen1.5-MoE and the dense model it came from, at half their width and depth
+    "dense parent": {"model_type": "qwen2"} | dict(zip(SIZES, (1024, 12, 16, 16, 2816), strict=True)),
+    "mixture of 60": {"model_type": "qwen2_moe", "num_experts": 60, "num_experts_per_tok": 4, "decoder_sparse_step": 1}
+    | {"moe_intermediate_size": 704, "shared_expert_intermediate_size": 2816}
+    | dict(zip(SIZES, (1024, 12, 16, 16, 2816), strict=True)),
 }
 
 
@@ -56,17 +38,17 @@ def make_model(folder: Path, kind: str, seed: int) -> int:
     Tokenizer(models.WordLevel(words, unk_token="word0")).save(str(folder / "tokenizer.json"))
     generator, weight_map, count = torch.Generator().manual_seed(seed), {}, 0
     for number, shapes in enumerate(_shapes(config)):
-        tensors = {name: _draw(shape, generator) for name, shape in shapes.items()}
-        save_file(tensors, folder / ONE.format(number), metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, ONE.format(number))
+        tensors = {name: _draw(shape, (1 + GROWTH * number) * DEVIATION, generator) for name, shape in shapes.items()}
+        save_file(tensors, folder / SHARD.format(number), metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, SHARD.format(number))
         count += sum(tensor.numel() for tensor in tensors.values())
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     return count
 
 
-def _draw(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    numbers = torch.randn(shape, generator=generator).mul_(DEVIATION)
+def _draw(shape: tuple[int, ...], deviation: float, generator: torch.Generator) -> Tensor:
+    numbers = torch.randn(shape, generator=generator).mul_(deviation)
     return (1 + numbers if len(shape) == 1 else numbers).bfloat16()
 
 

@@ -24,6 +24,7 @@ Shapes: H hidden size, L layers, N tokens, n dimensions that are samples: H, at 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -56,8 +57,8 @@ def aligned_cka(a: Weights, b: Weights, *, canonicalize: bool = True) -> Result:
         alignment = procrustes(read_inputs(b, tokens), read_inputs(a, tokens))[:, samples]
     else:
         alignment = match_dimensions(read_embedding(b, tokens), read_embedding(a, tokens)[:, samples])
-    chosen = torch.eye(a.hidden_size)[:, samples]
-    left, right = (_read_grams(*side, canonicalize) for side in ((a, chosen), (b, alignment)))
+    left = _read_grams(a, lambda matrix: matrix[:, samples], canonicalize)
+    right = _read_grams(b, lambda matrix: matrix @ alignment, canonicalize)
     scores = (left @ right.mT).mean(0)
     score = mean_of_pairs(scores)
     if math.isnan(score):
@@ -65,15 +66,15 @@ def aligned_cka(a: Weights, b: Weights, *, canonicalize: bool = True) -> Result:
     return Result(score=score, details={"layers": min(scores.shape), "tokens": len(tokens)})
 
 
-def _read_grams(weights: Weights, alignment: Tensor, canonicalize: bool) -> Tensor:
+def _read_grams(weights: Weights, sample: Callable[[Tensor], Tensor], canonicalize: bool) -> Tensor:
     """What `_centred_gram` gives for W_q^T W_k and its transpose, or for W_q^T and W_k^T, of each layer: [2, L, n * n].
 
-    alignment: [H, n], the n dimensions of the aligned residual stream that are the samples.
+    sample: from the columns of a matrix, dimensions of the residual stream, to the n aligned ones that are the samples.
     """
     grams = []
     for layer in weights.layers_with("q"):
         q, k = query_key(weights, layer) if canonicalize else (weights.get(role, layer) for role in "qk")
-        reads_q, reads_k = ((matrix @ alignment).mT for matrix in (q, k))
+        reads_q, reads_k = (sample(matrix).mT for matrix in (q, k))
         sides = (reads_q @ k, reads_k @ q) if canonicalize else (reads_q, reads_k)
         grams.append(torch.stack([_centred_gram(side) for side in sides]))
     return torch.stack(grams, dim=1)

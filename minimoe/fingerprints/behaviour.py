@@ -155,9 +155,9 @@ def behaviour(weights: Weights, tokens: Sequence[str], prompts: Tensor) -> Behav
     angles = torch.arange(prompts.shape[1])[:, None] * rope_frequencies(config)
     embedding, head = (weights.rows(role, ids.tolist()) for role in ("embedding", "head"))
     batches = prompts.split(_BATCH)
-    hidden, states, routes = [embedding[batch] for batch in batches], [], []
+    hidden, states, routes, block = [embedding[batch] for batch in batches], [], [], None
     for layer in range(weights.num_layers):
-        block = weights.block(layer)
+        block = weights.block(layer, over=block)
         hidden, chosen, _ = zip(
             *(block(x, ids[batch], angles.cos(), angles.sin()) for x, batch in zip(hidden, batches, strict=True)),
             strict=True,

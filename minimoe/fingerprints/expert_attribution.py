@@ -33,7 +33,8 @@ from minimoe.fingerprints.matching import Found, assign, read_both_features, sim
 from minimoe.fingerprints.result import Result, explain_refusals
 from minimoe.fingerprints.weights import Weights
 
-GLANCE, GLANCE_OF_WIDE = 256, 32  # neurons of an expert that show which MLP to look at more closely
+# Neurons of an expert that show which MLP to look at more closely: 16 miss the one with a quarter of them once in 100.
+GLANCE, GLANCE_OF_WIDE = 256, 16
 AT_ONCE = 32  # experts that are looked at together
 
 
@@ -128,7 +129,7 @@ def _nearest_sources(experts: Found, sources: Found, most: int) -> dict[tuple[in
 
 
 def _nearest(x: Tensor, y: Tensor, is_free_in_sign: bool) -> Tensor:
-    """For each row of x [n, N] the nearest of y [I, N], in float64 as `similarities`: [n]."""
+    """For each row of x [n, N] the nearest of y [I, N], in float64 as in `similarities`: [n]."""
     products = x @ y.double().mT
     return (products.abs_() if is_free_in_sign else products).argmax(-1)
 

@@ -48,10 +48,7 @@ def read_spectra(weights: Weights) -> Features:
     for name, read in PRODUCTS.items():
         values = []
         for layer in weights.layers_with("q"):
-            found = singular_values(*read(weights, layer))
-            if not found.isfinite().all() or not found.any():
-                raise Refusal("a product of attention weights is 0 or not finite")
-            values.append(found.numpy())
+            values.append(singular_values(*read(weights, layer)).numpy())
         spectra[name] = np.stack(values)
     return spectra
 
@@ -85,20 +82,21 @@ def _complete(values: np.ndarray, hidden: int) -> Tensor:
 
 
 def singular_values(x: Tensor, y: Tensor) -> Tensor:
-    """All H of x^T y [H, H] in float32, in descending order, from x and y [n, H].
+    """All H of x^T y [H, H] in descending order, from x and y [n, H].
 
-    Where n < H, as with keys that queries share, those of a matrix [n, n]: with y y^T = L L^T, they are the roots of
-    the eigenvalues of L^T x x^T L. What is below a millionth of the largest is rounding, as it is with svdvals.
+    Where n < H, as where queries share keys, they are those of a product [n, n] of triangles, by the QR of x^T and y^T.
     """
-    small, hidden = x.shape
-    if small >= hidden or not (x.isfinite().all() and y.isfinite().all()):
-        product = x.mT @ y
-        return torch.linalg.svdvals(product) if product.isfinite().all() else product[0]
-    of_x, of_y = (side @ side.mT for side in (x.double(), y.double()))
-    of_y.diagonal().add_(1e-13 * of_y.trace())
-    lower = torch.linalg.cholesky(of_y)
-    squares = torch.linalg.eigvalsh(lower.mT @ of_x @ lower)
-    return F.pad(squares.clamp(min=0).sqrt().flip(0), (0, hidden - small)).float()
+    rows, hidden = x.shape
+    if rows >= hidden:
+        return torch.linalg.svdvals(_finite(x.mT @ y))
+    triangles = (torch.linalg.qr(side.mT, mode="r").R for side in (x, y))
+    return F.pad(torch.linalg.svdvals(_finite(next(triangles) @ next(triangles).mT)), (0, hidden - rows))
+
+
+def _finite(product: Tensor) -> Tensor:
+    if not product.isfinite().all() or not product.any():
+        raise Refusal("a product of attention weights is 0 or not finite")
+    return product
 
 
 def effective_rank(values: Tensor) -> float:

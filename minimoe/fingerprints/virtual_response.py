@@ -57,7 +57,8 @@ def virtual_response(a: Weights, b: Weights, *, count: int | None = None, whiten
 @torch.no_grad()
 def read_responses(weights: Weights, tokens: Sequence[str]) -> Features:
     """The tables "A", "OV" and "M" of every layer, [L, N, N] float32 each, and "tokens", in the bytes of JSON."""
-    config, anchors = weights.require_config(), read_anchors(weights, list(tokens))
+    weights.require_config()
+    anchors, block = read_anchors(weights, list(tokens)), None
     tables: dict[str, list[Tensor]] = {name: [] for name in TABLES}
     for layer in range(weights.num_layers):
         x = anchors.inputs * weights.get("norm1", layer)
@@ -67,8 +68,8 @@ def read_responses(weights: Weights, tokens: Sequence[str]) -> Features:
         v = _heads(weights, "v", layer, x).repeat_interleave(weights.num_heads // weights.num_kv_heads, dim=1)
         tables["OV"].append(v.flatten(1) @ weights.get("o", layer).mT @ anchors.outputs.mT)
         x = (anchors.inputs * weights.get("norm2", layer))[None]
-        mlp, sparse = weights.mlp(layer), config.is_sparse(layer)
-        written = mlp(x, anchors.ids[None])[0] if sparse else mlp(x)
+        block = weights.block(layer, "mlp.", over=block)
+        written = block.mlp(x, anchors.ids[None])[0] if block.is_sparse else block.mlp(x)
         tables["M"].append(written[0] @ anchors.outputs.mT)
     names = np.frombuffer(json.dumps(list(tokens)).encode(), np.uint8)
     return {"tokens": names, **{name: torch.stack(found).numpy() for name, found in tables.items()}}

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from minimoe.fingerprints.places import Place, Places, Product
 from minimoe.fingerprints.result import Refusal
@@ -166,19 +166,21 @@ class Weights:
         """How many heads of queries, and of keys and values, a layer has."""
         return self._places.heads(layer)
 
-    def get(self, role: str, layer: int | None = None) -> Tensor:
+    def get(self, role: str, layer: int | None = None, *, over: Tensor | None = None) -> Tensor:
         """One role of one layer, in float32.
 
         Args:
             role: one of `ROLES`; the shapes stand at the top of this file.
             layer: from 0; None for embedding, head and norm_final.
+            over: what is no longer needed, to be overwritten if it has the same shape: to ask for memory takes longer.
 
         Raises:
             KeyError: there is no such role or layer; the message says which there are.
             CheckpointError: a file is damaged, or stores integers.
             Refusal: a number is NaN or infinite; the tensor is named.
         """
-        place, tensor = self._find(role, layer), torch.empty(self.shape(role, layer))
+        place, shape = self._find(role, layer), self.shape(role, layer)
+        tensor = over if over is not None and over.shape == shape and not over.is_meta else torch.empty(shape)
         flat, start = tensor.view(-1), 0
         for name, part in place.read(self._tensors):
             flat[start : start + part.numel()].copy_(part.flatten())
@@ -280,14 +282,15 @@ class Weights:
             raise Refusal(f"{self.name} can be read and not run: {self.reason}")
         return self.config
 
-    def mlp(self, layer: int) -> nn.Module:
-        """The MLP or mixture of one layer, as `block` gives all of it."""
-        return self.block(layer, "mlp.").mlp
-
-    def block(self, layer: int, part: str = "") -> Block:
+    def block(self, layer: int, part: str = "", *, over: Block | None = None) -> Block:
         """One layer in float32, in evaluation mode, to be run and not to be changed.
 
-        It takes memory for one layer, where `model` takes it for all. part: fill what has a name that begins so.
+        It takes memory for one layer, where `model` takes it for all.
+
+        Args:
+            layer: from 0.
+            part: what the names begin with of the tensors that are read, as "mlp."; the others stay without numbers.
+            over: a block that is no longer needed: its memory is used again.
 
         Raises:
             CheckpointError: a tensor is missing or of the wrong shape; its role is named.
@@ -303,7 +306,8 @@ class Weights:
             if (found := self.shape(roles[name], layer)) != shape:
                 where = f"{self.name}: {roles[name]} of layer {layer}"
                 raise CheckpointError(f"{where} is {list(found)}, wanted {list(shape)}")
-        tensors = {name: self.get(role, layer) for name, role in roles.items()}
+        memory = {} if over is None else over.state_dict()
+        tensors = {name: self.get(role, layer, over=memory.get(name)) for name, role in roles.items()}
         block.load_state_dict(tensors, assign=True, strict=False)
         return block.eval()
 

@@ -511,7 +511,7 @@ def test_an_mlp_by_itself_is_that_of_the_model(tmp_path):
         save_model(model, folder, model_type="minimoe")
         for weights in (open_weights(folder), open_weights(model)):
             for layer, block in enumerate(weights.model().model.layers):
-                found, wanted = weights.mlp(layer).state_dict(), block.mlp.state_dict()
+                found, wanted = weights.block(layer, "mlp.").mlp.state_dict(), block.mlp.state_dict()
                 assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in found)
 
 
@@ -520,11 +520,11 @@ def test_an_mlp_that_lacks_a_tensor_or_has_one_of_another_shape_is_refused(tmp_p
     tensors, name = load_file(tmp_path / "model.safetensors"), "model.layers.1.mlp.shared_expert_gate.weight"
     save_file(tensors | {name: torch.ones(1, 15)}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"shared_router of layer 1 is \[1, 15\], wanted \[1, 16\]"):
-        open_weights(tmp_path).mlp(1)
+        open_weights(tmp_path).block(1)
     del tensors[name]
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="has no 'shared_router' in layer 1"):
-        open_weights(tmp_path).mlp(1)
+        open_weights(tmp_path).block(1)
 
 
 def test_the_model_is_given_in_float32(tmp_path):
