@@ -88,7 +88,8 @@ def attribute_experts(parent: Weights, suspect: Weights) -> list[Attribution]:
     """
     tokens = shared_tokens(parent, suspect)
     sources, experts = read_both_features(parent, suspect, tokens)
-    nearest = _nearest_sources(experts, sources, GLANCE_OF_WIDE if is_wide(parent, suspect) else GLANCE)
+    glance = (GLANCE_OF_WIDE, torch.float32) if is_wide(parent, suspect) else (GLANCE, torch.float64)
+    nearest = _nearest_sources(experts, sources, *glance)
     found = []
     for (layer, expert), features in experts.items():
         source = nearest[layer, expert]
@@ -110,16 +111,18 @@ def attribute_experts(parent: Weights, suspect: Weights) -> list[Attribution]:
     return found
 
 
-def _nearest_sources(experts: Found, sources: Found, most: int) -> dict[tuple[int, str], tuple[int, str]]:
+def _nearest_sources(
+    experts: Found, sources: Found, most: int, dtype: torch.dtype
+) -> dict[tuple[int, str], tuple[int, str]]:
     """The source in which most of at most so many neurons of each expert have one nearest neighbour by all faces.
 
-    Many experts are looked at together, so that the features of a source are widened once for all of them.
+    Many experts are looked at together, so that the features of a source are widened to `dtype` once for all of them.
     """
     names, agreements = list(experts), {expert: {} for expert in experts}
     for start in range(0, len(names), AT_ONCE):
         some = names[start : start + AT_ONCE]
         glances = [thin_out(experts[expert], most) for expert in some]
-        together, sizes = torch.cat(glances, dim=1).double(), [glance.shape[1] for glance in glances]
+        together, sizes = torch.cat(glances, dim=1).to(dtype), [glance.shape[1] for glance in glances]
         for source, features in sources.items():
             nearest = torch.stack([_nearest(together[face], features[face], face > 0) for face in range(3)])
             agreeing = (nearest == nearest[0]).all(0).float().split(sizes)
@@ -129,8 +132,8 @@ def _nearest_sources(experts: Found, sources: Found, most: int) -> dict[tuple[in
 
 
 def _nearest(x: Tensor, y: Tensor, is_free_in_sign: bool) -> Tensor:
-    """For each row of x [n, N] the nearest of y [I, N], in float64 as in `similarities`: [n]."""
-    products = x @ y.double().mT
+    """For each row of x [n, N] the nearest of y [I, N], in the dtype of x: [n]."""
+    products = x @ y.to(x.dtype).mT
     return (products.abs_() if is_free_in_sign else products).argmax(-1)
 
 
