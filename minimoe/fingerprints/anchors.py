@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -54,10 +55,15 @@ def shared_tokens(a: Weights, b: Weights, count: int | None = None, *, fewest: i
 
 def choose_tokens(shared: Iterable[str], count: int, fewest: int) -> list[str]:
     """Up to `count` of some tokens, those with the smallest hashes; fewer than `fewest` are refused."""
-    shared = sorted(shared, key=lambda token: hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest())
+    shared = sorted(shared, key=_hash)
     if len(shared) < fewest:
         raise Refusal(f"{len(shared)} shared tokens: wanted at least {fewest}, to compare what the models do with them")
     return shared[:count]
+
+
+@lru_cache(maxsize=2**18)  # of a vocabulary, several methods ask for the same
+def _hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
 @read_once

@@ -46,7 +46,7 @@ class Attribution:
     expert: str  # its number, "shared", or "mlp" for a dense layer
     parent_layer: int
     parent_expert: str  # as `expert`
-    neurons: int  # I, or I' if that is smaller; 512 of them if there are more
+    neurons: int  # I, or I' if that is smaller; at most as many as are looked for
     agreeing: int  # k
     drop_rate: float  # the share of neurons that did not come from there, estimated; 1 if nominal_p is above .01
     nominal_p: float  # times the number of MLPs that it was compared with (Bonferroni), at most 1

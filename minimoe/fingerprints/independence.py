@@ -45,8 +45,8 @@ from minimoe.fingerprints.result import SMALLEST_P, Features, Refusal, Result, e
 from minimoe.fingerprints.weights import Weights
 
 FEWEST_NEURONS = 10  # for Student's approximation
-MOST_NEURONS = 1024  # of a layer, the first ones: their order is as arbitrary as that of all
-MOST_EXPERTS = 32  # of a layer, whose mean is as good as that of all
+MOST_NEURONS = 512  # of a layer, the first ones: their order is as arbitrary as that of all
+MOST_EXPERTS = 16  # of a layer, whose mean is as good as that of all
 KEPT, PROJECTIONS = 128, 32  # neurons of a layer in a fingerprint, and numbers of each
 
 
@@ -66,7 +66,7 @@ def csu(a: Weights, b: Weights) -> Result:
 
 
 def read_ups(weights: Weights) -> Features:
-    """The first up rows of each layer under its number, [at most 1024, H]; "shapes", [I, H] of each, [L, 2]."""
+    """The first up rows of each layer under its number, [at most 512, H]; "shapes", [I, H] of each, [L, 2]."""
     shapes, ups = [], {}
     for layer in range(weights.num_layers):
         ups[str(layer)] = mean_up(weights, layer, MOST_NEURONS).numpy()
@@ -117,7 +117,7 @@ def permutation_test(a: Weights, b: Weights, *, trials: int = 999, seed: int = 0
         trials: T random orders are drawn, with `seed`.
 
     Returns:
-        score: cosine of the two models' neurons, gates, ups and downs together, of the first 1024 of a layer; mean over
+        score: cosine of the two models' neurons, gates, ups and downs together, of the first 512 of a layer; mean over
             layers.
         p_value: (1 + how many random orders reach the score) / (T + 1).
         refused: the shapes differ; the neurons of a layer are 0 or not finite.
@@ -141,7 +141,7 @@ def permutation_test(a: Weights, b: Weights, *, trials: int = 999, seed: int = 0
 def match(a: Weights, b: Weights) -> Result:
     """Compare an assignment of neurons by gates with one by ups, in models of any shape (Zhu et al. 2025, algorithm 5).
 
-    Of a mixture, each expert of `b` is compared with the nearest one of the same layer of `a`; of more than 32, every
+    Of a mixture, each expert of `b` is compared with the nearest one of the same layer of `a`; of more than 16, every
     second, third, ...
 
     Returns:

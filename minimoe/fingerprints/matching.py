@@ -21,8 +21,8 @@ from minimoe.fingerprints.weights import Weights, read_once
 
 Found = dict[tuple[int, str], Tensor]  # features of an MLP or expert [F, I, N], by layer and name
 
-MOST = 512  # neurons that are looked for: a share of them is known to .02
-MOST_OF_A_LAYER, FEWEST = 4096, 64  # in all of its experts, but at least so many of each
+MOST = 320  # neurons that are looked for: a share of them is known to .03
+MOST_OF_A_LAYER, FEWEST = 3072, 48  # in all of its experts, but at least so many of each
 
 
 def read_both_features(a: Weights, b: Weights, tokens: list[str]) -> tuple[Found, Found]:

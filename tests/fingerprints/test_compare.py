@@ -74,6 +74,11 @@ def test_a_model_against_itself_is_identical_by_its_hash():
     assert "sha256" in report.reason
 
 
+def test_files_that_begin_otherwise_are_not_hashed(monkeypatch):
+    monkeypatch.delattr(Weights, "sha256")
+    assert compare(member("alder"), member("stranger-13"), methods=["csu"]).verdict == CANNOT_TELL
+
+
 def test_the_order_of_the_models_does_not_matter():
     a, b = member("alder-fewer-layers"), member("alder-drop-0.5-trained")
     there, back = compare(a, b), compare(b, a)

@@ -60,11 +60,13 @@ def test_small_samples_lead_to_the_same_verdicts(a, b, verdict, small_samples):
         assert compare(data_path("zoo") / a, other).verdict == verdict
 
 
-def test_behaviour_of_few_prompts_is_that_of_many(small_samples):
-    root, tuned, stranger = (data_path("zoo") / name for name in ("alder", "alder-finetuned", "stranger-13"))
-    few = {name: hidden_cka(open_weights(root), open_weights(other)) for name, other in ((1, tuned), (0, stranger))}
-    assert few[1].details["prompts"] == 64
-    assert few[1].score > 0.9 > few[0].score
+def test_few_prompts_tell_what_many_do(small_samples):
+    """Unbiased, so that a quarter of the prompts gives the same but for noise."""
+    root, others = data_path("zoo") / "alder", [data_path("zoo") / name for name in ("alder-finetuned", "stranger-13")]
+    for other in map(open_weights, others):
+        few, many = (hidden_cka(open_weights(root), other, **prompts) for prompts in ({}, {"prompts": 256}))
+        assert few.details["prompts"] == 64
+        assert few.score == pytest.approx(many.score, abs=0.1)
 
 
 def test_of_the_narrower_mlps_as_many_neurons_are_read_as_are_looked_for(small_samples):
