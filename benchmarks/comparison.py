@@ -1,10 +1,11 @@
-"""A full comparison of two checkpoints: the time at the size of the zoo, the memory at 500 M parameters.
+"""Comparing and fingerprinting checkpoints: the time at the size of the zoo, time and memory at that of large models.
 
-    python -m benchmarks.comparison [--rounds N] [--json FILE]
+    python -m benchmarks.comparison [--rounds N] [--large KIND ...] [--json FILE]
 
-Every comparison runs all methods in a process of its own, on one thread, from two folders. The large pair is two dense
-models of random weights in bfloat16, made on the spot with the zoo's tokenizer, so that every method has something to
-do. The peer is reading both checkpoints whole into float32: less than that no method that looks at them can do.
+Everything runs in a process of its own, on one thread, from folders. The large models are random weights in bfloat16,
+made on the spot with a tokenizer of words, so that every method has something to do. The peer is reading both
+checkpoints whole into float32: less than that no method that looks at all of them can do. Both are timed by the
+processor seconds of their process, which other programs disturb less than the clock.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -20,83 +22,97 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.fingerprints import in_fresh_process, peak_memory
+from benchmarks.large_models import make_model
 from benchmarks.timing import finish
 from minimoe.data_files import data_path
 from minimoe.fingerprints.compare import compare
-from minimoe.model import MoEConfig, MoEForCausalLM
+from minimoe.fingerprints.fingerprint import fingerprint
 from minimoe.model.checkpoint import Checkpoint
 
-MOST_SECONDS, MOST_MEMORY = 5.0, 4000.0  # of the zoo's pair; MB for the large one
-LARGE = MoEConfig(
-    vocab_size=1024,
-    hidden_size=1280,
-    num_hidden_layers=24,
-    num_attention_heads=20,
-    num_key_value_heads=4,
-    intermediate_size=4352,
-    num_experts=0,
-)
-
-
-def make_large(folder: Path, seed: int) -> None:
-    """A model of random weights with the tokenizer of the zoo."""
-    MoEForCausalLM(LARGE, seed=seed).bfloat16().save_pretrained(folder, model_type="llama")
-    (folder / "tokenizer.json").write_bytes(data_path("tokenizer.json").read_bytes())
+MOST_SECONDS = 5.0  # of the zoo's pair, by all methods
+TIMES_A_READ, FIXED_SECONDS, TIMES_A_READ_OF_ONE = 12, 10, 6  # of a large comparison; of a fingerprint
+PAIRS = {  # the kinds of two models, and MB at most
+    "half": ("half a billion", "half a billion", 1500.0),
+    "three": ("three billion", "three billion", 3000.0),
+    "mixture": ("dense parent", "mixture of 60", 3000.0),
+}
 
 
 class Cost(NamedTuple):
     """What one process needed."""
 
-    seconds: float
+    seconds: float  # of the processor
+    by_the_clock: float
     megabytes: float  # at most, Python and torch included
 
 
-def run_compare(a: Path, b: Path) -> Cost:
-    """Of a comparison by all methods."""
+def cost_of(call: Callable[..., object], *paths: Path) -> Cost:
+    """Of a call with folders, in this process."""
     torch.set_num_threads(1)
-    start = time.perf_counter()
-    compare(a, b, methods="all")
-    return Cost(time.perf_counter() - start, peak_memory())
+    clock, start = time.perf_counter(), time.process_time()
+    call(*paths)
+    return Cost(time.process_time() - start, time.perf_counter() - clock, peak_memory())
 
 
-def read_whole(a: Path, b: Path) -> Cost:
-    """Of reading every tensor of both in float32."""
-    torch.set_num_threads(1)
-    start = time.perf_counter()
-    for folder in (a, b):
+def read_whole(*folders: Path) -> None:
+    """Read every tensor of each in float32."""
+    for folder in folders:
         checkpoint = Checkpoint(folder)
         for name in checkpoint:
             checkpoint[name].float()
-    return Cost(time.perf_counter() - start, peak_memory())
+
+
+WAYS: dict[str, Callable[..., object]] = {
+    "reading both": read_whole,
+    "comparing them": compare,
+    "comparing them by all methods": partial(compare, methods="all"),
+}
+
+
+def measure_large(pair: str) -> dict[str, dict[str, float]]:
+    """Time and memory of every way, of a pair, and of reading and fingerprinting its second model."""
+    *kinds, most_memory = PAIRS[pair]
+    with tempfile.TemporaryDirectory() as temporary:
+        folders = [Path(temporary, f"{number}") for number in range(2)]
+        counts = [in_fresh_process(make_model, folders[seed], kind, seed) for seed, kind in enumerate(kinds)]
+        costs = {name: in_fresh_process(cost_of, way, *folders) for name, way in WAYS.items()}
+        one = {"reading the second": read_whole, "its fingerprint": fingerprint}
+        costs |= {name: in_fresh_process(cost_of, way, folders[1]) for name, way in one.items()}
+    print(f"\nmodels of {counts[0]:,} and {counts[1]:,} parameters, random weights in bfloat16")
+    for name, cost in costs.items():
+        print(f"  {name}: {cost.seconds:.1f} s ({cost.by_the_clock:.1f} by the clock), {cost.megabytes:.0f} MB")
+    most = TIMES_A_READ * costs["reading both"].seconds + FIXED_SECONDS
+    for way in list(WAYS)[1:]:
+        _judge(way, costs[way].seconds, most, "s")
+        _judge(way, costs[way].megabytes, most_memory, "MB")
+    most = TIMES_A_READ_OF_ONE * costs["reading the second"].seconds
+    _judge("its fingerprint", costs["its fingerprint"].seconds, most, "s")
+    return {name: cost._asdict() for name, cost in costs.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark with the given command line; None: that of the process."""
-    parser = argparse.ArgumentParser(description="Time a full comparison, and see how much memory it takes.")
+    parser = argparse.ArgumentParser(
+        description="Time comparisons and fingerprints, and see how much memory they take."
+    )
     parser.add_argument("--rounds", type=int, default=3, help="comparisons of the zoo's pair (default 3)")
+    parser.add_argument(
+        "--large", nargs="*", choices=PAIRS, default=list(PAIRS), help="which large pairs (default all)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every single number there, too")
     arguments = parser.parse_args(argv)
     small = data_path("zoo") / "alder", data_path("zoo") / "alder-drop-0.5-trained"
-    of_zoo = [in_fresh_process(run_compare, *small) for _ in range(arguments.rounds)]
-    with tempfile.TemporaryDirectory() as temporary:
-        large = Path(temporary, "a"), Path(temporary, "b")
-        for seed, folder in enumerate(large):
-            in_fresh_process(make_large, folder, seed)
-        of_large, of_reading = (in_fresh_process(way, *large) for way in (run_compare, read_whole))
-    results = [
-        {"pair": "alder and alder-drop-0.5-trained", "runs": [cost._asdict() for cost in of_zoo]},
-        {"pair": f"two of {LARGE.num_parameters():,} parameters"}
-        | {"compared": of_large._asdict(), "read in float32": of_reading._asdict()},
-    ]
-    _judge("a pair of the zoo", median(cost.seconds for cost in of_zoo), MOST_SECONDS, "seconds")
-    print(f"reading two models of {LARGE.num_parameters():,} parameters takes {of_reading.seconds:.1f} s,", end=" ")
-    print(f"comparing them {of_large.seconds:.1f} s: {of_large.seconds / of_reading.seconds:.0f} times as long")
-    _judge("two large models", of_large.megabytes, MOST_MEMORY, "MB")
+    by_all = WAYS["comparing them by all methods"]
+    of_zoo = [in_fresh_process(cost_of, by_all, *small) for _ in range(arguments.rounds)]
+    _judge("a pair of the zoo by all methods", median(cost.seconds for cost in of_zoo), MOST_SECONDS, "s")
+    results = [{"pair": "alder and alder-drop-0.5-trained", "runs": [cost._asdict() for cost in of_zoo]}]
+    results += [{"pair": " and ".join(PAIRS[pair][:2])} | measure_large(pair) for pair in arguments.large]
     finish("comparison", results, arguments.json)
 
 
 def _judge(what: str, found: float, most: float, unit: str) -> None:
-    print(f"  {'reached    ' if found < most else 'NOT REACHED'}  {what}: {found:.1f} {unit}; wanted below {most:.0f}")
+    reached = "reached    " if found < most else "NOT REACHED"
+    print(f"  {reached}  {what}: {found:.1f} {unit}; wanted below {most:.1f}", flush=True)
 
 
 if __name__ == "__main__":

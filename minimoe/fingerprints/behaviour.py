@@ -19,23 +19,23 @@ Source
 Shapes: B texts, H hidden size, L layers, L' sparse layers, N shared tokens, P prompts, S tokens in each, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor
 
 from minimoe.fingerprints.aligned_cka import cka_of_all
-from minimoe.fingerprints.anchors import FEWEST, candidate_pairs, mean_of_pairs
+from minimoe.fingerprints.anchors import FEWEST, candidate_pairs, is_wide, mean_of_pairs
 from minimoe.fingerprints.result import Refusal, Result, explain_refusals
 from minimoe.fingerprints.weights import Weights, read_once
 from minimoe.model import MoEForCausalLM
+from minimoe.model.attention import rope_frequencies
 
-USUAL, LENGTH = 256, 8  # prompts, and tokens in each: longer ones tell no more
+USUAL, USUAL_OF_WIDE, LENGTH = 256, 64, 8  # prompts, and tokens in each: longer ones tell no more
 FEWEST_PROMPTS = 4  # for an unbiased CKA
 _BATCH = 64  # prompts run at once
 
@@ -50,7 +50,7 @@ class Behaviour(NamedTuple):
 
 @explain_refusals
 def token_agreement(
-    a: Weights, b: Weights, controls: Sequence[Weights] = (), *, prompts: int = USUAL, seed: int = 0
+    a: Weights, b: Weights, controls: Sequence[Weights] = (), *, prompts: int | None = None, seed: int = 0
 ) -> Result:
     """Compare the next tokens that two models choose, among those that all models share.
 
@@ -64,7 +64,7 @@ def token_agreement(
         a: the suspect.
         b: its supposed parent.
         controls: models known to be strangers to both.
-        prompts: P of them are drawn, with `seed`.
+        prompts: P of them are drawn, with `seed`; None: 256, or 64 of wide models, where shares are known to .06.
 
     Returns:
         score: the share of prompts after which `a` and `b` choose the same token.
@@ -75,6 +75,7 @@ def token_agreement(
         refused: too few tokens shared by all; an encoder; a model that chooses one token always, or is not finite.
     """
     choices = torch.stack([found.choices for found in _observe((a, b, *controls), prompts, seed)])
+    prompts = choices.shape[1]
     for model, of_model in zip((a, b, *controls), choices, strict=True):
         if (of_model == of_model[0]).all():
             raise Refusal(f"{model.name} chooses the same token after every prompt")
@@ -89,7 +90,7 @@ def token_agreement(
 
 
 @explain_refusals
-def hidden_cka(a: Weights, b: Weights, *, prompts: int = USUAL, seed: int = 0) -> Result:
+def hidden_cka(a: Weights, b: Weights, *, prompts: int | None = None, seed: int = 0) -> Result:
     """Compare hidden states at the last position, with the P prompts as samples, in models of any shape.
 
     Returns:
@@ -100,11 +101,11 @@ def hidden_cka(a: Weights, b: Weights, *, prompts: int = USUAL, seed: int = 0) -
     scores = cka_of_all(ours, theirs)
     if not scores.isfinite().all():
         raise Refusal("the hidden states of a layer are all 0, or not finite")
-    return Result(score=mean_of_pairs(scores), details={"layers": min(scores.shape), "prompts": prompts})
+    return Result(score=mean_of_pairs(scores), details={"layers": min(scores.shape), "prompts": len(ours[0])})
 
 
 @explain_refusals
-def routing_agreement(a: Weights, b: Weights, *, prompts: int = USUAL, seed: int = 0) -> Result:
+def routing_agreement(a: Weights, b: Weights, *, prompts: int | None = None, seed: int = 0) -> Result:
     """Compare which expert the routers of two mixtures score highest for each token of the P prompts.
 
     The numbers of experts and of sparse layers may differ.
@@ -125,8 +126,10 @@ def routing_agreement(a: Weights, b: Weights, *, prompts: int = USUAL, seed: int
     return Result(score=mean_of_pairs(scores), details=details)
 
 
-def _observe(models: Sequence[Weights], prompts: int, seed: int) -> list[Behaviour]:
+def _observe(models: Sequence[Weights], prompts: int | None, seed: int) -> list[Behaviour]:
     """What each model does with the same prompts, token by token the same strings."""
+    if prompts is None:
+        prompts = USUAL_OF_WIDE if is_wide(*models) else USUAL
     if prompts < FEWEST_PROMPTS:
         raise ValueError(f"prompts={prompts}: wanted at least {FEWEST_PROMPTS}")
     tokens = sorted(set.intersection(*(set(weights.tokens) for weights in models)))
@@ -143,20 +146,29 @@ def _observe_one(weights: Weights, tokens: list[str], prompts: int, seed: int) -
 
 @torch.no_grad()
 def behaviour(weights: Weights, tokens: Sequence[str], prompts: Tensor) -> Behaviour:
-    """Run a model on prompts, [P, S] int64 from 0 to N - 1: which of `tokens`, N strings that it knows."""
-    model, ids = weights.model(), torch.tensor([weights.tokens[token] for token in tokens])
-    choices, routes, states = [], [], []
-    for block in model.model.layers:
-        block.register_forward_hook(lambda block, inputs, outputs: states.append(outputs[0][:, -1].clone()))
-    for batch in prompts.split(_BATCH):
-        hidden, chosen, _ = model.model(ids[batch], None)
-        last = hidden[:, -1]
-        if not last.isfinite().all():
-            raise Refusal("what a model computes is not finite")
-        choices.append((last @ model.lm_head.weight[ids].mT).argmax(-1))
-        routes.append(torch.cat([ids.new_empty(0, batch.numel()), *(one.scores.argmax(-1)[None] for one in chosen)]))
-    of_layers = [torch.cat(states[layer :: weights.num_layers]) for layer in range(weights.num_layers)]
-    return Behaviour(torch.cat(choices), torch.stack(of_layers), torch.cat(routes, 1))
+    """Run a model on prompts, [P, S] int64 from 0 to N - 1: which of `tokens`, N strings that it knows.
+
+    All prompts pass a layer before the next one is read, so that it takes memory for one.
+    """
+    config, ids = weights.require_config(), torch.tensor([weights.tokens[token] for token in tokens])
+    angles = torch.arange(prompts.shape[1])[:, None] * rope_frequencies(config)
+    embedding, head = (weights.rows(role, ids.tolist()) for role in ("embedding", "head"))
+    batches = prompts.split(_BATCH)
+    hidden, states, routes, block = [embedding[batch] for batch in batches], [], [], None
+    for layer in range(weights.num_layers):
+        block = weights.block(layer, over=block)
+        hidden, chosen, _ = zip(
+            *(block(x, ids[batch], angles.cos(), angles.sin()) for x, batch in zip(hidden, batches, strict=True)),
+            strict=True,
+        )
+        states.append(torch.cat([x[:, -1] for x in hidden]))
+        if block.is_sparse:
+            routes.append(torch.cat([one.scores.argmax(-1) for one in chosen]))
+    last = F.rms_norm(states[-1], states[-1].shape[-1:], weights.get("norm_final"), config.rms_norm_eps)
+    if not last.isfinite().all():
+        raise Refusal("what a model computes is not finite")
+    none = ids.new_empty(0, prompts.numel())
+    return Behaviour((last @ head.mT).argmax(-1), torch.stack(states), torch.stack(routes) if routes else none)
 
 
 @torch.no_grad()

@@ -23,8 +23,6 @@ own; below 64 the virtual response is refused. With one of the two models at han
 in it. Shapes: H hidden size, L layers, N tokens.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import zipfile

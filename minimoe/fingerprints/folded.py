@@ -6,10 +6,10 @@ as a list of neurons. Biases are left out.
 Shapes: H hidden size, I width of an MLP or of an expert, E experts.
 """
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from minimoe.fingerprints.result import Refusal
@@ -24,47 +24,56 @@ class Neurons(NamedTuple):
     down: Tensor
 
 
-def query_key(weights: Weights, layer: int) -> Tensor:
-    """The sum over heads of W_q^T W_k, [H, H]: x query_key y^T is what x asks of y at the same position.
+def query_key(weights: Weights, layer: int) -> tuple[Tensor, Tensor]:
+    """Q and K [n, H]; Q^T K, the sum over heads of W_q^T W_k, is what a token asks of one at the same position.
 
     The queries of a group share their key, so that they can be added first. The weights of a `qk_norm` are folded in;
     what it divides by depends on the token and is not.
     """
     sides = []
     for role in "qk":
-        matrix = _fold(weights, role, "norm1", layer)
+        matrix = weights.get(role, layer) * _norm(weights, "norm1", layer)
         if weights.has(f"{role}_norm", layer):
             norm = weights.get(f"{role}_norm", layer)
             matrix = matrix * norm.repeat(len(matrix) // len(norm))[:, None]  # of one head, or of all
         sides.append(matrix)
-    return _sum_over_groups(sides[0], weights, layer).mT @ sides[1]
+    return _sum_over_groups(sides[0], weights, layer), sides[1]
 
 
-def value_output(weights: Weights, layer: int) -> Tensor:
-    """The sum over heads of W_o W_v, [H, H]: from what is attended to, on the right, to what is written."""
-    o = _written(weights, "o", "norm1_after", layer)
-    return _sum_over_groups(o, weights, layer).mT @ _fold(weights, "v", "norm1", layer)
+def value_output(weights: Weights, layer: int) -> tuple[Tensor, Tensor]:
+    """O and V [n, H]; O^T V, the sum over heads of W_o W_v, leads from what is attended to to what is written."""
+    written = weights.get("o", layer).mT * _norm(weights, "norm1_after", layer)
+    return _sum_over_groups(written, weights, layer), weights.get("v", layer) * _norm(weights, "norm1", layer)
 
 
-def mlps(weights: Weights, layer: int) -> dict[str, Neurons]:
-    """The MLP of a layer, which has to have a gate; or its experts "0", "1", ... and "shared", if it has any."""
+def mlps(weights: Weights, layer: int, most: int | None = None) -> Iterator[tuple[str, Neurons]]:
+    """The MLP of a layer, which has to have a gate; or its experts "0", "1", ... and "shared", if it has any.
+
+    One at a time, with memory for one. most: of more neurons, as many are taken in even steps.
+    """
     _require_gate(weights, layer)
-    gate, up = (_fold(weights, role, "norm2", layer) for role in ("gate", "up"))
-    down = _written(weights, "down", "norm2_after", layer)
-    if gate.dim() == 2:
-        return {"mlp": Neurons(gate, up, down)}
-    found = {str(expert): Neurons(gate[expert], up[expert], down[expert]) for expert in range(len(gate))}
-    if weights.has("shared_gate", layer):
-        shared = (_fold(weights, role, "norm2", layer) for role in ("shared_gate", "shared_up"))
-        found["shared"] = Neurons(*shared, _written(weights, "shared_down", "norm2_after", layer))
-    return found
+    before, after = (_norm(weights, norm, layer) for norm in ("norm2", "norm2_after"))
+    is_mixture = len(weights.shape("gate", layer)) == 3
+    for kind in ("", "shared_") if is_mixture and weights.has("shared_gate", layer) else ("",):
+        faces = (weights.matrices(f"{kind}{role}", layer) for role in ("gate", "up", "down"))
+        for number, (gate, up, down) in enumerate(zip(*faces, strict=True)):
+            kept = even_steps(len(gate), most)
+            name = ("shared" if kind else str(number)) if is_mixture else "mlp"
+            yield name, Neurons(gate[kept] * before, up[kept] * before, down.mT[kept] * after)
 
 
-def mean_up(weights: Weights, layer: int) -> Tensor:
-    """The up rows of a gated layer, [I, H]; the mean over the experts, if there are any."""
+def mean_up(weights: Weights, layer: int, most: int | None = None) -> Tensor:
+    """The up rows of a gated layer, the first `most` of them: [I, H]; the mean over the experts, if there are any."""
     _require_gate(weights, layer)
-    up = _fold(weights, "up", "norm2", layer)
-    return up if up.dim() == 2 else up.mean(0)
+    total, count = 0, 0
+    for rows in weights.matrices("up", layer):
+        total, count = rows[:most] + total, count + 1
+    return total / count * _norm(weights, "norm2", layer)
+
+
+def even_steps(count: int, most: int | None) -> slice | Tensor:
+    """Which of `count` neurons are taken where at most so many are wanted."""
+    return slice(None) if most is None or count <= most else torch.linspace(0, count - 1, most).long()
 
 
 def _require_gate(weights: Weights, layer: int) -> None:
@@ -72,16 +81,9 @@ def _require_gate(weights: Weights, layer: int) -> None:
         raise Refusal(f"layer {layer} has no gated MLP")
 
 
-def _fold(weights: Weights, role: str, norm: str, layer: int) -> Tensor:
-    """A matrix that reads the residual stream, with the norm before it, if there is one."""
-    matrix = weights.get(role, layer)
-    return matrix * weights.get(norm, layer) if weights.has(norm, layer) else matrix
-
-
-def _written(weights: Weights, role: str, norm: str, layer: int) -> Tensor:
-    """The columns of a matrix that writes, as rows, with the norm after it, if there is one."""
-    columns = weights.get(role, layer).mT
-    return columns * weights.get(norm, layer) if weights.has(norm, layer) else columns
+def _norm(weights: Weights, role: str, layer: int) -> Tensor | float:
+    """The weight of a norm; 1 where there is none."""
+    return weights.get(role, layer) if weights.has(role, layer) else 1.0
 
 
 def _sum_over_groups(rows: Tensor, weights: Weights, layer: int) -> Tensor:

@@ -27,8 +27,6 @@ strangers that learnt similar features have large effects too.
 Shapes: H hidden size, I neurons of an MLP or expert, L layers.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 
@@ -40,12 +38,13 @@ from torch import Tensor
 
 from minimoe.fingerprints.anchors import candidate_pairs, mean_of_pairs, pair_layers, shared_tokens
 from minimoe.fingerprints.folded import Neurons, mean_up, mlps
-from minimoe.fingerprints.matching import assign, nearest_agreement, read_token_features, similarities
+from minimoe.fingerprints.matching import assign, nearest_agreement, read_both_features, similarities
 from minimoe.fingerprints.result import SMALLEST_P, Features, Refusal, Result, explain_refusals
 from minimoe.fingerprints.weights import Weights
 
 FEWEST_NEURONS = 10  # for Student's approximation
-MOST_NEURONS = 1024  # of a layer, the first ones: their order is as arbitrary as that of all
+MOST_NEURONS = 512  # of a layer, the first ones: their order is as arbitrary as that of all
+MOST_EXPERTS = 16  # of a layer, whose mean is as good as that of all
 KEPT, PROJECTIONS = 128, 32  # neurons of a layer in a fingerprint, and numbers of each
 
 
@@ -65,12 +64,11 @@ def csu(a: Weights, b: Weights) -> Result:
 
 
 def read_ups(weights: Weights) -> Features:
-    """The first up rows of each layer under its number, [at most 1024, H]; "shapes", [I, H] of each, [L, 2]."""
+    """The first up rows of each layer under its number, [at most 512, H]; "shapes", [I, H] of each, [L, 2]."""
     shapes, ups = [], {}
     for layer in range(weights.num_layers):
-        rows = mean_up(weights, layer)
-        shapes.append(rows.shape)
-        ups[str(layer)] = rows[:MOST_NEURONS].numpy().copy()  # without the rows that are not wanted
+        ups[str(layer)] = mean_up(weights, layer, MOST_NEURONS).numpy()
+        shapes.append(weights.shape("up", layer)[-2:])
     return {"shapes": np.array(shapes), **ups}
 
 
@@ -117,7 +115,7 @@ def permutation_test(a: Weights, b: Weights, *, trials: int = 999, seed: int = 0
         trials: T random orders are drawn, with `seed`.
 
     Returns:
-        score: cosine of the two models' neurons, gates, ups and downs together, of the first 1024 of a layer; mean over
+        score: cosine of the two models' neurons, gates, ups and downs together, of the first 512 of a layer; mean over
             layers.
         p_value: (1 + how many random orders reach the score) / (T + 1).
         refused: the shapes differ; the neurons of a layer are 0 or not finite.
@@ -127,6 +125,7 @@ def permutation_test(a: Weights, b: Weights, *, trials: int = 999, seed: int = 0
     if a.num_layers != b.num_layers:
         raise Refusal(f"{a.num_layers} and {b.num_layers} layers: wanted the same number")
     for layer in range(a.num_layers):
+        _require_shape(*(weights.shape("up", layer)[-2:] for weights in (a, b)))
         table = _neuron_products(_neurons(a, layer), _neurons(b, layer))
         score += float(table.diagonal().sum()) / a.num_layers
         orders = torch.rand(trials, len(table), generator=generator).argsort(dim=1)  # of its columns
@@ -140,7 +139,8 @@ def permutation_test(a: Weights, b: Weights, *, trials: int = 999, seed: int = 0
 def match(a: Weights, b: Weights) -> Result:
     """Compare an assignment of neurons by gates with one by ups, in models of any shape (Zhu et al. 2025, algorithm 5).
 
-    Of a mixture, each expert of `b` is compared with the nearest one of the same layer of `a`.
+    Of a mixture, each expert of `b` is compared with the nearest one of the same layer of `a`; of more than 16, every
+    second, third, ...
 
     Returns:
         score: Spearman correlation of the two assignments, mean over experts and paired layers.
@@ -148,12 +148,13 @@ def match(a: Weights, b: Weights) -> Result:
     """
     tokens = shared_tokens(a, b)
     left, right = ([[] for _ in range(weights.num_layers)] for weights in (a, b))  # [2, I, N] of each MLP or expert
-    for weights, of_layers in ((a, left), (b, right)):
-        for (layer, _), features in read_token_features(weights, tokens).items():
+    for found, of_layers in zip(read_both_features(a, b, tokens), (left, right), strict=True):
+        for (layer, _), features in found.items():
             of_layers[layer].append(features[:2])
     scores = torch.zeros(len(left), len(right), dtype=torch.float64)
     for i, j in candidate_pairs(len(left), len(right)):
-        scores[i, j] = sum(_gate_against_up(expert, left[i]) for expert in right[j]) / len(right[j])
+        experts = right[j][:: -(-len(right[j]) // MOST_EXPERTS)]
+        scores[i, j] = sum(_gate_against_up(expert, left[i]) for expert in experts) / len(experts)
     return Result(score=mean_of_pairs(scores), details={"layers": min(scores.shape)})
 
 
@@ -174,8 +175,7 @@ def fisher(p_values: Sequence[float]) -> float:
 
 def _neuron_products(x: Neurons, y: Neurons) -> Tensor:
     """What pairs of neurons add to the cosine of all of them, [I, I]: its trace is that cosine."""
-    _require_shape(x.up.shape, y.up.shape)
-    faces = [(left[:MOST_NEURONS], right[:MOST_NEURONS]) for left, right in zip(x, y, strict=True)]
+    faces = list(zip(x, y, strict=True))
     table = sum((left @ right.mT) / (left.norm() * right.norm()) for left, right in faces) / len(faces)
     if not table.isfinite().all():
         raise Refusal("the neurons of a layer are 0 or not finite")
@@ -183,13 +183,16 @@ def _neuron_products(x: Neurons, y: Neurons) -> Tensor:
 
 
 def _neurons(weights: Weights, layer: int) -> Neurons:
-    """Gate, up and down of a layer, [I, H] each; the mean over the experts, if there are any.
+    """Gate, up and down of the first neurons of a layer, [I, H] each; the mean over the experts, if there are any.
 
     One order of neurons for all experts of a layer is what chance may choose: upcycled experts are not independent.
     """
-    found = mlps(weights, layer)
-    found.pop("shared", None)
-    return Neurons(*(torch.stack(faces).mean(0) for faces in zip(*found.values(), strict=True)))
+    total, count = (0, 0, 0), 0
+    for name, neurons in mlps(weights, layer):
+        if name != "shared":
+            total = [so_far + face[:MOST_NEURONS] for so_far, face in zip(total, neurons, strict=True)]
+            count += 1
+    return Neurons(*(face / count for face in total))
 
 
 def _require_shape(x: Sequence[int], y: Sequence[int]) -> None:

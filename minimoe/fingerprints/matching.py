@@ -7,36 +7,59 @@ down is free, and with it their sign; the sign of a gate is not.
 Shapes: F 3, for gate, up and down; H hidden size, I neurons of an MLP or expert, N tokens.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from minimoe.fingerprints.anchors import Anchors, read_anchors
-from minimoe.fingerprints.folded import Neurons, mlps
+from minimoe.fingerprints.anchors import WIDE, Anchors, read_anchors
+from minimoe.fingerprints.folded import Neurons, even_steps, mlps
 from minimoe.fingerprints.result import Refusal
 from minimoe.fingerprints.weights import Weights, read_once
 
-MOST = 512  # neurons that are looked for: a share of them is known well enough
+Found = dict[tuple[int, str], Tensor]  # features of an MLP or expert [F, I, N], by layer and name
+
+MOST = 320  # neurons that are looked for: a share of them is known to .03
+MOST_OF_A_LAYER, FEWEST = 3072, 48  # in all of its experts, but at least so many of each
+
+
+def read_both_features(a: Weights, b: Weights, tokens: list[str]) -> tuple[Found, Found]:
+    """The features of two models. Of the narrower MLPs only as many neurons are read as are looked for.
+
+    Of equally wide ones those of the model with more experts, or else of `b`, are looked for.
+    """
+    sought, _ = sorted((b, a), key=lambda weights: (_width(weights), -weights.num_experts))
+    experts = max(1, sought.num_experts)
+    most = min(MOST, max(FEWEST, MOST_OF_A_LAYER // experts))
+    left, right = (read_token_features(weights, tokens, most if weights is sought else None) for weights in (a, b))
+    return left, right
 
 
 @read_once
-def read_token_features(weights: Weights, tokens: list[str]) -> dict[tuple[int, str], Tensor]:
-    """The `token_features` of every MLP or expert, by layer and name."""
+def read_token_features(weights: Weights, tokens: list[str], most: int | None = None) -> Found:
+    """The `token_features` of every MLP or expert; of more than `most` neurons, as many are taken in even steps."""
     anchors = read_anchors(weights, tokens)
     return {
         (layer, name): token_features(neurons, anchors)
         for layer in range(weights.num_layers)
-        for name, neurons in mlps(weights, layer).items()
+        for name, neurons in mlps(weights, layer, most)
     }
 
 
+def _width(weights: Weights) -> int:
+    """Of the first MLP, or of one of its experts; 0 where there is none with a gate."""
+    layers = (layer for layer in range(weights.num_layers) if weights.has("gate", layer))
+    return next((weights.shape("gate", layer)[-2] for layer in layers), 0)
+
+
 def token_features(neurons: Neurons, anchors: Anchors) -> Tensor:
-    """Gate, up and down of each neuron over tokens, centred and of norm 1: [F, I, N] float32, from sums in float64."""
+    """Gate, up and down of each neuron over tokens, centred and of norm 1: [F, I, N] float32, from sums in float64.
+
+    In wide models from sums in float32, which takes half the time: among so many neurons, no score hangs on one.
+    """
     faces = (neurons.gate, anchors.inputs), (neurons.up, anchors.inputs), (neurons.down, anchors.outputs)
-    over_tokens = (of_neurons.double() @ of_tokens.double().mT for of_neurons, of_tokens in faces)
+    dtype = torch.float32 if neurons.gate.shape[1] > WIDE else torch.float64
+    over_tokens = (of_neurons.to(dtype) @ of_tokens.to(dtype).mT for of_neurons, of_tokens in faces)
     features = torch.stack([F.normalize(x - x.mean(-1, keepdim=True), dim=-1).float() for x in over_tokens])
     if not features.isfinite().all() or not features.any(-1).any(-1).all():
         raise Refusal("the neurons of an MLP are 0 or not finite")
@@ -58,8 +81,7 @@ def similarities(x: Tensor, y: Tensor) -> Tensor:
 
 def thin_out(features: Tensor, most: int = MOST) -> Tensor:
     """At most so many neurons of [F, I, N], in even steps."""
-    neurons = features.shape[1]
-    return features if neurons <= most else features[:, torch.linspace(0, neurons - 1, most).long()]
+    return features[:, even_steps(features.shape[1], most)]
 
 
 def nearest_agreement(table: Tensor) -> float:

@@ -13,12 +13,11 @@ Source
 Shapes: H hidden size, L layers.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minimoe.fingerprints.anchors import mean_of_pairs
@@ -47,10 +46,7 @@ def read_spectra(weights: Weights) -> Features:
     for name, read in PRODUCTS.items():
         values = []
         for layer in weights.layers_with("q"):
-            product = read(weights, layer)
-            if not product.isfinite().all() or not product.any():
-                raise Refusal("a product of attention weights is 0 or not finite")
-            values.append(torch.linalg.svdvals(product).numpy())
+            values.append(singular_values(*read(weights, layer)).numpy())
         spectra[name] = np.stack(values)
     return spectra
 
@@ -81,6 +77,24 @@ def _complete(values: np.ndarray, hidden: int) -> Tensor:
         return torch.from_numpy(values)
     places = _places(hidden)
     return torch.tensor(np.stack([np.interp(np.arange(hidden), places, row) for row in values]))
+
+
+def singular_values(x: Tensor, y: Tensor) -> Tensor:
+    """All H of x^T y [H, H] in descending order, from x and y [n, H].
+
+    Where n < H, as where queries share keys, they are those of a product [n, n] of triangles, by the QR of x^T and y^T.
+    """
+    rows, hidden = x.shape
+    if rows >= hidden:
+        return torch.linalg.svdvals(_finite(x.mT @ y))
+    triangles = (torch.linalg.qr(side.mT, mode="r").R for side in (x, y))
+    return F.pad(torch.linalg.svdvals(_finite(next(triangles) @ next(triangles).mT)), (0, hidden - rows))
+
+
+def _finite(product: Tensor) -> Tensor:
+    if not product.isfinite().all() or not product.any():
+        raise Refusal("a product of attention weights is 0 or not finite")
+    return product
 
 
 def effective_rank(values: Tensor) -> float:

@@ -16,8 +16,6 @@ Source
 Shapes: D head size, H hidden size, L layers, N tokens.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 
@@ -26,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minimoe.fingerprints.anchors import USUAL, mean_of_pairs, read_anchors, shared_tokens
+from minimoe.fingerprints.anchors import mean_of_pairs, read_anchors, shared_tokens
 from minimoe.fingerprints.result import Features, Refusal, Result, explain_refusals
 from minimoe.fingerprints.weights import Weights, read_once
 
@@ -37,11 +35,11 @@ SMALLEST = 1e-4  # singular values below this share of the largest are rounding
 
 
 @explain_refusals
-def virtual_response(a: Weights, b: Weights, *, count: int = USUAL, whiten: bool = False) -> Result:
+def virtual_response(a: Weights, b: Weights, *, count: int | None = None, whiten: bool = False) -> Result:
     """Compare the answers of two models, of any shape.
 
     Args:
-        count: how many shared tokens to use.
+        count: how many shared tokens to use; None: as many as `shared_tokens` gives.
         whiten: compare the directions of the tables, whatever their weights.
 
     Returns:
@@ -57,7 +55,8 @@ def virtual_response(a: Weights, b: Weights, *, count: int = USUAL, whiten: bool
 @torch.no_grad()
 def read_responses(weights: Weights, tokens: Sequence[str]) -> Features:
     """The tables "A", "OV" and "M" of every layer, [L, N, N] float32 each, and "tokens", in the bytes of JSON."""
-    config, anchors = weights.require_config(), read_anchors(weights, list(tokens))
+    weights.require_config()
+    anchors, block = read_anchors(weights, list(tokens)), None
     tables: dict[str, list[Tensor]] = {name: [] for name in TABLES}
     for layer in range(weights.num_layers):
         x = anchors.inputs * weights.get("norm1", layer)
@@ -67,8 +66,8 @@ def read_responses(weights: Weights, tokens: Sequence[str]) -> Features:
         v = _heads(weights, "v", layer, x).repeat_interleave(weights.num_heads // weights.num_kv_heads, dim=1)
         tables["OV"].append(v.flatten(1) @ weights.get("o", layer).mT @ anchors.outputs.mT)
         x = (anchors.inputs * weights.get("norm2", layer))[None]
-        mlp, sparse = weights.mlp(layer), config.is_sparse(layer)
-        written = mlp(x, anchors.ids[None])[0] if sparse else mlp(x)
+        block = weights.block(layer, "mlp.", over=block)
+        written = block.mlp(x, anchors.ids[None])[0] if block.is_sparse else block.mlp(x)
         tables["M"].append(written[0] @ anchors.outputs.mT)
     names = np.frombuffer(json.dumps(list(tokens)).encode(), np.uint8)
     return {"tokens": names, **{name: torch.stack(found).numpy() for name, found in tables.items()}}

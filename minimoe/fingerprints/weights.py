@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from minimoe.fingerprints.places import Place, Places, Product
 from minimoe.fingerprints.result import Refusal
@@ -178,25 +178,39 @@ class Weights:
             raise KeyError(self._missing(role, 0))
         return layers
 
-    def get(self, role: str, layer: int | None = None) -> Tensor:
+    def get(self, role: str, layer: int | None = None, *, over: Tensor | None = None) -> Tensor:
         """One role of one layer, in float32.
 
         Args:
             role: one of `ROLES`; the shapes stand at the top of this file.
             layer: from 0; None for embedding, head and norm_final.
+            over: what is no longer needed, to be overwritten if it has the same shape: to ask for memory takes longer.
 
         Raises:
             KeyError: there is no such role or layer; the message says which there are.
             CheckpointError: a file is damaged, or stores integers.
             Refusal: a number is NaN or infinite; the tensor is named.
         """
-        place, tensor = self._find(role, layer), torch.empty(self.shape(role, layer))
+        place, shape = self._find(role, layer), self.shape(role, layer)
+        tensor = over if over is not None and over.shape == shape and not over.is_meta else torch.empty(shape)
         flat, start = tensor.view(-1), 0
         for name, part in place.read(self._tensors):
             flat[start : start + part.numel()].copy_(part.flatten())
             self._require_finite(name, flat[start : start + part.numel()])
             start += part.numel()
         return tensor
+
+    def matrices(self, role: str, layer: int) -> Iterator[Tensor]:
+        """The matrix of a role, or those of its experts one after the other, in float32, with memory for one of them.
+
+        They may lie in one buffer: each overwrites the one before.
+        """
+        sides = self.shape(role, layer)[-2:]
+        for name, part in self._find(role, layer).read(self._tensors):
+            for matrix in part.reshape(-1, *sides):
+                wide = matrix.float()
+                self._require_finite(name, wide)
+                yield wide
 
     def rows(self, role: str, ids: list[int]) -> Tensor:
         """Some rows of embedding or head, [len(ids), H] in float32."""
@@ -289,10 +303,15 @@ class Weights:
             raise Refusal(f"{self.name} can be read and not run: {self.reason}")
         return self.config
 
-    def mlp(self, layer: int) -> nn.Module:
-        """The MLP or mixture of one layer in float32, in evaluation mode, to be run and not to be changed.
+    def block(self, layer: int, part: str = "", *, over: Block | None = None) -> Block:
+        """One layer in float32, in evaluation mode, to be run and not to be changed.
 
         It takes memory for one layer, where `model` takes it for all.
+
+        Args:
+            layer: from 0.
+            part: what the names begin with of the tensors that are read, as "mlp."; the others stay without numbers.
+            over: a block that is no longer needed: its memory is used again.
 
         Raises:
             CheckpointError: a tensor is missing or of the wrong shape; its role is named.
@@ -300,15 +319,18 @@ class Weights:
         """
         config = self.require_config()
         with torch.device("meta"):
-            mlp = Block(config, layer).mlp
-        roles = {name: slot_of(f"mlp.{name}")[0].removeprefix("expert_") for name in mlp.state_dict()}
+            block = Block(config, layer)
+        wanted = {name: like.shape for name, like in block.state_dict().items() if name.startswith(part)}
+        roles = {name: _role_in_a_block(name) for name in wanted}
         self._require(*((role, layer) for role in roles.values()))
-        for name, like in mlp.state_dict().items():
-            if (found := self.shape(roles[name], layer)) != like.shape:
+        for name, shape in wanted.items():
+            if (found := self.shape(roles[name], layer)) != shape:
                 where = f"{self.name}: {roles[name]} of layer {layer}"
-                raise CheckpointError(f"{where} is {list(found)}, wanted {list(like.shape)}")
-        mlp.load_state_dict({name: self.get(role, layer) for name, role in roles.items()}, assign=True)
-        return mlp.eval()
+                raise CheckpointError(f"{where} is {list(found)}, wanted {list(shape)}")
+        memory = {} if over is None else over.state_dict()
+        tensors = {name: self.get(role, layer, over=memory.get(name)) for name, role in roles.items()}
+        block.load_state_dict(tensors, assign=True, strict=False)
+        return block.eval()
 
     def model(self) -> MoEForCausalLM:
         """The model in float32, in evaluation mode, to be run and not to be changed.
@@ -344,6 +366,11 @@ class Weights:
             return None
         names, sizes = zip(*((file.name, file.stat().st_size) for file in self._source.files), strict=True)
         return Files([*names], sum(sizes), self._source.bytes_read, self._source.bytes_moved, self._source.unread)
+
+    def begins_like(self, other: "Weights") -> bool:
+        """Whether the embeddings begin with the same numbers: where they do not, there is no need to compare hashes."""
+        first, second = (next(side.pieces("embedding"))[1].view(torch.int32) for side in (self, other))
+        return torch.equal(first, second)
 
     def sha256(self) -> str:
         """Of the weight file; of several: of their sha256 by name; in memory: of names, dtypes, shapes and bytes.
@@ -407,6 +434,12 @@ def _refusing() -> Iterator[None]:
         yield
     except NotFiniteError as error:
         raise Refusal(str(error)) from error
+
+
+def _role_in_a_block(name: str) -> str:
+    """Of a parameter of a layer of our models."""
+    norms = {"input_layernorm.weight": "norm1", "post_attention_layernorm.weight": "norm2"}
+    return norms.get(name) or slot_of(name)[0].removeprefix("expert_")
 
 
 def _moments(values: Tensor) -> tuple[float, float]:

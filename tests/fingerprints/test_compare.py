@@ -76,6 +76,11 @@ def test_a_model_against_itself_is_identical_by_its_hash():
     assert "sha256" in report.reason
 
 
+def test_files_that_begin_otherwise_are_not_hashed(monkeypatch):
+    monkeypatch.delattr(Weights, "sha256")
+    assert compare(member("alder"), member("stranger-13"), methods=["csu"]).verdict == CANNOT_TELL
+
+
 def test_the_order_of_the_models_does_not_matter():
     a, b = member("alder-fewer-layers"), member("alder-drop-0.5-trained")
     there, back = compare(a, b), compare(b, a)
@@ -255,16 +260,23 @@ def test_methods_that_decide_run_first_and_the_others_on_request():
 
 def test_each_model_is_read_and_run_once(monkeypatch):
     """Anchors, MLPs and responses are the same for all methods of a pair, and what a model says to the prompts."""
-    read, run = Counter(), Counter()
-    get, model = Weights.get, Weights.model
-    monkeypatch.setattr(Weights, "get", lambda self, *place: read.update([(id(self), *place)]) or get(self, *place))
-    monkeypatch.setattr(Weights, "model", lambda self: run.update([id(self)]) or model(self))
+    read = Counter()
+
+    def counted(name):
+        call = getattr(Weights, name)
+        monkeypatch.setattr(
+            Weights, name, lambda self, *place, **o: read.update([(name, id(self), *place)]) or call(self, *place, **o)
+        )
+
+    for name in ("get", "matrices", "block"):
+        counted(name)
     pair = [weights(random_model(seed, num_experts=4)) for seed in (1, 2)]
     compare(*pair, methods=["virtual_response", "virtual_response_whitened", "match", "expert_attribution"])
-    assert {read[id(side), "gate", 1] for side in pair} == {2}  # to run the mixture, and to look at its neurons
-    assert {read[id(side), "norm_final"] for side in pair} == {1}
+    for side in map(id, pair):  # once to run the mixture, and once to look at its neurons
+        assert read["get", side, "gate", 1] == read["matrices", side, "gate", 1] == read["get", side, "norm_final"] == 1
+    read.clear()
     compare(*pair, methods=["token_agreement", "hidden_cka", "routing_agreement"])
-    assert run == dict.fromkeys(map(id, pair), 1)
+    assert {read["block", id(side), layer] for side in pair for layer in range(3)} == {1}
 
 
 # --- how scores become a verdict

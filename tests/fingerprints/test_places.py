@@ -384,7 +384,7 @@ def test_a_model_that_does_not_run_says_why(readable):
     weights = open_weights(readable)
     assert weights.config is None
     assert "partial_rotary_factor=0.5" in weights.reason or "model_type='unheard_of': wanted one of" in weights.reason
-    for run in (weights.model, lambda: weights.mlp(0)):
+    for run in (weights.model, lambda: weights.block(0)):
         with pytest.raises(Refusal, match=r"can be read and not run: .*(partial_rotary_factor|unheard_of)"):
             run()
     weights.require_decoder()

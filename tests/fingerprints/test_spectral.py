@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minimoe.fingerprints.result import Refusal
-from minimoe.fingerprints.spectral import effective_rank, similarity, spectral
+from minimoe.fingerprints.spectral import effective_rank, similarity, singular_values, spectral
 from minimoe.lineage.derive import prune_layers
 from tests.fingerprints.toys import KINDS, gauged, random_model, weights
 
@@ -64,3 +64,10 @@ def test_refusals():
     model = random_model()
     model.model.layers[1].self_attn.q_proj.weight.data.zero_()
     assert "0 or not finite" in spectral(weights(model), weights(random_model())).refused
+
+
+@pytest.mark.parametrize("rows", [3, 12, 40])
+def test_singular_values_of_a_product_against_those_of_the_product(rows):
+    x, y = torch.randn(2, rows, 12, dtype=torch.float64)
+    x[0] = x[-1]  # of a smaller rank, too
+    torch.testing.assert_close(singular_values(x, y), torch.linalg.svdvals(x.mT @ y), rtol=0, atol=1e-10)

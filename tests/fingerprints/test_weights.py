@@ -501,18 +501,34 @@ def test_the_hash_of_a_model_in_memory_changes_with_a_single_bit(dtype):
     assert open_weights(model).sha256() != open_weights(same).sha256()
 
 
-def test_an_mlp_by_itself_is_that_of_the_model(tmp_path):
+def test_a_layer_by_itself_is_that_of_the_model(tmp_path):
+    """In memory of its own, or in that of the layer before."""
     for settings in (
         SHARED | {"shared_expert_gate": True, "e_score_correction_bias": True, "mlp_only_layers": [0]},
         PANGU,
-        {"router": "noisy_topk"},
+        {"router": "noisy_topk", "qk_norm": "full"},
     ):
         model, folder = random_model(**settings).half(), tmp_path / str(len(settings))
         save_model(model, folder, model_type="minimoe")
         for weights in (open_weights(folder), open_weights(model)):
+            over = None
             for layer, block in enumerate(weights.model().model.layers):
-                found, wanted = weights.mlp(layer).state_dict(), block.mlp.state_dict()
-                assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in found)
+                over = weights.block(layer, over=over)
+                part = weights.block(layer, "mlp.").mlp
+                for found, wanted in (
+                    (over.state_dict(), block.state_dict()),
+                    (part.state_dict(), block.mlp.state_dict()),
+                ):
+                    assert found.keys() == wanted.keys()
+                    assert all(torch.equal(found[name], wanted[name]) for name in found)
+
+
+def test_matrices_one_by_one_are_those_of_the_role(tmp_path):
+    save_model(random_model(**SHARED).half(), tmp_path, model_type="minimoe")
+    for weights in (open_weights(tmp_path), open_weights(random_model(**SHARED))):
+        for role in ("q", "gate", "down", "shared_up"):
+            found = torch.stack([matrix.clone() for matrix in weights.matrices(role, 1)])
+            assert torch.equal(found.view(weights.shape(role, 1)), weights.get(role, 1))
 
 
 def test_an_mlp_that_lacks_a_tensor_or_has_one_of_another_shape_is_refused(tmp_path):
@@ -520,11 +536,11 @@ def test_an_mlp_that_lacks_a_tensor_or_has_one_of_another_shape_is_refused(tmp_p
     tensors, name = load_file(tmp_path / "model.safetensors"), "model.layers.1.mlp.shared_expert_gate.weight"
     save_file(tensors | {name: torch.ones(1, 15)}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"shared_router of layer 1 is \[1, 15\], wanted \[1, 16\]"):
-        open_weights(tmp_path).mlp(1)
+        open_weights(tmp_path).block(1)
     del tensors[name]
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="has no 'shared_router' in layer 1"):
-        open_weights(tmp_path).mlp(1)
+        open_weights(tmp_path).block(1)
 
 
 def test_the_model_is_given_in_float32(tmp_path):

@@ -1,7 +1,5 @@
 """What a verdict is worth, what behaviour says, and which expert came from where: figures of notebook 10."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 
