@@ -112,7 +112,7 @@ class Fingerprint:
         write_atomically(path, buffer.getvalue())
 
     @staticmethod
-    def load(path: str | Path) -> Fingerprint:
+    def load(path: str | Path) -> "Fingerprint":
         """Read what `save` wrote.
 
         Raises:
