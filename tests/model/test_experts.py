@@ -267,6 +267,20 @@ def test_memory_that_nobody_wrote_reaches_nothing(run, empty, poisoned_memory):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_the_operation_that_compiled_models_call_has_the_gradients_of_a_loop():
+    """Of a sum as well, whose gradient is one number with strides of 0; `F.grouped_mm` refuses that."""
+    left, right, ends = torch.randn(6, 16), torch.randn(2, 16, 8), torch.tensor([2, 6], dtype=torch.int32)
+    gradients = []
+    for multiply in (
+        lambda x, matrices: torch.ops.minimoe.grouped_mm(x, matrices, ends),
+        lambda x, matrices: torch.cat([x[:2] @ matrices[0], x[2:] @ matrices[1]]),
+    ):
+        inputs = left.clone().requires_grad_(), right.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(multiply(*inputs).sum(), inputs))
+    for found, wanted in zip(*gradients, strict=True):
+        assert_near(found, wanted)
+
+
 def test_grouped_names_a_dtype_that_it_cannot_multiply():
     message = "experts_implementation='grouped' was given torch.float64: wanted one of torch.float32, torch.bfloat16"
     with pytest.raises(ValueError, match=message):
