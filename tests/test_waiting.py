@@ -127,7 +127,9 @@ def test_ctrl_c_in_the_middle_of_a_download_ends_at_once_and_what_arrived_is_kep
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_OFFLINE")}
     environment |= {"MINIMOE_CACHE": str(tmp_path / "cache"), "MINIMOE_PROGRESS": "1"}
     command = [sys.executable, "-m", "minimoe.cli", "compare", address, other, "--quick"]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
+    )
     try:
         assert stalled.wait(60)
         time.sleep(0.5)  # until it waits for the rest

@@ -36,7 +36,7 @@ def test_every_metric_is_timed():
     public = {
         name
         for name, function in functions
-        if function.__annotations__.get("return") == "Measured"
+        if function.__annotations__.get("return") is metrics.Measured
         and function.__module__ == metrics.__name__
         and not name.startswith("_")
     }
