@@ -22,15 +22,14 @@ def read_published(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-CLAIMED = 0.927  # the correlation that the claim of July 2025 rests on (arXiv 2507.03014)
-
-
 class RealModel(NamedTuple):
     """A published model, and where its shape was published."""
 
     config: MoEConfig
     source: str
 
+
+CLAIMED = 0.927  # the correlation that the claim of July 2025 rests on (arXiv 2507.03014)
 
 # DeepSeek-V3 (latent attention) and gpt-oss (biases in its experts) have parts that MoEConfig does not describe.
 REAL_MODELS = {

@@ -17,6 +17,23 @@ TABLES = {  # each table, and the command that makes it
     **dict.fromkeys(("specialization", "ablation"), "python -m workshop.measurements"),
     "std": "python -m workshop.profiles",
 }
+MIXTURE, EQUAL_ACTIVE, EQUAL_TOTAL = "mixture", "dense, equal active", "dense, equal total"
+# The runs to compare, by what they were given the same amount of. With equal active parameters, equal tokens are equal
+# compute, so one run serves both.
+RUNS = {
+    "tokens": {MIXTURE: "moe", EQUAL_ACTIVE: "dense-active", EQUAL_TOTAL: "dense-total"},
+    "compute": {MIXTURE: "moe", EQUAL_ACTIVE: "dense-active", EQUAL_TOTAL: "dense-total-compute"},
+    "time": {MIXTURE: "moe", EQUAL_ACTIVE: "dense-active-clock", EQUAL_TOTAL: "dense-total-clock"},
+}
+# Every twin and what it was given as much of as the mixture; each run once.
+TWINS = {
+    "dense-active": (EQUAL_ACTIVE, "same tokens and compute"),
+    "dense-active-clock": (EQUAL_ACTIVE, "same time"),
+    "dense-total": (EQUAL_TOTAL, "same tokens"),
+    "dense-total-compute": (EQUAL_TOTAL, "same compute"),
+    "dense-total-clock": (EQUAL_TOTAL, "same time"),
+}
+ALL = "all domains"
 _KINDS = {  # what a column holds if not floats
     **dict.fromkeys(("seed", "step", "layer", "expert"), int),
     **dict.fromkeys(("domain", "group", "metric"), str),
@@ -102,25 +119,6 @@ def step_time_ratios() -> dict[str, np.ndarray]:
         raise FileNotFoundError(f"{path} is missing: {remedy}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not the times on one thread ({error}); {remedy}") from error
-
-
-MIXTURE, EQUAL_ACTIVE, EQUAL_TOTAL = "mixture", "dense, equal active", "dense, equal total"
-# The runs to compare, by what they were given the same amount of. With equal active parameters, equal tokens are equal
-# compute, so one run serves both.
-RUNS = {
-    "tokens": {MIXTURE: "moe", EQUAL_ACTIVE: "dense-active", EQUAL_TOTAL: "dense-total"},
-    "compute": {MIXTURE: "moe", EQUAL_ACTIVE: "dense-active", EQUAL_TOTAL: "dense-total-compute"},
-    "time": {MIXTURE: "moe", EQUAL_ACTIVE: "dense-active-clock", EQUAL_TOTAL: "dense-total-clock"},
-}
-# Every twin and what it was given as much of as the mixture; each run once.
-TWINS = {
-    "dense-active": (EQUAL_ACTIVE, "same tokens and compute"),
-    "dense-active-clock": (EQUAL_ACTIVE, "same time"),
-    "dense-total": (EQUAL_TOTAL, "same tokens"),
-    "dense-total-compute": (EQUAL_TOTAL, "same compute"),
-    "dense-total-clock": (EQUAL_TOTAL, "same time"),
-}
-ALL = "all domains"
 
 
 def config_of(run: str) -> MoEConfig:

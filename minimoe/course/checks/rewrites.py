@@ -19,6 +19,11 @@ from minimoe.model import MoEConfig, MoEForCausalLM
 
 Weights = tuple[Tensor, Tensor, Tensor]  # gate [I, H], up [I, H], down [H, I]
 _NAMES = ("gate", "up", "down")
+_TOLERANCE = 0.1  # of the spread and the mean of what is drawn, in standard deviations; the error of chance is a tenth
+Gauge = Callable[[MoEForCausalLM, int], MoEForCausalLM]
+MOVED = 1e-4  # of a logit: far above rounding, also where an answer computes in float32
+_IDS = torch.arange(46).view(2, 23) * 7 % 23
+HIDDEN = 0.9  # the weight cosine that a hiding gauge stays below
 
 
 def check_slices(answer: Callable[[Tensor, Tensor, Tensor, int], Weights]) -> str:
@@ -54,9 +59,6 @@ def _output(gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     x = torch.randn(7, gate.shape[1], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     gate, up, down = gate.double(), up.double(), down.double()
     return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
-
-
-_TOLERANCE = 0.1  # of the spread and the mean of what is drawn, in standard deviations; the error of chance is a tenth
 
 
 def check_drop(answer: Callable[[Tensor, Tensor, Tensor, float, torch.Generator], Weights]) -> str:
@@ -129,12 +131,6 @@ def _returned(answer: Callable, *inputs: object, shapes: Sequence[tuple[int, ...
                 "up and a column of down."
             )
     return found
-
-
-Gauge = Callable[[MoEForCausalLM, int], MoEForCausalLM]
-MOVED = 1e-4  # of a logit: far above rounding, also where an answer computes in float32
-_IDS = torch.arange(46).view(2, 23) * 7 % 23
-HIDDEN = 0.9  # the weight cosine that a hiding gauge stays below
 
 
 @torch.no_grad()

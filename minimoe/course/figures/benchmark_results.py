@@ -20,6 +20,33 @@ from minimoe.fingerprints.compare import METHODS
 from minimoe.fingerprints.zoo_scores import Row, Rows, is_rewritten, read_table, scores, scores_of, strangers_of
 from minimoe.lineage.tree import FAMILIES, FRAMES
 
+CURVES = {
+    "std profile": "std_profile",
+    "weight cosine": "weight_cosine",
+    "spectral": "spectral",
+    "whitened response": "virtual_response_whitened",
+    "all, combined": "score",
+}
+LOWEST = -2.0  # below every score: a method that refuses a pair has found nothing in it
+LEAST_P = 1e-3
+RARE, EXAMPLES = 0.01, 800
+GROUPS = {
+    "trained further": ("finetuned", "lora", "continued-0.1", "continued-1", "continued-4", "mixture-finetuned"),
+    "merged": ("lerp", "slerp", "ties"),
+    "rounded; more tokens": ("int8", "int4", "extended"),
+    "narrower": ("fewer-neurons", "fewer-heads"),
+    "shallower, deeper": ("fewer-layers", "deepened"),
+    "upcycled whole": ("copy", "copy-qwen2_moe", "copy-pangu", "noisy"),
+    "upcycled in slices": ("sliced", "virtual-groups"),
+    "upcycled, partly anew": ("drop-0.25", "drop-0.5", "drop-0.9"),
+    "of several parents": ("btx", "transplant"),
+    "upcycled, then trained": (),  # all that end in "-trained"
+    "donor of one expert": ("transplant, donor", "transplant-trained, donor"),
+    "two descendants": ("cousins", "cousins, one gauged", "cousins, both gauged"),
+    "nothing else": ("gauged",),
+    "before upcycling": ("gauged-copy", "gauged-drop-0.5"),
+}
+
 
 def std_profile_groups(scores: Rows) -> dict[str, list[float]]:
     """Scores of the std profile among strangers of two depths, and among relatives of which none was rewritten."""
@@ -52,15 +79,6 @@ def std_profile_of_strangers(scores: Rows) -> Drawing:
     return drawn, columns(("group", "score"), rows), alt
 
 
-CURVES = {
-    "std profile": "std_profile",
-    "weight cosine": "weight_cosine",
-    "spectral": "spectral",
-    "whitened response": "virtual_response_whitened",
-    "all, combined": "score",
-}
-
-
 @figure(scores=scores)
 def roc_curves(scores: Rows, methods: Mapping[str, str] = CURVES) -> Drawing:
     """How many relatives each method finds for how many strangers taken for relatives, over all transformations.
@@ -84,9 +102,6 @@ def roc_curves(scores: Rows, methods: Mapping[str, str] = CURVES) -> Drawing:
     axes.legend(loc="lower right")
     alt = f"ROC curves of {len(methods)} methods over all transformations of the zoo; areas: {', '.join(areas)}."
     return drawn, columns(("method", "false_positive_rate", "true_positive_rate"), rows), alt
-
-
-LOWEST = -2.0  # below every score: a method that refuses a pair has found nothing in it
 
 
 @figure(scores=scores)
@@ -145,9 +160,6 @@ def p_values_of_strangers(scores: Rows, tests: Iterable[str] = ("csu", "permutat
     return drawn, columns(("method", "p_value", "share"), rows), alt
 
 
-LEAST_P = 1e-3
-
-
 @figure(scores=scores, p_values=partial(read_table, "p_values"), calibration=partial(read_table, "calibration"))
 def p_values_by_promise(scores: Rows, p_values: Rows, calibration: Rows) -> Drawing:
     """What every p-value of the benchmark says of strangers, by what it is: exact, nominal, or not about lineage.
@@ -183,9 +195,6 @@ def p_values_by_promise(scores: Rows, p_values: Rows, calibration: Rows) -> Draw
     return drawn, columns(("promise", "test", "p_value", "share"), rows), alt
 
 
-RARE, EXAMPLES = 0.01, 800
-
-
 @figure(palimpsest=partial(read_table, "palimpsest"))
 def orders_remembered(palimpsest: Rows) -> Drawing:
     """Which models tell the order in which a root was trained: palimpsest, beside a reference, within domains."""
@@ -216,24 +225,6 @@ def _seen_from_its_root(row: Row) -> str:
     if row["relation"] in ("itself", "strangers") and suspect in FAMILIES:
         return row["relation"] if suspect == root else "the other root"
     return suspect.removeprefix(f"{root}-")
-
-
-GROUPS = {
-    "trained further": ("finetuned", "lora", "continued-0.1", "continued-1", "continued-4", "mixture-finetuned"),
-    "merged": ("lerp", "slerp", "ties"),
-    "rounded; more tokens": ("int8", "int4", "extended"),
-    "narrower": ("fewer-neurons", "fewer-heads"),
-    "shallower, deeper": ("fewer-layers", "deepened"),
-    "upcycled whole": ("copy", "copy-qwen2_moe", "copy-pangu", "noisy"),
-    "upcycled in slices": ("sliced", "virtual-groups"),
-    "upcycled, partly anew": ("drop-0.25", "drop-0.5", "drop-0.9"),
-    "of several parents": ("btx", "transplant"),
-    "upcycled, then trained": (),  # all that end in "-trained"
-    "donor of one expert": ("transplant, donor", "transplant-trained, donor"),
-    "two descendants": ("cousins", "cousins, one gauged", "cousins, both gauged"),
-    "nothing else": ("gauged",),
-    "before upcycling": ("gauged-copy", "gauged-drop-0.5"),
-}
 
 
 def group_of(row: Row) -> str:

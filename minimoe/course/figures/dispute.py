@@ -37,6 +37,7 @@ METHODS = (
     *("csu", "match", "expert_attribution", "token_agreement"),
 )
 Range = tuple[float, float, float]  # lower end, estimate, upper end
+Similarities = dict[str, dict[str, dict[str, float]]]  # group -> pair -> statistic -> value
 
 
 @figure(record=partial(read_published, "dispute"))
@@ -287,9 +288,6 @@ def separating(situations: Mapping[str, Rows], situation: str, methods: Sequence
     pairs = situations[situation], situations.get("independent", [])
     scores = {method: [scores_of(rows, method) for rows in pairs] for method in methods}
     return [method for method, (found, usual) in scores.items() if found and usual and min(found) > max(usual)]
-
-
-Similarities = dict[str, dict[str, dict[str, float]]]  # group -> pair -> statistic -> value
 
 
 def norm_similarities(a: Weights, b: Weights) -> dict[str, float]:

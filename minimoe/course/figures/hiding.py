@@ -28,6 +28,11 @@ COORDINATES = ("std_profile", "norm_profile", "weight_cosine", "aligned_cka_plai
 FUNCTIONS = ("aligned_cka", "spectral", "virtual_response")
 SUBJECTS = ("alder", "alder-drop-0.5-trained", "alder-copy-pangu")  # a gauge is shown on the first that it applies to
 NOT_MOVED = 1e-9  # of a logit: what float64 rounds away stays far below
+_LOOKS = (
+    {"color": QUIET, "linestyle": ":", "marker": "x"},
+    SERIES[0] | {"markersize": 11, "markerfacecolor": "white"},  # to be seen below a curve that equals it
+    SERIES[1],
+)
 
 
 @cache
@@ -121,13 +126,6 @@ def gauge_bench(
         1."""
     rows = [*zip(found, found.values(), strangers, strict=True), ("largest change of a logit", moved, None)]
     return drawn, columns(("method", "score", "highest_stranger"), rows), alt
-
-
-_LOOKS = (
-    {"color": QUIET, "linestyle": ":", "marker": "x"},
-    SERIES[0] | {"markersize": 11, "markerfacecolor": "white"},  # to be seen below a curve that equals it
-    SERIES[1],
-)
 
 
 @figure(stranger=_stranger, imitated=_alder)

@@ -18,6 +18,8 @@ from minimoe.model.balance import expert_load, load_balancing_loss
 
 STARVING = 0.25  # of a fair share: what an expert gets less than to count as starving
 _POINTS, _LAST = 30, 20  # points of a curve; steps at the end of a run, over which a share is taken
+BALANCED_BY = {"nothing": "balance-none", "the loss": "moe", "the bias": "balance-bias"}  # experiments of data/runs
+SKEWS = [step / 4 for step in range(9)]
 
 
 @figure(listed=False)
@@ -101,9 +103,6 @@ def hidden_by_averaging(routers: Mapping[str, Sequence[RouterOutput]]) -> Drawin
     return drawn, columns(("kind", "row", "expert", "share", "loss"), rows), alt
 
 
-BALANCED_BY = {"nothing": "balance-none", "the loss": "moe", "the bias": "balance-bias"}  # experiments of data/runs
-
-
 @figure(runs=partial(read_runs, BALANCED_BY, "train", "final"))
 def price_of_balance(runs: Mapping[str, tuple[Table, Table]]) -> Drawing:
     """How uneven the load is at the end of training, and the held-out loss: without balancing, by a loss, by a bias.
@@ -146,9 +145,6 @@ def _end_of_run(train: Table, final: Table, seed: int) -> tuple[float, float, fl
     fair = shares / shares.mean(1, keepdims=True)  # [layers, experts]; 1: a fair share
     nats = where(final, seed=seed)["nats"].mean()
     return np.mean(violation), fair.max(1).mean() - 1, (fair < STARVING).mean(), nats
-
-
-SKEWS = [step / 4 for step in range(9)]
 
 
 @figure()

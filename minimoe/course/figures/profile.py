@@ -23,14 +23,17 @@ from minimoe.model.config import require
 MODELS = 26  # as many as the zoo has roots of one shape: 325 pairs
 BINS = np.linspace(-1, 1, 41)  # of a score
 CLAIM_LINE = {"color": INK, "linestyle": "--", "linewidth": 1.2}
+_LABELS = {"alder-continued-4": "a descendant of alder", "birch": "birch, a stranger"}
+_TITLES = {
+    "4 layers": "4 layers,\nbegun alike",
+    "8 layers": "8 layers,\nbegun alike",
+    "8 layers by depth": "8 layers,\nscaled by depth",
+}
 
 
 def mean_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The score of profiles [..., 4, L]: Pearson's r over the layers, mean of the four curves."""
     return (zscore(a, axis=-1) * zscore(b, axis=-1)).mean((-1, -2))
-
-
-_LABELS = {"alder-continued-4": "a descendant of alder", "birch": "birch, a stranger"}
 
 
 @figure(profiles=lambda: {name: read_std_profile(zoo_weights(name)) for name in ("alder", *_LABELS)})
@@ -59,13 +62,6 @@ def profile_curves(profiles: Mapping[str, Features], *, labels: Mapping[str, str
     alt = f"""Four panels, Q, K, V and O, with the curves of {len(profiles)} models over {len(z)} layers. Mean
         correlation with {first}: {described}."""
     return drawn, columns(("role", "model", "layer", "std", "z"), rows), alt
-
-
-_TITLES = {
-    "4 layers": "4 layers,\nbegun alike",
-    "8 layers": "8 layers,\nbegun alike",
-    "8 layers by depth": "8 layers,\nscaled by depth",
-}
 
 
 @figure(trainings=lambda: {name: read_run(f"profiles/{name.replace(' ', '-')}", "std") for name in _TITLES})

@@ -39,6 +39,11 @@ class Relative(NamedTuple):
     parents: tuple[str, ...]
 
 
+DESCENDANTS = (
+    *("finetuned", "lora", "continued-1", "continued-4", "lerp", "int4", "fewer-neurons", "fewer-layers", "deepened"),
+    *("copy", "copy-trained", "sliced", "drop-0.5", "drop-0.5-trained", "btx", "transplant"),
+    *("distilled", "twin", "gauged"),
+)
 _RECIPES = {
     "trained further": ("keep_training", "train_lora"),
     "merged": ("lerp", "slerp", "merge_by_ties"),
@@ -48,6 +53,16 @@ _RECIPES = {
     "rewritten": ("one_gauge", "all_gauges"),
 }
 _DONE = {recipe: done for done, recipes in _RECIPES.items() for recipe in recipes}
+_COMPARED = {
+    "trained further": ("finetuned", "lora", "continued-0.1", "continued-1", "continued-4"),
+    "merged": ("lerp", "slerp", "ties"),
+    "reshaped": ("int8", "int4", "fewer-neurons", "fewer-heads", "fewer-layers", "deepened"),
+    "mixture": ("copy", "noisy", "sliced", "virtual-groups", "drop-0.25", "drop-0.5", "drop-0.9", "btx", "transplant"),
+    "mixture, trained": ("copy-trained", "sliced-trained", "drop-0.5-trained", "btx-trained"),
+}
+_APART = ("alder-gauged", "alder-distilled", "alder-twin", "birch", "stranger-01", "stranger-13")
+_LABELLED = ("finetuned", "lora", "copy", "continued-4", "fewer-heads", "drop-0.9", "gauged", "distilled", "twin")
+_LABELS = {f"alder-{kind}": kind for kind in _LABELLED} | {"birch": "three strangers"}
 _ARROWS = {  # relation: what was passed on, and its line
     "shared lineage": ("weights", "-"),
     "teacher and student": ("predictions only", (0, (4, 2))),
@@ -174,13 +189,6 @@ def arrows(groups: Mapping[str, Sequence[Relative]]) -> list[tuple[str, str]]:
     return found
 
 
-DESCENDANTS = (
-    *("finetuned", "lora", "continued-1", "continued-4", "lerp", "int4", "fewer-neurons", "fewer-layers", "deepened"),
-    *("copy", "copy-trained", "sliced", "drop-0.5", "drop-0.5-trained", "btx", "transplant"),
-    *("distilled", "twin", "gauged"),
-)
-
-
 @figure(child=partial(zoo_model, "alder-finetuned"), parent=partial(zoo_model, "alder"))
 def turned_vectors(
     child: MoEForCausalLM, parent: MoEForCausalLM, *, name: str = "alder-finetuned", parent_name: str = "alder"
@@ -211,18 +219,6 @@ def turned_vectors(
         mean of all, {(every < 1).mean():.0%} of the vectors unchanged."""
     rows = ((layer, role, values.mean(), (values < 1).mean()) for (layer, role), values in found.items())
     return drawn, columns(("layer", "role", "degrees", "same"), rows), alt
-
-
-_COMPARED = {
-    "trained further": ("finetuned", "lora", "continued-0.1", "continued-1", "continued-4"),
-    "merged": ("lerp", "slerp", "ties"),
-    "reshaped": ("int8", "int4", "fewer-neurons", "fewer-heads", "fewer-layers", "deepened"),
-    "mixture": ("copy", "noisy", "sliced", "virtual-groups", "drop-0.25", "drop-0.5", "drop-0.9", "btx", "transplant"),
-    "mixture, trained": ("copy-trained", "sliced-trained", "drop-0.5-trained", "btx-trained"),
-}
-_APART = ("alder-gauged", "alder-distilled", "alder-twin", "birch", "stranger-01", "stranger-13")
-_LABELLED = ("finetuned", "lora", "copy", "continued-4", "fewer-heads", "drop-0.9", "gauged", "distilled", "twin")
-_LABELS = {f"alder-{kind}": kind for kind in _LABELLED} | {"birch": "three strangers"}
 
 
 class Place(NamedTuple):

@@ -24,6 +24,17 @@ from minimoe.model.config import require
 _SHADES = LinearSegmentedColormap.from_list("weight", [PALE, MAIN, "#16263A"])  # darker is more, in greyscale too
 _DROPPED = {"marker": "x", "color": INK, "linestyle": "", "markersize": 5, "markeredgewidth": 1.6}
 _NOBODY = {"facecolor": "none", "edgecolor": "#999999", "hatch": "////", "linewidth": 0, "zorder": 1.5}
+_TOKENS, _MOST_EXPERTS, _WORDS = 24, 16, 12
+# Name -> RouterOutput of logits [T, E], token ids [T], K, what an expert accepts, and the number of groups.
+PLAYGROUND_ROUTERS = {
+    "softmax top-k": lambda logits, ids, k, capacity, groups: routing.route_topk(logits, k),
+    "top-k, then softmax": lambda logits, ids, k, capacity, groups: routing.route_topk_softmax(logits, k),
+    "Switch": lambda logits, ids, k, capacity, groups: routing.route_switch(logits),
+    "expert choice": lambda logits, ids, k, capacity, groups: routing.route_expert_choice(logits, capacity),
+    "sigmoid + bias": lambda logits, ids, k, capacity, groups: _route_biased(logits, k, _settled_bias(logits, k)),
+    "MoGE": lambda logits, ids, k, capacity, groups: routing.route_grouped(logits, k, groups),
+    "hash": lambda logits, ids, k, capacity, groups: routing.route_hash(ids, logits.shape[-1], k),
+}
 Routes = Mapping[str, RouterOutput]
 
 
@@ -137,19 +148,6 @@ def draw_changes(tokens: Sequence[str], before: Routes, after: Routes, edited: i
     alt = f"""Grids of tokens by experts, before and after the last word was replaced. Of the {edited} tokens before
         that word, so many meet other experts after the edit: {"; ".join(counts)}."""
     return drawn, columns(("router", "token", "expert", "before", "after"), rows), alt
-
-
-_TOKENS, _MOST_EXPERTS, _WORDS = 24, 16, 12
-# Name -> RouterOutput of logits [T, E], token ids [T], K, what an expert accepts, and the number of groups.
-PLAYGROUND_ROUTERS = {
-    "softmax top-k": lambda logits, ids, k, capacity, groups: routing.route_topk(logits, k),
-    "top-k, then softmax": lambda logits, ids, k, capacity, groups: routing.route_topk_softmax(logits, k),
-    "Switch": lambda logits, ids, k, capacity, groups: routing.route_switch(logits),
-    "expert choice": lambda logits, ids, k, capacity, groups: routing.route_expert_choice(logits, capacity),
-    "sigmoid + bias": lambda logits, ids, k, capacity, groups: _route_biased(logits, k, _settled_bias(logits, k)),
-    "MoGE": lambda logits, ids, k, capacity, groups: routing.route_grouped(logits, k, groups),
-    "hash": lambda logits, ids, k, capacity, groups: routing.route_hash(ids, logits.shape[-1], k),
-}
 
 
 @figure()

@@ -18,6 +18,12 @@ from minimoe.inspection.labels import labels
 from minimoe.inspection.metrics import domain_specialization
 from minimoe.model.config import require
 
+_FOLLOWED = {
+    "alone": ("token", "language", "topic", "position"),
+    "once the token is known": ("language given token", "topic given token"),
+}
+_BALANCES = {"loss over the batch": PLANTED[0], "loss in each sequence": PLANTED[1]}
+
 
 @figure(trace=held_out_trace)
 def expert_use(trace: RoutingTrace, label: str = "domain", layer: int = 1) -> Drawing:
@@ -45,12 +51,6 @@ def expert_use(trace: RoutingTrace, label: str = "domain", layer: int = 1) -> Dr
     axes.set_xlabel("expert (bold: more than chance)")
     places = {"label": names, "expert": range(trace.num_experts)}
     return drawn, cell_columns(places, share=share, chance=chance, low=low), alt
-
-
-_FOLLOWED = {
-    "alone": ("token", "language", "topic", "position"),
-    "once the token is known": ("language given token", "topic given token"),
-}
 
 
 @figure(table=partial(read_run, PLANTED[0], "specialization"))
@@ -120,9 +120,6 @@ def routing_over_training(table: Table) -> Drawing:
         for layer, step in np.ndindex(value.shape)
     ]
     return drawn, columns(("metric", "step", "layer", "value", "chance"), rows), alt
-
-
-_BALANCES = {"loss over the batch": PLANTED[0], "loss in each sequence": PLANTED[1]}
 
 
 @figure(runs=partial(read_runs, _BALANCES, "specialization", "final"))

@@ -16,6 +16,10 @@ from minimoe.training.loop import Settings
 _UNITS = {"tokens": "million tokens", "compute": "compute, 10$^{12}$ FLOP", "time": "time, steps of the mixture"}
 _ZOOM = 0.4  # of the way: what a zoomed picture leaves out
 _STYLES = dict(zip(RUNS["tokens"], SERIES, strict=False))
+_SHIPPED = {
+    "mixture": partial(read_run, RUNS["tokens"][MIXTURE], "final"),
+    "twins": lambda: {run: read_run(run, "final") for run in TWINS},
+}
 
 
 class Progress(NamedTuple):
@@ -71,12 +75,6 @@ def learning_curves(runs: Mapping[str, Mapping[str, Progress]], domain: str = AL
     alt = f"""Held-out loss ({domain}) of several models while they train, a panel for each cost: {", ".join(runs)}. A
         line for each seed, and their mean. Nats per token at the end: {"; ".join(ends)}."""
     return drawn, columns(("same", "model", "seed", "x", "nats"), rows), alt
-
-
-_SHIPPED = {
-    "mixture": partial(read_run, RUNS["tokens"][MIXTURE], "final"),
-    "twins": lambda: {run: read_run(run, "final") for run in TWINS},
-}
 
 
 @figure(**_SHIPPED)
