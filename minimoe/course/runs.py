@@ -17,6 +17,11 @@ TABLES = {  # each table, and the command that makes it
     **dict.fromkeys(("specialization", "ablation"), "python -m workshop.measurements"),
     "std": "python -m workshop.profiles",
 }
+_KINDS = {  # what a column holds if not floats
+    **dict.fromkeys(("seed", "step", "layer", "expert"), int),
+    **dict.fromkeys(("domain", "group", "metric"), str),
+}
+
 MIXTURE, EQUAL_ACTIVE, EQUAL_TOTAL = "mixture", "dense, equal active", "dense, equal total"
 # The runs to compare, by what they were given the same amount of. With equal active parameters, equal tokens are equal
 # compute, so one run serves both.
@@ -34,10 +39,6 @@ TWINS = {
     "dense-total-clock": (EQUAL_TOTAL, "same time"),
 }
 ALL = "all domains"
-_KINDS = {  # what a column holds if not floats
-    **dict.fromkeys(("seed", "step", "layer", "expert"), int),
-    **dict.fromkeys(("domain", "group", "metric"), str),
-}
 
 Table = dict[str, np.ndarray]
 
@@ -52,12 +53,8 @@ def read_run(name: str, table: str) -> Table:
             planted runs also "specialization" and "ablation" (see `workshop.measurements`); of "profiles/..."
             only "std" (see `workshop.profiles`).
 
-    Returns:
-        Column name -> array: int64 for counts from 0 (seed, step, layer, expert), str for names, else float64.
-
-    Raises:
-        ValueError: there is no such table, or the file is damaged.
-        FileNotFoundError: no such run is shipped.
+    Counts from 0 (seed, step, layer, expert) are int64, names str, and all else float64. Raises ValueError where there
+    is no such table or the file is damaged, FileNotFoundError where no such run is shipped.
     """
     require(table in TABLES, "table", table, f"one of {', '.join(TABLES)}")
     path = data_path("runs") / name / f"{table}.csv"
@@ -103,12 +100,8 @@ def step_times() -> dict[str, float]:
 
 
 def step_time_ratios() -> dict[str, np.ndarray]:
-    """The same for each round of the measurement [rounds], in which every model took one step.
-
-    Raises:
-        FileNotFoundError: data/runs/step_time.json is missing.
-        ValueError: the file is damaged, or holds no measurement on one thread.
-    """
+    """The same for each round of the measurement [rounds], in which every model took one step. Raises
+    FileNotFoundError without data/runs/step_time.json, ValueError where it has no measurement on one thread."""
     path = data_path("runs") / "step_time.json"
     remedy = f"`python -m benchmarks.dense_twins --json {path}` makes it"
     try:
@@ -152,10 +145,7 @@ def better(gap: np.ndarray) -> str:
 
 def losses(table: Table, domain: str = ALL) -> np.ndarray:
     """Held-out nats per token in a table "final" [seeds], or "held_out" [seeds, steps]: of one domain, or their mean.
-
-    Raises:
-        ValueError: there is no such domain.
-    """
+    Raises ValueError where there is no such domain."""
     by = ("seed", "step", "domain") if "step" in table else ("seed", "domain")
     nats, *_, domains = pivot(table, "nats", *by)
     if domain == ALL:

@@ -84,9 +84,7 @@ def check_drop(answer: Callable[[Tensor, Tensor, Tensor, float, torch.Generator]
                 "ones. A neuron is a row of gate, a row of up and a column of down."
             )
         if gate.sum() != wanted:
-            raise WrongAnswer(
-                f"{gate.sum()} of 40 neurons are new at share={share}; wanted round(share * 40), {wanted}."
-            )
+            raise WrongAnswer(f"{gate.sum()} of 40 neurons are new at {share=}; wanted round(share * 40), {wanted}.")
     first, again, other = (new_neurons(0.25, seed)[0] for seed in (0, 0, 1))
     if not torch.equal(first, again):
         raise WrongAnswer("With the same generator, other neurons are new. Draw them from `generator`.")

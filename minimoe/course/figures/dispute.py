@@ -139,17 +139,11 @@ def backgrounds() -> dict[str, np.ndarray]:
 
 
 def likelihood_ratio(related: np.ndarray, background: np.ndarray, reading: str = _AT_LEAST) -> Range:
-    """How much commoner the claimed value is among relatives than in a background.
+    """How much commoner the claimed value is among relatives than in a background of pairs with nothing in common.
 
-    Args:
-        related, background: scores of relatives, and of pairs that have nothing in common.
-        reading: a key of `READINGS`: what counts as the claimed value.
-
-    Returns:
-        lowest, estimate, highest; the ends come from the two exact 95 % intervals, which take pairs to be independent.
-        Infinite, where the background has no such pair.
-
-    Raises ValueError where there is no such reading.
+    Returns lowest, estimate, highest; the ends come from the two exact 95 % intervals, which take pairs to be
+    independent. Infinite, where the background has no such pair. Raises ValueError where there is no such reading, a
+    key of `READINGS` that says what counts as the claimed value.
     """
     require(reading in READINGS, "reading", reading, f"one of {', '.join(READINGS)}")
     hits = [READINGS[reading](found) for found in (related, background)]
@@ -202,12 +196,7 @@ def belief(
 ) -> Drawing:
     """What a belief that two models share weights becomes by the claimed value, one row for each background.
 
-    Args:
-        prior: the belief before, as a probability.
-        background: the row to stress.
-        reading, related: as for `likelihood_ratio`.
-        backgrounds: scores of pairs that have nothing in common, by where they come from.
-
+    `background` is the row to stress; the others are as for `likelihood_ratio`.
     Data: background, prior, low, belief, high: the range comes from that of the likelihood ratio. Where no pair of the
     background has the value, belief is empty: few pairs that lack it are no estimate.
     Raises ValueError where `prior` is not between 0 and 1, or there is no such background or reading.

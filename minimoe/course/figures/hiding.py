@@ -52,10 +52,8 @@ def largest_difference(a: MoEForCausalLM, b: MoEForCausalLM) -> float:
 
 
 def rewrite(model: MoEForCausalLM, gauge: str, amount: float = 1.0, *, seed: int = 3) -> MoEForCausalLM:
-    """A copy of a model after a gauge that applies to it, one of `GAUGES`; `rotate_residual` finds the norms folded.
-
-    `amount` says how far, where the gauge has degrees.
-    """
+    """A copy of a model after a gauge that applies to it, one of `GAUGES`, by an amount where the gauge has degrees;
+    `rotate_residual` finds the norms folded."""
     if gauge == "rotate_residual":
         model = fold_norms(model)
     degrees = {"amount": amount} if has_degrees(gauge) else {}
@@ -77,11 +75,7 @@ def gauge_bench(
 ) -> Drawing:
     """The largest difference that a rewrite makes to a logit, and what it leaves of each method's score.
 
-    Args:
-        gauge, amount: as for `rewrite`.
-        model: in float64, with our tokenizer; None: alder, or for gauges of mixtures one upcycled from it.
-        name: of your model.
-
+    The model is in float64, with our tokenizer; None: alder, or for gauges of mixtures one upcycled from it.
     Data: method, score (empty where the method refuses), highest_stranger (of the zoo's for calibration); the last row
     is the largest difference of a logit.
     Raises ValueError where there is no such gauge, or `amount` is below 0.

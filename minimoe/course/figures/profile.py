@@ -38,11 +38,7 @@ def mean_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @figure(profiles=lambda: {name: read_std_profile(zoo_weights(name)) for name in ("alder", *_LABELS)})
 def profile_curves(profiles: Mapping[str, Features], *, labels: Mapping[str, str] = _LABELS) -> Drawing:
-    """The z-scored profiles of models of one depth.
-
-    Args:
-        profiles: name of a model -> what `read_std_profile` says of it. The alt text compares each with the first.
-        labels: what a model is called in the legend, if not by its name.
+    """The z-scored profiles of models of one depth, as `read_std_profile` gives them, beside the first of them.
 
     Data: role, model, layer, std and z, the standard deviation after z-scoring over the layers.
     """
@@ -68,10 +64,8 @@ def profile_curves(profiles: Mapping[str, Features], *, labels: Mapping[str, str
 def strangers_over_training(trainings: Mapping[str, Table]) -> Drawing:
     """How alike the profiles of strangers are before training, and after some steps of it.
 
-    Args:
-        trainings: what the strangers of a panel have in common -> table of seed, step, layer, and the standard
-            deviations q, k, v and o.
-
+    Trainings: what the strangers of a panel have in common -> table of seed, step, layer, and the standard deviations
+    q, k, v and o.
     Data: strangers, a, b (their seeds), step, score, and spread, the least spread sd / mean of the eight curves.
     """
     rows, ends = [], []
@@ -134,13 +128,8 @@ def monotone_curves(depths: Sequence[int] = (4, 8, 48), pairs: int = 1000) -> Dr
 def random_strangers(layers: int = 8, width: int = 96, fall: float = 4.0) -> Drawing:
     """What models score that are nothing but random numbers, when their initialisation falls a little with depth.
 
-    Data: a, b, score; and refused, 1 where the package refuses as a curve is too flat.
-
-    Args:
-        layers: L, at least 3.
-        width: of a square matrix.
-        fall: by how many per cent the standard deviation falls from the first to the last layer, in equal steps.
-
+    Matrices are square, and their standard deviation falls by `fall` per cent from the first to the last of L layers,
+    in equal steps. Data: a, b, score; and refused, 1 where the package refuses as a curve is too flat.
     Raises ValueError where there are fewer than 3 layers, or the width is below 2, or fall is not from 0 to below 100.
     """
     require(layers >= 3, "layers", layers, "at least 3")

@@ -27,21 +27,15 @@ REWRITINGS: dict[str, Callable[[MoEForCausalLM], MoEForCausalLM]] = {
 
 
 def shallow(kept: str = EVERY_SECOND, rewriting: str = "none", *, deep: MoEForCausalLM | None = None) -> MoEForCausalLM:
-    """A copy of a model of which only some layers are `kept`, rewritten afterwards.
-
-    Args:
-        kept: numbers of layers.
-        rewriting: a key of `REWRITINGS`.
-        deep: the model; None: deep-1 of the zoo.
+    """A copy of a model (None: deep-1 of the zoo) of which only the layers with some numbers are `kept`, rewritten
+    afterwards as a key of `REWRITINGS` says.
 
     Raises ValueError for no layers, one that it does not have, or an unknown rewriting.
     """
     deep = deep or zoo_model("deep-1")
     layers, depth = kept.split(), deep.config.num_hidden_layers
-    known = set(map(str, range(depth)))
-    require(
-        layers and known.issuperset(layers), "kept", kept, f"some of the layers 0 to {depth - 1}, as {EVERY_SECOND!r}"
-    )
+    known = layers and set(map(str, range(depth))).issuperset(layers)
+    require(known, "kept", kept, f"some of the layers 0 to {depth - 1}, as {EVERY_SECOND!r}")
     require(rewriting in REWRITINGS, "rewriting", rewriting, f"one of {', '.join(REWRITINGS)}")
     return REWRITINGS[rewriting](prune_layers(deep, set(range(depth)) - set(map(int, layers))))
 

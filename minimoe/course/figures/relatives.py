@@ -74,9 +74,8 @@ _LINE, _PAD, _TOP = 0.172, 0.05, 0.42
 
 
 def family_of(root: str = "alder") -> list[Relative]:
-    """A root of the zoo, the members that are called after it, and the strangers to it.
-    Raises ValueError where the zoo has no family of that name.
-    """
+    """A root of the zoo, the members that are called after it, and the strangers to it. Raises ValueError where the
+    zoo has no family of that name."""
     is_root = root in MEMBERS and not MEMBERS[root].parents
     require(is_root, "root", root, "a member without parents, such as 'alder'")
     family = [Relative(root, "from random weights", root, "shared lineage", ())]
@@ -105,12 +104,8 @@ def _group(name: str, true: str) -> str:
 def family_tree(family: Sequence[Relative]) -> Drawing:
     """A family in boxes by what was done, with arrows for what was passed on.
 
-    An arrow into a box comes from its members' parents, and from the root only where they have no other. Rewritten
-    members and strangers are only counted.
-
-    Args:
-        family: the root first, whose group is its own name.
-
+    The root is the first, and its group its own name. An arrow into a box comes from its members' parents, and from
+    the root only where they have no other. Rewritten members and strangers are only counted.
     Data: name, group, relation (to the root), parents, and x and y of the name, in inches from the lower left corner.
     """
     root, groups = family[0].name, {}

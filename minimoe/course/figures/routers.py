@@ -42,12 +42,8 @@ Routes = Mapping[str, RouterOutput]
 def draw_routes(tokens: Sequence[str], routes: Routes, asked: Routes | None = None) -> Drawing:
     """One grid a router: which token meets which expert, with what weight, what is dropped, and who meets nobody.
 
-    Data: router, token, expert, weight, fate ("kept" or "dropped"): a row for every slot.
-
-    Args:
-        tokens: T pieces of text.
-        routes: name -> what the router decided, [T, K]; E experts each.
-        asked: name -> what that router had chosen before a capacity dropped some of it.
+    Drawn of T pieces of text, of what each router decided for them [T, K], and of what those routers `asked` for that
+    a capacity cut. Data: router, token, expert, weight, fate ("kept" or "dropped"): a row for every slot.
     """
     kept = {name: _weights(output) for name, output in routes.items()}
     chosen = kept | {name: _weights(output) for name, output in (asked or {}).items()}
@@ -120,13 +116,8 @@ def _label_grids(grids: Sequence[Axes], tokens: Sequence[str]) -> None:
 def draw_changes(tokens: Sequence[str], before: Routes, after: Routes, edited: int) -> Drawing:
     """One grid a router: who met whom before and after the tokens from place `edited` on were replaced.
 
+    Drawn of the T pieces of text before the edit, and of what each router decided for both texts, equally long.
     Data: router, token, expert, before, after (weights, 0 where they do not meet).
-
-    Args:
-        tokens: T pieces of text, before.
-        before: name -> what the router decided for them.
-        after: the same for the edited text, which has as many tokens.
-        edited: the first token that differs.
     """
     note = "■ in both texts    − only before the edit    + only after it    hatched: no expert"
     drawn, grids = new_pairs(len(before), 1.75, 0.85, xlabel=note)

@@ -126,10 +126,8 @@ def routing_over_training(table: Table) -> Drawing:
 def batch_or_sequence(runs: Mapping[str, tuple[Table, Table]]) -> Drawing:
     """What language accounts for, and the loss, when the balance loss looks at the batch or at each sequence.
 
+    Drawn of what the balance loss is -> its tables "specialization" and "final", of equal seeds; the last step counts.
     Data: balance, measure ("language" by layer, or "loss": nats per token, mean over the domains), layer, seed, value.
-
-    Args:
-        runs: what the balance loss is -> its tables "specialization" and "final", of equal seeds; the last step counts.
     """
     drawn, (left, right) = new_panels(3.9, 1, 2, width_ratios=[1.6, 1])
     rows, parts, losses = [], [], []
@@ -161,12 +159,7 @@ def batch_or_sequence(runs: Mapping[str, tuple[Table, Table]]) -> Drawing:
 def ablation_map(table: Table, seed: int = 0) -> Drawing:
     """What each group of domains loses when one expert is removed, for every expert of a trained model.
 
-    Data: layer, group, expert, nats (per token).
-
-    Args:
-        table: "ablation".
-        seed: of the model.
-
+    Drawn of a table "ablation". Data: layer, group, expert, nats (per token).
     Raises ValueError where no model was trained with this seed.
     """
     require(seed in table["seed"], "seed", seed, f"one of {', '.join(map(str, np.unique(table['seed'])))}")

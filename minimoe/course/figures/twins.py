@@ -49,11 +49,8 @@ def twins_by_cost() -> dict[str, dict[str, Progress]]:
 def learning_curves(runs: Mapping[str, Mapping[str, Progress]], domain: str = ALL, zoom: bool = False) -> Drawing:
     """Held-out loss of several models against what training costs; each seed as a thin line, their mean as a thick one.
 
-    Args:
-        runs: what the models were given the same amount of, for a panel each -> name of a model -> how it learnt.
-        domain: of the held-out text, or `ALL` for the mean over them.
-        zoom: leave out the first part, where the loss falls fastest.
-
+    The runs: what the models were given the same amount of, for a panel each -> name of a model -> how it learnt.
+    `zoom` leaves out the first part, where the loss falls fastest.
     Data: same (what the runs were given the same amount of), model, seed, x (how much of it by then), nats.
     """
     drawn, panels = new_panels(3.9, 1, len(runs), sharey=True, title=f"Learning curves, {domain}")
@@ -95,11 +92,9 @@ def final_gaps(mixture: Table, twins: Mapping[str, Table]) -> Drawing:
     label_rows(axes, [_label(run) for run in gaps])
     axes.margins(x=0.2)
     axes.set_xlabel("nats per token more than the mixture; marks: seeds, number: mean", size=10, loc="right")
-    ranges = [
-        f"{_label(run, ' ')} {gap.mean():+.3f}, {gap.min():+.3f} to {gap.max():+.3f}" for run, gap in gaps.items()
-    ]
+    parts = [f"{_label(run, ' ')} {gap.mean():+.3f}, {gap.min():+.3f} to {gap.max():+.3f}" for run, gap in gaps.items()]
     alt = f"""Marks on a line for each dense twin, one a seed: its final held-out loss minus that of the mixture, in
-        nats per token, mean over the domains. Mean, and range over the seeds: {"; ".join(ranges)}."""
+        nats per token, mean over the domains. Mean, and range over the seeds: {"; ".join(parts)}."""
     rows = [(run, *of_seed) for run, gap in gaps.items() for of_seed in enumerate(gap)]
     return drawn, columns(("run", "seed", "gap"), rows), alt
 
