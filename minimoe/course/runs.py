@@ -75,10 +75,8 @@ def read_runs(runs: Mapping[str, str], *tables: str) -> dict[str, tuple[Table, .
 
 
 def pivot(table: Table, column: str, *by: str) -> tuple[np.ndarray, ...]:
-    """A column of `table` as an array with an axis for each column in `by`, and the entries of each of these axes.
-
-    Entries are numbers ascending, or names in the order of the table. NaN where the table has no row.
-    """
+    """A column of `table` as an array with an axis for each column in `by`, and the entries of each of these axes:
+    numbers ascending, or names in the order of the table. NaN where the table has no row."""
     columns = [table[name] for name in by]
     axes = [np.array([*dict.fromkeys(cells)]) if cells.dtype.kind == "U" else np.unique(cells) for cells in columns]
     places = tuple((cells[:, None] == entries).argmax(1) for cells, entries in zip(columns, axes, strict=True))

@@ -28,8 +28,8 @@ CURVES = {
     "all, combined": "score",
 }
 LOWEST = -2.0  # below every score: a method that refuses a pair has found nothing in it
-LEAST_P = 1e-3
-RARE, EXAMPLES = 0.01, 800
+LEAST_P = 1e-3  # where the axes of p-values by promise begin
+RARE, EXAMPLES = 0.01, 800  # a p-value that is marked; examples in the order of a root, one from each step
 GROUPS = {
     "trained further": ("finetuned", "lora", "continued-0.1", "continued-1", "continued-4", "mixture-finetuned"),
     "merged": ("lerp", "slerp", "ties"),
@@ -62,9 +62,7 @@ def std_profile_groups(scores: Rows) -> dict[str, list[float]]:
 @figure(scores=scores)
 def std_profile_of_strangers(scores: Rows) -> Drawing:
     """How alike the std profiles of strangers and of relatives are, beside the value that was claimed to show descent.
-
-    Data: group, score; one row a pair.
-    """
+    Data: group, score; one row a pair."""
     groups = std_profile_groups(scores)
     drawn, panels = new_panels(4.6, len(groups), sharex=True)
     for axes, (group, found) in zip(panels, groups.items(), strict=True):
@@ -82,9 +80,7 @@ def std_profile_of_strangers(scores: Rows) -> Drawing:
 @figure(scores=scores)
 def roc_curves(scores: Rows, methods: Mapping[str, str] = CURVES) -> Drawing:
     """How many relatives each method finds for how many strangers taken for relatives, over all transformations.
-
-    Data: method, false_positive_rate, true_positive_rate; the corners of each curve.
-    """
+    Data: method, false_positive_rate, true_positive_rate; the corners of each curve."""
     rows, areas = [], []
     drawn, (axes,) = new_panels(4.2)
     asked = [row for row in scores if row["use"] in ("positive", "evaluation")]
@@ -107,9 +103,7 @@ def roc_curves(scores: Rows, methods: Mapping[str, str] = CURVES) -> Drawing:
 @figure(scores=scores)
 def framed_strangers(scores: Rows) -> Drawing:
     """What frames do to four scores: strangers that imitate a model, beside strangers that do not.
-
-    Data: frame, method, score; one row a pair.
-    """
+    Data: frame, method, score; one row a pair."""
     methods = {"std profile": "std_profile", "norms": "norm_profile", "csu": "csu", "combined": "score"}
     kinds = {
         "strangers as they are": [row for row in scores if row["use"] == "evaluation" and row["kind"] == "roots"],
@@ -141,9 +135,7 @@ def draw_strip(axes: Axes, values: list[float], height: float, colour: str) -> N
 @figure(scores=scores)
 def p_values_of_strangers(scores: Rows, tests: Iterable[str] = ("csu", "permutation_test")) -> Drawing:
     """Whether p-values keep their promise: among strangers, a share p of them is at most p.
-
-    Data: method, p_value, share; every p-value in ascending order, and the share of strangers up to it.
-    """
+    Data: method, p_value, share; every p-value in ascending order, and the share of strangers up to it."""
     rows, small = [], []
     drawn, (axes,) = new_panels(3.6)
     axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, label="what is promised")
@@ -266,9 +258,7 @@ def found_by_transformation(scores: Rows) -> Drawing:
 @figure(scores=scores)
 def gauge_map(scores: Rows, model: str = "alder") -> Drawing:
     """What each gauge leaves of the score of a model with itself: 1 is everything.
-
-    Data: gauge, method, score. Empty where a method refuses.
-    """
+    Data: gauge, method, score. Empty where a method refuses."""
     rows = [row for row in scores if row["use"] == "invariance" and row["a"] == model]
     tables = {"": {row["kind"]: [row[method] for method in METHODS] for row in rows}}
     title = "Score of a model with its rewritten copy"

@@ -42,10 +42,8 @@ Similarities = dict[str, dict[str, dict[str, float]]]  # group -> pair -> statis
 
 @figure(record=partial(read_published, "dispute"))
 def dispute_timeline(record: Sequence[Mapping[str, str]]) -> Drawing:
-    """What was published, claimed, answered and measured, in order of time.
-
-    Rows of the record without a date are not drawn. Data: date, side ("claim", "answer" or "other"), party, title.
-    """
+    """What was published, claimed, answered and measured, in order of time; rows without a date are not drawn.
+    Data: date, side ("claim", "answer" or "other"), party, title."""
     lanes = dict(zip(("claim", "answer", "other"), SERIES, strict=False))
     rows = []
     for row in record:
@@ -70,14 +68,11 @@ def dispute_timeline(record: Sequence[Mapping[str, str]]) -> Drawing:
 
 
 def chance(kind: str, layers: int, *, draws: int = 4000, trend: float = 0.9, seed: int = 0) -> np.ndarray:
-    """Scores of the std profile that two models have by chance, [draws], under one of three assumptions.
+    """Scores of the std profile that two models of as many layers have by chance, [draws], under a kind of assumption.
 
-    Args:
-        kind: "independent": every layer of each of the four curves is drawn for itself. "wandering": each layer is the
-            one before plus a step, and the four curves of a model are one. "shared trend": both models rise evenly with
-            depth, which is the share `trend` of the variance; the rest is drawn for each layer and curve.
-        layers: of both models.
-
+    "independent": every layer of each of the four curves is drawn for itself. "wandering": each layer is the one before
+    plus a step, and the four curves of a model are one. "shared trend": both models rise evenly with depth, which is
+    the share `trend` of the variance; the rest is drawn for each layer and curve.
     Raises ValueError where there is no such kind.
     """
     require(kind in CHANCE, "kind", kind, f"one of {', '.join(CHANCE)}")
@@ -161,9 +156,7 @@ def posterior(prior: float, ratio: float) -> float:
 @figure(related=relatives, backgrounds=backgrounds)
 def worth_of_the_number(related: np.ndarray, backgrounds: Mapping[str, np.ndarray]) -> Drawing:
     """Scores of the std profile among relatives and in each background, beside the claimed value.
-
-    Data: group, pairs, low, median, high (95 % of the scores lie between low and high), at_least, about (pairs).
-    """
+    Data: group, pairs, low, median, high (95 % of the scores lie between low and high), at_least, about (pairs)."""
     groups = {"relatives in the zoo": related, **backgrounds}
     rows = []
     drawn, (axes,) = new_panels(0.46 * len(groups) + 0.9, title=f"How many pairs reach {CLAIMED}")
@@ -247,9 +240,7 @@ def situations() -> dict[str, Rows]:
 @figure(situations=situations)
 def if_measured(situations: Mapping[str, Rows], methods: Sequence[str] = METHODS) -> Drawing:
     """What each method finds where attention was reused, where nothing is shared, and in between: median and range.
-
-    Data: method, situation, pairs (with a score), low, median, high. Where a method refuses all pairs, no row.
-    """
+    Data: method, situation, pairs (with a score), low, median, high. Where a method refuses all pairs, no row."""
     rows = []
     drawn, (axes,) = new_panels(0.45 * len(methods) + 1.3)
     for place, ((situation, pairs), style) in enumerate(zip(situations.items(), SERIES, strict=False)):

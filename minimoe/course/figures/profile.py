@@ -39,9 +39,7 @@ def mean_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 @figure(profiles=lambda: {name: read_std_profile(zoo_weights(name)) for name in ("alder", *_LABELS)})
 def profile_curves(profiles: Mapping[str, Features], *, labels: Mapping[str, str] = _LABELS) -> Drawing:
     """The z-scored profiles of models of one depth, as `read_std_profile` gives them, beside the first of them.
-
-    Data: role, model, layer, std and z, the standard deviation after z-scoring over the layers.
-    """
+    Data: role, model, layer, std and z, the standard deviation after z-scoring over the layers."""
     rows = []
     ylabel = "standard deviation, z-scored over the layers"
     drawn, panels = new_panels(4.6, 2, 2, sharex=True, sharey=True, ylabel=ylabel)
@@ -100,9 +98,7 @@ def strangers_over_training(trainings: Mapping[str, Table]) -> Drawing:
 @figure()
 def monotone_curves(depths: Sequence[int] = (4, 8, 48), pairs: int = 1000) -> Drawing:
     """What curves score that nothing made but chance: in any order, and sorted, so that they rise or fall throughout.
-
-    Data: layers, order ("as drawn" or "sorted"), low (of a bin of the score) and share of the pairs in it.
-    """
+    Data: layers, order ("as drawn" or "sorted"), low (of a bin of the score) and share of the pairs in it."""
     rng = np.random.default_rng(0)
     shares, medians = [], []
     drawn, panels = new_panels(4.6, len(depths), sharex=True, sharey=True)
@@ -154,10 +150,8 @@ def random_strangers(layers: int = 8, width: int = 96, fall: float = 4.0) -> Dra
 
 
 def random_stds(layers: int, width: int, fall: float) -> np.ndarray:
-    """The standard deviations of matrices of normal numbers, [M, 4, L], without drawing the numbers.
-
-    Of n numbers, n times the sample variance over the true one follows chi-squared with n - 1 degrees of freedom.
-    """
+    """The standard deviations of matrices of normal numbers, [M, 4, L], without drawing the numbers: of n numbers, n
+    times the sample variance over the true one follows chi-squared with n - 1 degrees of freedom."""
     rng, n = np.random.default_rng(0), width**2
     true = np.linspace(1, 1 - fall / 100, layers)
     return true * np.sqrt(rng.chisquare(n - 1, (MODELS, len(ATTENTION), layers)) / n)

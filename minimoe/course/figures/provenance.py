@@ -45,10 +45,7 @@ def layers_of_a_copy(
     deep: MoEForCausalLM, kept: str = EVERY_SECOND, rewriting: str = "none", *, name: str = "deep-1"
 ) -> Drawing:
     """The cosine of every layer of a shallow copy with every layer of the model it was made from.
-
-    Data: layer_a (of the copy), layer_b, cosine.
-    Raises what `shallow` raises.
-    """
+    Data: layer_a (of the copy), layer_b, cosine. Raises what `shallow` raises."""
     table = layer_cosines(open_weights(shallow(kept, rewriting, deep=deep)), open_weights(deep)).mean(-1)
     drawn, (axes,) = new_panels(0.9 + 0.36 * len(table))
     heatmap(axes, table, top=2, bold=table > 0.5)

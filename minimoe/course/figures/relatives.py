@@ -28,17 +28,6 @@ from minimoe.model import MoEForCausalLM
 from minimoe.model.config import require
 from minimoe.training import Corpus
 
-
-class Relative(NamedTuple):
-    """A model in a family tree: what is written for it in which box, its relation to the root, and its parents."""
-
-    name: str
-    label: str
-    group: str
-    relation: str
-    parents: tuple[str, ...]
-
-
 DESCENDANTS = (
     *("finetuned", "lora", "continued-1", "continued-4", "lerp", "int4", "fewer-neurons", "fewer-layers", "deepened"),
     *("copy", "copy-trained", "sliced", "drop-0.5", "drop-0.5-trained", "btx", "transplant"),
@@ -71,6 +60,16 @@ _ARROWS = {  # relation: what was passed on, and its line
 _COUNTED = ("rewritten", "strangers")  # boxes with a number instead of names
 _COLUMNS = ((0.08, 1.75, 0.3), (2.3, 1.85, 0.14), (4.65, 2.07, 0.25))  # left edge, width, gap between boxes: inches
 _LINE, _PAD, _TOP = 0.172, 0.05, 0.42
+
+
+class Relative(NamedTuple):
+    """A model in a family tree: what is written for it in which box, its relation to the root, and its parents."""
+
+    name: str
+    label: str
+    group: str
+    relation: str
+    parents: tuple[str, ...]
 
 
 def family_of(root: str = "alder") -> list[Relative]:
@@ -189,9 +188,7 @@ def turned_vectors(
     child: MoEForCausalLM, parent: MoEForCausalLM, *, name: str = "alder-finetuned", parent_name: str = "alder"
 ) -> Drawing:
     """How far the vectors of a model are from the most similar ones of another, by role and layer.
-
-    Data: layer, role, degrees (the mean), same (the share of vectors less than one degree away).
-    """
+    Data: layer, role, degrees (the mean), same (the share of vectors less than one degree away)."""
     found = angles(open_weights(child), open_weights(parent))
     layers = child.config.num_hidden_layers
     degrees = np.array([values.mean() for values in found.values()]).reshape(layers, len(ROLES))

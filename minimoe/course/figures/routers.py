@@ -156,16 +156,11 @@ def playground(
     they are. Tokens share 12 words, which only the hash looks at. The bias is the one that 100 updates settle on.
     MaxVio is that of the load before anything is dropped.
 
+    The router is one of `PLAYGROUND_ROUTERS`, with 2 to 16 experts, of which a token meets k; for expert choice, on
+    average. The temperature divides the logits. An expert accepts `capacity_factor` times its fair share of the slots;
+    expert choice takes exactly that. The groups of experts are those of MoGE.
+
     Data: token, expert, weight (0 when dropped), fate ("kept" or "dropped"): a row for every slot.
-
-    Args:
-        router: one of `PLAYGROUND_ROUTERS`.
-        experts: E, 2 to 16.
-        k: experts per token; for expert choice, on average.
-        temperature: divides the logits.
-        capacity_factor: an expert accepts this times its fair share of the slots; expert choice takes exactly that.
-        groups: of experts, for MoGE.
-
     Raises ValueError where the router cannot work with these settings.
     """
     even = groups >= 1 and experts % groups == k % groups == 0

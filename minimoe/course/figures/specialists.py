@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from minimoe.course.figures.drawing import curve_with_seeds, heatmap, new_pairs, new_panels, note, span
 from minimoe.course.figures.register import Drawing, cell_columns, columns, figure
@@ -56,9 +57,7 @@ def expert_use(trace: RoutingTrace, label: str = "domain", layer: int = 1) -> Dr
 @figure(table=partial(read_run, PLANTED[0], "specialization"))
 def followed_labels(table: Table) -> Drawing:
     """Share of the routing that each label accounts for, by layer, in each trained model; and what chance gives.
-
-    Drawn of the last step of a table "specialization". Data: metric, layer, seed, value, chance.
-    """
+    Drawn of the last step of a table "specialization". Data: metric, layer, seed, value, chance."""
     table = where(table, step=table["step"].max())
     drawn, both = new_panels(4.2, 1, 2, sharey=True, title="What tells which experts a token meets")
     styles = dict(zip(_FOLLOWED["alone"], SERIES, strict=False))
@@ -84,9 +83,7 @@ def followed_labels(table: Table) -> Drawing:
 @figure(table=partial(read_run, PLANTED[0], "specialization"))
 def routing_over_training(table: Table) -> Drawing:
     """While a mixture trains: how many choices are already the final ones, and what the routers follow.
-
-    Drawn of a table "specialization". Data: metric, step, layer, value, chance (means over the seeds).
-    """
+    Drawn of a table "specialization". Data: metric, step, layer, value, chance (means over the seeds)."""
     followed = ("token", "language", "topic")
     layers, steps = (np.unique(table[name]) for name in ("layer", "step"))
     means = {
@@ -187,9 +184,7 @@ def use_and_worth(table: Table) -> tuple[np.ndarray, np.ndarray]:
 @figure(table=partial(read_run, PLANTED[0], "ablation"))
 def load_and_worth(table: Table) -> Drawing:
     """How much an expert is used against what its removal costs: over all text, and within one group of domains.
-
-    Drawn of a table "ablation". Data: view ("expert" or "expert and group"), seed, layer, share, nats.
-    """
+    Drawn of a table "ablation". Data: view ("expert" or "expert and group"), seed, layer, share, nats."""
     share, nats = use_and_worth(table)
     views = {"expert": (share.mean(-1), nats.mean(-1)), "expert and group": (share, nats)}
     titles = ("each expert, all groups alike", "each expert in each group")
@@ -213,8 +208,6 @@ def load_and_worth(table: Table) -> Drawing:
 
 def rank_correlations(share: np.ndarray, nats: np.ndarray) -> np.ndarray:
     """Spearman's rank correlation in each layer of each model, [seeds, L], of two arrays [seeds, L, ...]."""
-    from scipy.stats import spearmanr
-
     models = share.shape[:2]
     found = [spearmanr(share[place], nats[place], axis=None).statistic for place in np.ndindex(models)]
     return np.reshape(found, models)

@@ -77,9 +77,7 @@ def learning_curves(runs: Mapping[str, Mapping[str, Progress]], domain: str = AL
 @figure(**_SHIPPED)
 def final_gaps(mixture: Table, twins: Mapping[str, Table]) -> Drawing:
     """By how much each dense twin ends above or below the mixture with the same seed; mean over the domains.
-
-    Drawn of tables "final". Data: run, seed, gap (nats per token; positive: the mixture is better).
-    """
+    Drawn of tables "final". Data: run, seed, gap (nats per token; positive: the mixture is better)."""
     gaps = {run: losses(final) - losses(mixture) for run, final in twins.items()}
     title = "Right of the line the mixture ends lower, left of it the twin"
     drawn, (axes,) = new_panels(0.5 * len(gaps) + 1.5, title=title)

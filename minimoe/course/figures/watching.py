@@ -23,9 +23,7 @@ _FAVOURITES = 5  # tokens to a row, at most
 @figure(model=real_text_model)
 def token_path(texts: tuple[str, ...] = FULL_STOPS, *, model: MoEForCausalLM) -> Drawing:
     """The last token of each text on its way through the layers: the experts it meets, and with which weight.
-
-    Data: text, layer, expert, weight; a row for each expert it meets, best first. Raises what `route_text` raises.
-    """
+    Data: text, layer, expert, weight; a row for each expert it meets, best first. Raises what `route_text` raises."""
     title = "The last token in each layer, with the weights in %"
     drawn, panels = new_pairs(len(texts), 2.2, 0.5, title=title, xlabel="expert", ylabel="layer")
     rows, paths = [], []
