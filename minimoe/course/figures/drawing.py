@@ -25,7 +25,7 @@ def new_panels(
     **options: Any,
 ) -> tuple[Figure, list[Axes]]:
     """A new figure with panels in reading order, and what is written for all of them: a title, labels of the axes.
-    The title stands at the left edge and is taken as it is, dollar signs too; options are those of `Figure.subplots`."""
+    The title stands at the left edge, taken as it is, dollar signs too; options are those of `Figure.subplots`."""
     figure = new_figure(height)
     panels = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
     if title:
