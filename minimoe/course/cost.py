@@ -43,8 +43,8 @@ def place_experts(experts: int, k: int, devices: int, skew: float, tokens: int, 
 
     The expert of popularity rank r = 1, 2, ... is the first choice of a share of tokens in proportion to r ** -skew
     (Zipf's law; Gumbel noise makes it so), and 0 makes all equally popular. Which expert has which rank is drawn at
-    random. The experts of a device are one group of MoGE, and k are those of a token. Raises ValueError where either
-    number is no multiple of `devices`, or k is more than the experts.
+    random. A token meets k experts; those of a device are one group of MoGE. Raises ValueError where `experts` or `k`
+    is no multiple of `devices`, or k is more than the experts.
     """
     require(experts % devices == 0, "experts", experts, f"a multiple of devices={devices}, to place as many on each")
     fits = f"a multiple of devices={devices} up to experts={experts}, as MoGE takes as many from each"

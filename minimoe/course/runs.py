@@ -99,7 +99,7 @@ def step_times() -> dict[str, float]:
 
 def step_time_ratios() -> dict[str, np.ndarray]:
     """The same for each round of the measurement [rounds], in which every model took one step. Raises
-    FileNotFoundError without data/runs/step_time.json, ValueError where it has no measurement on one thread."""
+    FileNotFoundError without data/runs/step_time.json, ValueError where that is damaged, or not of one thread."""
     path = data_path("runs") / "step_time.json"
     remedy = f"`python -m benchmarks.dense_twins --json {path}` makes it"
     try:

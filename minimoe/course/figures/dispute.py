@@ -68,7 +68,7 @@ def dispute_timeline(record: Sequence[Mapping[str, str]]) -> Drawing:
 
 
 def chance(kind: str, layers: int, *, draws: int = 4000, trend: float = 0.9, seed: int = 0) -> np.ndarray:
-    """Scores of the std profile that two models of as many layers have by chance, [draws], under a kind of assumption.
+    """Scores of the std profile that two models of as many layers have by chance, [draws], under one assumption.
 
     "independent": every layer of each of the four curves is drawn for itself. "wandering": each layer is the one before
     plus a step, and the four curves of a model are one. "shared trend": both models rise evenly with depth, which is
@@ -137,8 +137,8 @@ def likelihood_ratio(related: np.ndarray, background: np.ndarray, reading: str =
     """How much commoner the claimed value is among relatives than in a background of pairs with nothing in common.
 
     Returns lowest, estimate, highest; the ends come from the two exact 95 % intervals, which take pairs to be
-    independent. Infinite, where the background has no such pair. Raises ValueError where there is no such reading, a
-    key of `READINGS` that says what counts as the claimed value.
+    independent. Infinite, where the background has no such pair. The reading, a key of `READINGS`, says what counts as
+    the claimed value. Raises ValueError where there is no such reading.
     """
     require(reading in READINGS, "reading", reading, f"one of {', '.join(READINGS)}")
     hits = [READINGS[reading](found) for found in (related, background)]

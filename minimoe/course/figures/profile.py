@@ -38,7 +38,7 @@ def mean_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @figure(profiles=lambda: {name: read_std_profile(zoo_weights(name)) for name in ("alder", *_LABELS)})
 def profile_curves(profiles: Mapping[str, Features], *, labels: Mapping[str, str] = _LABELS) -> Drawing:
-    """The z-scored profiles of models of one depth, as `read_std_profile` gives them, beside the first of them.
+    """The z-scored profiles of models of one depth, as `read_std_profile` gives them; in words, each beside the first.
     Data: role, model, layer, std and z, the standard deviation after z-scoring over the layers."""
     rows = []
     ylabel = "standard deviation, z-scored over the layers"
@@ -62,7 +62,7 @@ def profile_curves(profiles: Mapping[str, Features], *, labels: Mapping[str, str
 def strangers_over_training(trainings: Mapping[str, Table]) -> Drawing:
     """How alike the profiles of strangers are before training, and after some steps of it.
 
-    Trainings: what the strangers of a panel have in common -> table of seed, step, layer, and the standard deviations
+    Drawn of what the strangers of a panel have in common -> table of seed, step, layer, and the standard deviations
     q, k, v and o.
     Data: strangers, a, b (their seeds), step, score, and spread, the least spread sd / mean of the eight curves.
     """

@@ -27,8 +27,8 @@ REWRITINGS: dict[str, Callable[[MoEForCausalLM], MoEForCausalLM]] = {
 
 
 def shallow(kept: str = EVERY_SECOND, rewriting: str = "none", *, deep: MoEForCausalLM | None = None) -> MoEForCausalLM:
-    """A copy of a model (None: deep-1 of the zoo) of which only the layers with some numbers are `kept`, rewritten
-    afterwards as a key of `REWRITINGS` says.
+    """A copy of a model of which only the layers with the numbers in `kept` are left, rewritten afterwards by one of
+    `REWRITINGS`. The model is `deep`; None: deep-1 of the zoo.
 
     Raises ValueError for no layers, one that it does not have, or an unknown rewriting.
     """

@@ -42,8 +42,9 @@ Routes = Mapping[str, RouterOutput]
 def draw_routes(tokens: Sequence[str], routes: Routes, asked: Routes | None = None) -> Drawing:
     """One grid a router: which token meets which expert, with what weight, what is dropped, and who meets nobody.
 
-    Drawn of T pieces of text, of what each router decided for them [T, K], and of what those routers `asked` for that
-    a capacity cut. Data: router, token, expert, weight, fate ("kept" or "dropped"): a row for every slot.
+    Drawn of T pieces of text, of what each router decided for them [T, K], and, in `asked`, of what it chose before a
+    capacity cut that.
+    Data: router, token, expert, weight, fate ("kept" or "dropped"): a row for every slot.
     """
     kept = {name: _weights(output) for name, output in routes.items()}
     chosen = kept | {name: _weights(output) for name, output in (asked or {}).items()}

@@ -49,7 +49,7 @@ def twins_by_cost() -> dict[str, dict[str, Progress]]:
 def learning_curves(runs: Mapping[str, Mapping[str, Progress]], domain: str = ALL, zoom: bool = False) -> Drawing:
     """Held-out loss of several models against what training costs; each seed as a thin line, their mean as a thick one.
 
-    The runs: what the models were given the same amount of, for a panel each -> name of a model -> how it learnt.
+    Drawn of what the models were given the same amount of, for a panel each -> name of a model -> how it learnt.
     `zoom` leaves out the first part, where the loss falls fastest.
     Data: same (what the runs were given the same amount of), model, seed, x (how much of it by then), nats.
     """
