@@ -42,16 +42,9 @@ def place_experts(experts: int, k: int, devices: int, skew: float, tokens: int, 
     """Route one batch by "top-k" and by "MoGE", with the experts placed on devices in blocks of neighbours.
 
     The expert of popularity rank r = 1, 2, ... is the first choice of a share of tokens in proportion to r ** -skew
-    (Zipf's law; Gumbel noise makes it so). Which expert has which rank is drawn at random.
-
-    Args:
-        experts: E, a multiple of `devices`; those of a device are one group of MoGE.
-        k: experts per token, a multiple of `devices`, which MoGE needs.
-        skew: 0 makes all experts equally popular.
-        seed: of the tokens and of the ranks.
-
-    Raises:
-        ValueError: a multiple is none, or k is more than the experts.
+    (Zipf's law; Gumbel noise makes it so), and 0 makes all equally popular. Which expert has which rank is drawn at
+    random. A token meets k experts; those of a device are one group of MoGE. Raises ValueError where `experts` or `k`
+    is no multiple of `devices`, or k is more than the experts.
     """
     require(experts % devices == 0, "experts", experts, f"a multiple of devices={devices}, to place as many on each")
     fits = f"a multiple of devices={devices} up to experts={experts}, as MoGE takes as many from each"

@@ -12,11 +12,8 @@ LENGTH, STRETCHES = 128, 16  # tokens in a stretch of text, as in training; and 
 
 
 def stretches(corpus: Corpus, domain: str, count: int) -> Tensor:
-    """The beginning of a domain's held-out text, in pieces that do not overlap, [count, LENGTH].
-
-    Raises:
-        ValueError: the domain is unknown, or has less text.
-    """
+    """The beginning of a domain's held-out text, in pieces that do not overlap, [count, LENGTH]. Raises ValueError
+    where the domain is unknown or has less text."""
     needed = count * LENGTH
     ids = corpus.tokens(domain, "held_out")[:needed]
     if len(ids) < needed:

@@ -10,19 +10,12 @@ from minimoe.model.config import require
 
 
 def read_published(name: str) -> list[dict[str, str]]:
-    """The rows of `data/published/<name>.csv`; each has a `source`.
-
-    Raises:
-        ValueError: there is no such table.
-    """
+    """The rows of `data/published/<name>.csv`; each has a `source`. Raises ValueError where there is no such table."""
     path = data_path("published") / f"{name}.csv"
     tables = sorted(table.stem for table in path.parent.glob("*.csv"))
     require(name in tables, "name", name, f"one of {', '.join(tables)}")
     with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
-
-
-CLAIMED = 0.927  # the correlation that the claim of July 2025 rests on (arXiv 2507.03014)
 
 
 class RealModel(NamedTuple):
@@ -31,6 +24,8 @@ class RealModel(NamedTuple):
     config: MoEConfig
     source: str
 
+
+CLAIMED = 0.927  # the correlation that the claim of July 2025 rests on (arXiv 2507.03014)
 
 # DeepSeek-V3 (latent attention) and gpt-oss (biases in its experts) have parts that MoEConfig does not describe.
 REAL_MODELS = {
@@ -42,10 +37,7 @@ REAL_MODELS = {
 # Jensen-Shannon divergence in bits, of a possible log2(5) = 2.32; and, in layer 7 of OLMoE, the largest share of a
 # domain's tokens that go to one expert, where 8 of 64 is even load. Both from the counts in the repository
 # allenai/OLMoE, which come with arXiv 2409.02060.
-DIVERGENCE = {
-    "OLMoE-1B-7B": {0: 0.17, 7: 0.40, 15: 0.50},
-    "Mixtral-8x7B": {0: 0.003, 7: 0.004, 15: 0.009},
-}
+DIVERGENCE = {"OLMoE-1B-7B": {0: 0.17, 7: 0.40, 15: 0.50}, "Mixtral-8x7B": {0: 0.003, 7: 0.004, 15: 0.009}}
 OLMOE_LARGEST_SHARE = {"GitHub": 0.77, "arXiv": 0.79, "Wikipedia": 0.85, "C4": 0.33, "books": 0.51}
 
 # Per cent of consecutive tokens with the same first-choice expert, by layer, where an even load gives 12.5.

@@ -22,6 +22,24 @@ _KINDS = {  # what a column holds if not floats
     **dict.fromkeys(("domain", "group", "metric"), str),
 }
 
+MIXTURE, EQUAL_ACTIVE, EQUAL_TOTAL = "mixture", "dense, equal active", "dense, equal total"
+# The runs to compare, by what they were given the same amount of. With equal active parameters, equal tokens are equal
+# compute, so one run serves both.
+RUNS = {
+    "tokens": {MIXTURE: "moe", EQUAL_ACTIVE: "dense-active", EQUAL_TOTAL: "dense-total"},
+    "compute": {MIXTURE: "moe", EQUAL_ACTIVE: "dense-active", EQUAL_TOTAL: "dense-total-compute"},
+    "time": {MIXTURE: "moe", EQUAL_ACTIVE: "dense-active-clock", EQUAL_TOTAL: "dense-total-clock"},
+}
+# Every twin and what it was given as much of as the mixture; each run once.
+TWINS = {
+    "dense-active": (EQUAL_ACTIVE, "same tokens and compute"),
+    "dense-active-clock": (EQUAL_ACTIVE, "same time"),
+    "dense-total": (EQUAL_TOTAL, "same tokens"),
+    "dense-total-compute": (EQUAL_TOTAL, "same compute"),
+    "dense-total-clock": (EQUAL_TOTAL, "same time"),
+}
+ALL = "all domains"
+
 Table = dict[str, np.ndarray]
 
 
@@ -35,12 +53,8 @@ def read_run(name: str, table: str) -> Table:
             planted runs also "specialization" and "ablation" (see `workshop.measurements`); of "profiles/..."
             only "std" (see `workshop.profiles`).
 
-    Returns:
-        Column name -> array: int64 for counts from 0 (seed, step, layer, expert), str for names, else float64.
-
-    Raises:
-        ValueError: there is no such table, or the file is damaged.
-        FileNotFoundError: no such run is shipped.
+    Counts from 0 (seed, step, layer, expert) are int64, names str, and all else float64. Raises ValueError where there
+    is no such table or the file is damaged, FileNotFoundError where no such run is shipped.
     """
     require(table in TABLES, "table", table, f"one of {', '.join(TABLES)}")
     path = data_path("runs") / name / f"{table}.csv"
@@ -61,10 +75,8 @@ def read_runs(runs: Mapping[str, str], *tables: str) -> dict[str, tuple[Table, .
 
 
 def pivot(table: Table, column: str, *by: str) -> tuple[np.ndarray, ...]:
-    """A column of `table` as an array with an axis for each column in `by`, and the entries of each of these axes.
-
-    Entries are numbers ascending, or names in the order of the table. NaN where the table has no row.
-    """
+    """A column of `table` as an array with an axis for each column in `by`, and the entries of each of these axes:
+    numbers ascending, or names in the order of the table. NaN where the table has no row."""
     columns = [table[name] for name in by]
     axes = [np.array([*dict.fromkeys(cells)]) if cells.dtype.kind == "U" else np.unique(cells) for cells in columns]
     places = tuple((cells[:, None] == entries).argmax(1) for cells, entries in zip(columns, axes, strict=True))
@@ -86,12 +98,8 @@ def step_times() -> dict[str, float]:
 
 
 def step_time_ratios() -> dict[str, np.ndarray]:
-    """The same for each round of the measurement [rounds], in which every model took one step.
-
-    Raises:
-        FileNotFoundError: data/runs/step_time.json is missing.
-        ValueError: the file is damaged, or holds no measurement on one thread.
-    """
+    """The same for each round of the measurement [rounds], in which every model took one step. Raises
+    FileNotFoundError without data/runs/step_time.json, ValueError where that is damaged, or not of one thread."""
     path = data_path("runs") / "step_time.json"
     remedy = f"`python -m benchmarks.dense_twins --json {path}` makes it"
     try:
@@ -102,25 +110,6 @@ def step_time_ratios() -> dict[str, np.ndarray]:
         raise FileNotFoundError(f"{path} is missing: {remedy}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not the times on one thread ({error}); {remedy}") from error
-
-
-MIXTURE, EQUAL_ACTIVE, EQUAL_TOTAL = "mixture", "dense, equal active", "dense, equal total"
-# The runs to compare, by what they were given the same amount of. With equal active parameters, equal tokens are equal
-# compute, so one run serves both.
-RUNS = {
-    "tokens": {MIXTURE: "moe", EQUAL_ACTIVE: "dense-active", EQUAL_TOTAL: "dense-total"},
-    "compute": {MIXTURE: "moe", EQUAL_ACTIVE: "dense-active", EQUAL_TOTAL: "dense-total-compute"},
-    "time": {MIXTURE: "moe", EQUAL_ACTIVE: "dense-active-clock", EQUAL_TOTAL: "dense-total-clock"},
-}
-# Every twin and what it was given as much of as the mixture; each run once.
-TWINS = {
-    "dense-active": (EQUAL_ACTIVE, "same tokens and compute"),
-    "dense-active-clock": (EQUAL_ACTIVE, "same time"),
-    "dense-total": (EQUAL_TOTAL, "same tokens"),
-    "dense-total-compute": (EQUAL_TOTAL, "same compute"),
-    "dense-total-clock": (EQUAL_TOTAL, "same time"),
-}
-ALL = "all domains"
 
 
 def config_of(run: str) -> MoEConfig:
@@ -154,10 +143,7 @@ def better(gap: np.ndarray) -> str:
 
 def losses(table: Table, domain: str = ALL) -> np.ndarray:
     """Held-out nats per token in a table "final" [seeds], or "held_out" [seeds, steps]: of one domain, or their mean.
-
-    Raises:
-        ValueError: there is no such domain.
-    """
+    Raises ValueError where there is no such domain."""
     by = ("seed", "step", "domain") if "step" in table else ("seed", "domain")
     nats, *_, domains = pivot(table, "nats", *by)
     if domain == ALL:

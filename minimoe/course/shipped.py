@@ -33,11 +33,7 @@ def real_text_model() -> MoEForCausalLM:
 
 
 def tokenizer_of(model: MoEForCausalLM) -> Tokenizer:
-    """The tokenizer that belongs to a model; it takes whatever a person types as text.
-
-    Raises:
-        ValueError: the model has none.
-    """
+    """The tokenizer of a model; it takes whatever a person types as text. Raises ValueError where there is none."""
     require(model.tokenizer_json is not None, "model.tokenizer_json", None, "a tokenizer, to cut text into tokens")
     tokenizer = Tokenizer.from_str(model.tokenizer_json)
     tokenizer.encode_special_tokens = True
@@ -59,10 +55,8 @@ def zoo_weights(name: str) -> Weights:
 def route_text(text: str, model: MoEForCausalLM) -> tuple[list[str], list[RouterOutput]]:
     """Run `model` on `text`: its S tokens as pieces of text, and what the router of each layer decided.
 
-    A token that is a part of a character has a replacement character as its piece.
-
-    Raises:
-        ValueError: the text is empty or longer than `MAX_TOKENS` tokens, or the model has no tokenizer.
+    A token that is a part of a character has a replacement character as its piece. Raises ValueError where the text is
+    empty or longer than `MAX_TOKENS` tokens, or the model has no tokenizer.
     """
     tokenizer = tokenizer_of(model)
     ids = tokenizer.encode(text).ids
@@ -75,11 +69,8 @@ def route_text(text: str, model: MoEForCausalLM) -> tuple[list[str], list[Router
 
 @cache
 def planted_trace() -> RoutingTrace:
-    """Planted documents through `shipped_model()`, which was trained on none of them.
-
-    Documents 0 to 19 of every domain, in the order of `DOMAINS`; labelled with the kind of text: the language, code or
-    arithmetic.
-    """
+    """Planted documents through `shipped_model()`, which was trained on none of them: 0 to 19 of every domain, in the
+    order of `DOMAINS`, labelled with the kind of text, which is the language, code or arithmetic."""
     model, tokenizer = shipped_model()
     with torch.no_grad(), record_routing(model) as trace:
         for domain in DOMAINS:

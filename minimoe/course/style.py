@@ -87,13 +87,8 @@ def render(figure: Figure, kind: str) -> bytes:
 
 
 def image_tag(figure: Figure) -> str:
-    """`figure` as an HTML image that carries its alt text.
-
-    HTML and not a bare PNG, because JupyterLab and nbconvert show a bare PNG without its alt text.
-
-    Raises:
-        ValueError: the figure was never described.
-    """
+    """`figure` as an HTML image, because JupyterLab and nbconvert show a bare PNG without its alt text. Raises
+    ValueError where the figure was never described."""
     alt = figure.get_label()
     if not alt:
         raise ValueError("this figure has no alt text: wanted `describe(figure, alt)` before it is shown")
@@ -106,11 +101,7 @@ def image_tag(figure: Figure) -> str:
 
 
 def show(figure: Figure) -> None:
-    """Show `figure` in a notebook, with its alt text.
-
-    Raises:
-        ValueError: the figure was never described.
-    """
+    """Show `figure` in a notebook, with its alt text. Raises what `image_tag` raises."""
     from IPython.display import display
 
     display({"text/html": image_tag(figure), "text/plain": figure.get_label()}, raw=True)

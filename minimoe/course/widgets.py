@@ -1,10 +1,14 @@
-"""Thin ipywidgets shells. Whatever they show comes from a function that works, and is tested, without them."""
+"""Thin ipywidgets shells. Whatever they show comes from a function that works, and is tested, without them.
+
+Such a function returns (figure, data). What it cannot draw it refuses with a ValueError, which is shown instead.
+"""
 
 import html
 from collections.abc import Callable, Iterable, Sequence
 from inspect import signature
 from typing import Any
 
+import ipywidgets
 from matplotlib.figure import Figure
 
 from minimoe.course.style import image_tag
@@ -13,17 +17,8 @@ Draw = Callable[..., tuple[Figure, dict]]
 
 
 def text_box(draw: Draw, text: str, *, label: str = "Your text"):
-    """A box to type in, which begins with `text`, and below it the picture of what stands in it, redrawn on Enter.
-
-    Args:
-        draw: from a text to (figure, data); what it cannot draw it refuses with a ValueError, which is shown instead.
-        label: in front of the box.
-
-    Returns:
-        An ipywidgets box with children (Text, HTML).
-    """
-    import ipywidgets
-
+    """A box to type in, which begins with `text`, and below it the picture of what stands in it, redrawn on Enter: an
+    ipywidgets box with children (Text, HTML)."""
     look = {"layout": {"width": "100%", "max_width": "720px"}, "style": {"description_width": "initial"}}
     box = ipywidgets.Text(value=text, description=label, continuous_update=False, **look)
     return ipywidgets.VBox([box, _picture(lambda: draw(box.value), [box])])
@@ -32,17 +27,10 @@ def text_box(draw: Draw, text: str, *, label: str = "Your text"):
 def controls(draw: Draw, **ranges: tuple | Sequence | bool):
     """A slider, a list or a tick box for some arguments of `draw`, and below them the picture, redrawn on every change.
 
-    Args:
-        draw: from the arguments to (figure, data). A control starts at the default of its argument. What cannot be
-            drawn is refused with a ValueError, which is shown instead.
-        **ranges: for each of these arguments what `ipywidgets.interact` takes: (low, high) or (low, high, step) for a
-            slider, a list of choices, or True or False.
-
-    Returns:
-        An ipywidgets box: one control for each argument, in order, then an HTML.
+    The ranges are what `ipywidgets.interact` takes for each of these arguments: (low, high) or (low, high, step) for a
+    slider, a list of choices, or True or False. A control starts at the default of its argument. Returns an ipywidgets
+    box with one control for each argument, in order, then an HTML.
     """
-    import ipywidgets
-
     control = ipywidgets.interactive.widget_from_abbrev
     arguments = signature(draw).parameters.items()
     parts = {name: control(ranges[name], argument.default) for name, argument in arguments if name in ranges}
@@ -58,8 +46,6 @@ def controls(draw: Draw, **ranges: tuple | Sequence | bool):
 
 def _picture(draw: Callable[[], tuple[Figure, dict]], parts: Iterable[Any]):
     """An HTML widget with what `draw` draws now, and again whenever the value of a part changes."""
-    import ipywidgets
-
     picture = ipywidgets.HTML()
 
     def redraw(_change=None) -> None:

@@ -19,15 +19,13 @@ def judge(
     answer: Callable, tries: Iterable[tuple], right: Callable, mistakes: dict[str, Callable], praise: str, **how: object
 ) -> str:
     """Compare what a reader's function returns with what a right one returns; if all is right, return the praise.
+    Raises what `compare` raises.
 
     Args:
         answer, right: the two functions; each gets copies of the inputs, and may return numbers of any type.
         tries: the inputs of each call.
         mistakes: for each mistake that readers are known to make, a hint and a function that makes it.
         how: the keywords of `compare`.
-
-    Raises:
-        WrongAnswer: with the hint of the mistake, or with the first number that is wrong.
     """
     for inputs in tries:
         with np.errstate(all="ignore"):  # who divides by zero gets a hint, not a warning
@@ -46,15 +44,13 @@ def compare(
     atol: float = 1e-5,
     rtol: float = 0.0,
 ) -> None:
-    """Accept numbers of any type that equal the right ones, within `atol` and `rtol` as in `torch.isclose`.
+    """Accept numbers of any type that equal the right ones, within `atol` and `rtol` as in `torch.isclose`. Else raise
+    WrongAnswer with the hint of the mistake, or with the first number that is wrong.
 
     Args:
         mistakes: for each hint the wrong numbers that it is about.
         form: brings numbers to a common form where several are right, as in any order; their shape stays.
         what: what is compared, for the message about an unknown mistake.
-
-    Raises:
-        WrongAnswer: with the hint of the mistake, or with the first number that is wrong.
     """
     mistakes = mistakes or {}
     shape, close = numbers(wanted).shape, partial(torch.isclose, atol=atol, rtol=rtol, equal_nan=True)

@@ -21,10 +21,8 @@ def check_case(parents: Mapping[str, str | None]) -> str:
     """Check a family tree of the six: for each model the one that its weights were made from, or None.
 
     A parent is the model that the last change began from; of an ancestor further up nothing is said. Say None for a
-    model that has no weights of any other.
-
-    Raises:
-        WrongAnswer: how many of the six are right, not which; or what is no tree.
+    model that has no weights of any other. Raises WrongAnswer with what is no tree, or with how many of
+    the six are right, not which.
     """
     if not isinstance(parents, Mapping) or sorted(parents) != list(_ANSWERS):
         raise WrongAnswer(f"parents is {parents!r}; wanted a dictionary with an entry for each of a to f.")

@@ -10,6 +10,7 @@ from minimoe.course.checks.answers import judge
 
 Model = dict[str, np.ndarray]  # "q", "k", "v", "o" -> [layers, out, in]
 Curves = np.ndarray  # [4, layers]: the standard deviation of each role in each layer
+Matrices = Sequence[np.ndarray]  # one a layer, all of one shape
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -159,9 +160,6 @@ def check_posterior(answer: Callable[[float, float], float]) -> str:
     }
     praise = "Right: the same evidence leads from different beliefs to different beliefs."
     return judge(answer, tries, lambda prior, ratio: prior * ratio / (prior * ratio + 1 - prior), mistakes, praise)
-
-
-Matrices = Sequence[np.ndarray]  # one a layer, all of one shape
 
 
 def check_cosine_table(answer: Callable[[Matrices, Matrices], np.ndarray]) -> str:

@@ -19,6 +19,11 @@ from minimoe.model import MoEConfig, MoEForCausalLM
 
 Weights = tuple[Tensor, Tensor, Tensor]  # gate [I, H], up [I, H], down [H, I]
 _NAMES = ("gate", "up", "down")
+_TOLERANCE = 0.1  # of the spread and the mean of what is drawn, in standard deviations; the error of chance is a tenth
+Gauge = Callable[[MoEForCausalLM, int], MoEForCausalLM]
+MOVED = 1e-4  # of a logit: far above rounding, also where an answer computes in float32
+_IDS = torch.arange(46).view(2, 23) * 7 % 23
+HIDDEN = 0.9  # the weight cosine that a hiding gauge stays below
 
 
 def check_slices(answer: Callable[[Tensor, Tensor, Tensor, int], Weights]) -> str:
@@ -56,9 +61,6 @@ def _output(gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
 
 
-_TOLERANCE = 0.1  # of the spread and the mean of what is drawn, in standard deviations; the error of chance is a tenth
-
-
 def check_drop(answer: Callable[[Tensor, Tensor, Tensor, float, torch.Generator], Weights]) -> str:
     """Check `drop(gate, up, down, share, generator)`: a copy of an MLP in which round(share I) neurons are drawn anew,
     from a normal distribution with the mean and standard deviation that gate, up and down each have. The draw is the
@@ -82,9 +84,7 @@ def check_drop(answer: Callable[[Tensor, Tensor, Tensor, float, torch.Generator]
                 "ones. A neuron is a row of gate, a row of up and a column of down."
             )
         if gate.sum() != wanted:
-            raise WrongAnswer(
-                f"{gate.sum()} of 40 neurons are new at share={share}; wanted round(share * 40), {wanted}."
-            )
+            raise WrongAnswer(f"{gate.sum()} of 40 neurons are new at {share=}; wanted round(share * 40), {wanted}.")
     first, again, other = (new_neurons(0.25, seed)[0] for seed in (0, 0, 1))
     if not torch.equal(first, again):
         raise WrongAnswer("With the same generator, other neurons are new. Draw them from `generator`.")
@@ -129,12 +129,6 @@ def _returned(answer: Callable, *inputs: object, shapes: Sequence[tuple[int, ...
                 "up and a column of down."
             )
     return found
-
-
-Gauge = Callable[[MoEForCausalLM, int], MoEForCausalLM]
-MOVED = 1e-4  # of a logit: far above rounding, also where an answer computes in float32
-_IDS = torch.arange(46).view(2, 23) * 7 % 23
-HIDDEN = 0.9  # the weight cosine that a hiding gauge stays below
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from minimoe.course.cost import training_flop
 from minimoe.model import MoEConfig
 from minimoe.training.presets import small_config
 
+Labels = np.ndarray  # [T] int64
 _ONE_PER_CENT = 0.01  # norms and biases are a small part of a model; a count by hand may leave them out
 _SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
 _UNTIED = MoEConfig(**_SHAPE, num_experts=16, num_experts_per_tok=4, tie_word_embeddings=False)
@@ -115,9 +116,6 @@ def _routed(seed: int, lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(sum(lengths), 6, generator=generator) + torch.tensor([2.0, 1.0, 0.0, 0.0, -1.0, -3.0])
     return logits.topk(2).indices, torch.repeat_interleave(torch.tensor(lengths))
-
-
-Labels = np.ndarray  # [T] int64
 
 
 def check_mutual_information(answer: Callable[[Labels, Labels], float]) -> str:

@@ -20,6 +20,33 @@ from minimoe.fingerprints.compare import METHODS
 from minimoe.fingerprints.zoo_scores import Row, Rows, is_rewritten, read_table, scores, scores_of, strangers_of
 from minimoe.lineage.tree import FAMILIES, FRAMES
 
+CURVES = {
+    "std profile": "std_profile",
+    "weight cosine": "weight_cosine",
+    "spectral": "spectral",
+    "whitened response": "virtual_response_whitened",
+    "all, combined": "score",
+}
+LOWEST = -2.0  # below every score: a method that refuses a pair has found nothing in it
+LEAST_P = 1e-3  # where the axes of p-values by promise begin
+RARE, EXAMPLES = 0.01, 800  # a p-value that is marked; examples in the order of a root, one from each step
+GROUPS = {
+    "trained further": ("finetuned", "lora", "continued-0.1", "continued-1", "continued-4", "mixture-finetuned"),
+    "merged": ("lerp", "slerp", "ties"),
+    "rounded; more tokens": ("int8", "int4", "extended"),
+    "narrower": ("fewer-neurons", "fewer-heads"),
+    "shallower, deeper": ("fewer-layers", "deepened"),
+    "upcycled whole": ("copy", "copy-qwen2_moe", "copy-pangu", "noisy"),
+    "upcycled in slices": ("sliced", "virtual-groups"),
+    "upcycled, partly anew": ("drop-0.25", "drop-0.5", "drop-0.9"),
+    "of several parents": ("btx", "transplant"),
+    "upcycled, then trained": (),  # all that end in "-trained"
+    "donor of one expert": ("transplant, donor", "transplant-trained, donor"),
+    "two descendants": ("cousins", "cousins, one gauged", "cousins, both gauged"),
+    "nothing else": ("gauged",),
+    "before upcycling": ("gauged-copy", "gauged-drop-0.5"),
+}
+
 
 def std_profile_groups(scores: Rows) -> dict[str, list[float]]:
     """Scores of the std profile among strangers of two depths, and among relatives of which none was rewritten."""
@@ -35,9 +62,7 @@ def std_profile_groups(scores: Rows) -> dict[str, list[float]]:
 @figure(scores=scores)
 def std_profile_of_strangers(scores: Rows) -> Drawing:
     """How alike the std profiles of strangers and of relatives are, beside the value that was claimed to show descent.
-
-    Data: group, score; one row a pair.
-    """
+    Data: group, score; one row a pair."""
     groups = std_profile_groups(scores)
     drawn, panels = new_panels(4.6, len(groups), sharex=True)
     for axes, (group, found) in zip(panels, groups.items(), strict=True):
@@ -52,21 +77,10 @@ def std_profile_of_strangers(scores: Rows) -> Drawing:
     return drawn, columns(("group", "score"), rows), alt
 
 
-CURVES = {
-    "std profile": "std_profile",
-    "weight cosine": "weight_cosine",
-    "spectral": "spectral",
-    "whitened response": "virtual_response_whitened",
-    "all, combined": "score",
-}
-
-
 @figure(scores=scores)
 def roc_curves(scores: Rows, methods: Mapping[str, str] = CURVES) -> Drawing:
     """How many relatives each method finds for how many strangers taken for relatives, over all transformations.
-
-    Data: method, false_positive_rate, true_positive_rate; the corners of each curve.
-    """
+    Data: method, false_positive_rate, true_positive_rate; the corners of each curve."""
     rows, areas = [], []
     drawn, (axes,) = new_panels(4.2)
     asked = [row for row in scores if row["use"] in ("positive", "evaluation")]
@@ -86,15 +100,10 @@ def roc_curves(scores: Rows, methods: Mapping[str, str] = CURVES) -> Drawing:
     return drawn, columns(("method", "false_positive_rate", "true_positive_rate"), rows), alt
 
 
-LOWEST = -2.0  # below every score: a method that refuses a pair has found nothing in it
-
-
 @figure(scores=scores)
 def framed_strangers(scores: Rows) -> Drawing:
     """What frames do to four scores: strangers that imitate a model, beside strangers that do not.
-
-    Data: frame, method, score; one row a pair.
-    """
+    Data: frame, method, score; one row a pair."""
     methods = {"std profile": "std_profile", "norms": "norm_profile", "csu": "csu", "combined": "score"}
     kinds = {
         "strangers as they are": [row for row in scores if row["use"] == "evaluation" and row["kind"] == "roots"],
@@ -126,9 +135,7 @@ def draw_strip(axes: Axes, values: list[float], height: float, colour: str) -> N
 @figure(scores=scores)
 def p_values_of_strangers(scores: Rows, tests: Iterable[str] = ("csu", "permutation_test")) -> Drawing:
     """Whether p-values keep their promise: among strangers, a share p of them is at most p.
-
-    Data: method, p_value, share; every p-value in ascending order, and the share of strangers up to it.
-    """
+    Data: method, p_value, share; every p-value in ascending order, and the share of strangers up to it."""
     rows, small = [], []
     drawn, (axes,) = new_panels(3.6)
     axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, label="what is promised")
@@ -143,9 +150,6 @@ def p_values_of_strangers(scores: Rows, tests: Iterable[str] = ("csu", "permutat
     axes.legend(loc="lower right")
     alt = f"Shares of strangers up to each p-value, beside the diagonal. {'; '.join(small)}."
     return drawn, columns(("method", "p_value", "share"), rows), alt
-
-
-LEAST_P = 1e-3
 
 
 @figure(scores=scores, p_values=partial(read_table, "p_values"), calibration=partial(read_table, "calibration"))
@@ -183,9 +187,6 @@ def p_values_by_promise(scores: Rows, p_values: Rows, calibration: Rows) -> Draw
     return drawn, columns(("promise", "test", "p_value", "share"), rows), alt
 
 
-RARE, EXAMPLES = 0.01, 800
-
-
 @figure(palimpsest=partial(read_table, "palimpsest"))
 def orders_remembered(palimpsest: Rows) -> Drawing:
     """Which models tell the order in which a root was trained: palimpsest, beside a reference, within domains."""
@@ -216,24 +217,6 @@ def _seen_from_its_root(row: Row) -> str:
     if row["relation"] in ("itself", "strangers") and suspect in FAMILIES:
         return row["relation"] if suspect == root else "the other root"
     return suspect.removeprefix(f"{root}-")
-
-
-GROUPS = {
-    "trained further": ("finetuned", "lora", "continued-0.1", "continued-1", "continued-4", "mixture-finetuned"),
-    "merged": ("lerp", "slerp", "ties"),
-    "rounded; more tokens": ("int8", "int4", "extended"),
-    "narrower": ("fewer-neurons", "fewer-heads"),
-    "shallower, deeper": ("fewer-layers", "deepened"),
-    "upcycled whole": ("copy", "copy-qwen2_moe", "copy-pangu", "noisy"),
-    "upcycled in slices": ("sliced", "virtual-groups"),
-    "upcycled, partly anew": ("drop-0.25", "drop-0.5", "drop-0.9"),
-    "of several parents": ("btx", "transplant"),
-    "upcycled, then trained": (),  # all that end in "-trained"
-    "donor of one expert": ("transplant, donor", "transplant-trained, donor"),
-    "two descendants": ("cousins", "cousins, one gauged", "cousins, both gauged"),
-    "nothing else": ("gauged",),
-    "before upcycling": ("gauged-copy", "gauged-drop-0.5"),
-}
 
 
 def group_of(row: Row) -> str:
@@ -275,9 +258,7 @@ def found_by_transformation(scores: Rows) -> Drawing:
 @figure(scores=scores)
 def gauge_map(scores: Rows, model: str = "alder") -> Drawing:
     """What each gauge leaves of the score of a model with itself: 1 is everything.
-
-    Data: gauge, method, score. Empty where a method refuses.
-    """
+    Data: gauge, method, score. Empty where a method refuses."""
     rows = [row for row in scores if row["use"] == "invariance" and row["a"] == model]
     tables = {"": {row["kind"]: [row[method] for method in METHODS] for row in rows}}
     title = "Score of a model with its rewritten copy"

@@ -37,14 +37,13 @@ METHODS = (
     *("csu", "match", "expert_attribution", "token_agreement"),
 )
 Range = tuple[float, float, float]  # lower end, estimate, upper end
+Similarities = dict[str, dict[str, dict[str, float]]]  # group -> pair -> statistic -> value
 
 
 @figure(record=partial(read_published, "dispute"))
 def dispute_timeline(record: Sequence[Mapping[str, str]]) -> Drawing:
-    """What was published, claimed, answered and measured, in order of time.
-
-    Rows of the record without a date are not drawn. Data: date, side ("claim", "answer" or "other"), party, title.
-    """
+    """What was published, claimed, answered and measured, in order of time; rows without a date are not drawn.
+    Data: date, side ("claim", "answer" or "other"), party, title."""
     lanes = dict(zip(("claim", "answer", "other"), SERIES, strict=False))
     rows = []
     for row in record:
@@ -69,14 +68,11 @@ def dispute_timeline(record: Sequence[Mapping[str, str]]) -> Drawing:
 
 
 def chance(kind: str, layers: int, *, draws: int = 4000, trend: float = 0.9, seed: int = 0) -> np.ndarray:
-    """Scores of the std profile that two models have by chance, [draws], under one of three assumptions.
+    """Scores of the std profile that two models of as many layers have by chance, [draws], under one assumption.
 
-    Args:
-        kind: "independent": every layer of each of the four curves is drawn for itself. "wandering": each layer is the
-            one before plus a step, and the four curves of a model are one. "shared trend": both models rise evenly with
-            depth, which is the share `trend` of the variance; the rest is drawn for each layer and curve.
-        layers: of both models.
-
+    "independent": every layer of each of the four curves is drawn for itself. "wandering": each layer is the one before
+    plus a step, and the four curves of a model are one. "shared trend": both models rise evenly with depth, which is
+    the share `trend` of the variance; the rest is drawn for each layer and curve.
     Raises ValueError where there is no such kind.
     """
     require(kind in CHANCE, "kind", kind, f"one of {', '.join(CHANCE)}")
@@ -138,17 +134,11 @@ def backgrounds() -> dict[str, np.ndarray]:
 
 
 def likelihood_ratio(related: np.ndarray, background: np.ndarray, reading: str = _AT_LEAST) -> Range:
-    """How much commoner the claimed value is among relatives than in a background.
+    """How much commoner the claimed value is among relatives than in a background of pairs with nothing in common.
 
-    Args:
-        related, background: scores of relatives, and of pairs that have nothing in common.
-        reading: a key of `READINGS`: what counts as the claimed value.
-
-    Returns:
-        lowest, estimate, highest; the ends come from the two exact 95 % intervals, which take pairs to be independent.
-        Infinite, where the background has no such pair.
-
-    Raises ValueError where there is no such reading.
+    Returns lowest, estimate, highest; the ends come from the two exact 95 % intervals, which take pairs to be
+    independent. Infinite, where the background has no such pair. The reading, a key of `READINGS`, says what counts as
+    the claimed value. Raises ValueError where there is no such reading.
     """
     require(reading in READINGS, "reading", reading, f"one of {', '.join(READINGS)}")
     hits = [READINGS[reading](found) for found in (related, background)]
@@ -166,9 +156,7 @@ def posterior(prior: float, ratio: float) -> float:
 @figure(related=relatives, backgrounds=backgrounds)
 def worth_of_the_number(related: np.ndarray, backgrounds: Mapping[str, np.ndarray]) -> Drawing:
     """Scores of the std profile among relatives and in each background, beside the claimed value.
-
-    Data: group, pairs, low, median, high (95 % of the scores lie between low and high), at_least, about (pairs).
-    """
+    Data: group, pairs, low, median, high (95 % of the scores lie between low and high), at_least, about (pairs)."""
     groups = {"relatives in the zoo": related, **backgrounds}
     rows = []
     drawn, (axes,) = new_panels(0.46 * len(groups) + 0.9, title=f"How many pairs reach {CLAIMED}")
@@ -201,12 +189,7 @@ def belief(
 ) -> Drawing:
     """What a belief that two models share weights becomes by the claimed value, one row for each background.
 
-    Args:
-        prior: the belief before, as a probability.
-        background: the row to stress.
-        reading, related: as for `likelihood_ratio`.
-        backgrounds: scores of pairs that have nothing in common, by where they come from.
-
+    `background` is the row to stress; the others are as for `likelihood_ratio`.
     Data: background, prior, low, belief, high: the range comes from that of the likelihood ratio. Where no pair of the
     background has the value, belief is empty: few pairs that lack it are no estimate.
     Raises ValueError where `prior` is not between 0 and 1, or there is no such background or reading.
@@ -257,9 +240,7 @@ def situations() -> dict[str, Rows]:
 @figure(situations=situations)
 def if_measured(situations: Mapping[str, Rows], methods: Sequence[str] = METHODS) -> Drawing:
     """What each method finds where attention was reused, where nothing is shared, and in between: median and range.
-
-    Data: method, situation, pairs (with a score), low, median, high. Where a method refuses all pairs, no row.
-    """
+    Data: method, situation, pairs (with a score), low, median, high. Where a method refuses all pairs, no row."""
     rows = []
     drawn, (axes,) = new_panels(0.45 * len(methods) + 1.3)
     for place, ((situation, pairs), style) in enumerate(zip(situations.items(), SERIES, strict=False)):
@@ -287,9 +268,6 @@ def separating(situations: Mapping[str, Rows], situation: str, methods: Sequence
     pairs = situations[situation], situations.get("independent", [])
     scores = {method: [scores_of(rows, method) for rows in pairs] for method in methods}
     return [method for method, (found, usual) in scores.items() if found and usual and min(found) > max(usual)]
-
-
-Similarities = dict[str, dict[str, dict[str, float]]]  # group -> pair -> statistic -> value
 
 
 def norm_similarities(a: Weights, b: Weights) -> dict[str, float]:

@@ -25,9 +25,7 @@ def new_panels(
     **options: Any,
 ) -> tuple[Figure, list[Axes]]:
     """A new figure with panels in reading order, and what is written for all of them: a title, labels of the axes.
-
-    The title stands at the left edge and is taken as it is, dollar signs too; options are those of `Figure.subplots`.
-    """
+    The title stands at the left edge, taken as it is, dollar signs too; options are those of `Figure.subplots`."""
     figure = new_figure(height)
     panels = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
     if title:
@@ -41,9 +39,7 @@ def new_panels(
 
 def new_pairs(number: int, height: float, extra: float = 0.0, **texts: str) -> tuple[Figure, list[Axes]]:
     """A new figure with `number` panels of common axes, two to a line of `height` inches, and `extra` inches beside.
-
-    Where the number is odd, the last place stays empty.
-    """
+    Where the number is odd, the last place stays empty."""
     lines = -(-number // 2)
     figure, panels = new_panels(lines * height + extra, lines, 2, sharex=True, sharey=True, **texts)
     for panel in panels[number:]:

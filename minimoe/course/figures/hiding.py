@@ -28,6 +28,11 @@ COORDINATES = ("std_profile", "norm_profile", "weight_cosine", "aligned_cka_plai
 FUNCTIONS = ("aligned_cka", "spectral", "virtual_response")
 SUBJECTS = ("alder", "alder-drop-0.5-trained", "alder-copy-pangu")  # a gauge is shown on the first that it applies to
 NOT_MOVED = 1e-9  # of a logit: what float64 rounds away stays far below
+_LOOKS = (
+    {"color": QUIET, "linestyle": ":", "marker": "x"},
+    SERIES[0] | {"markersize": 11, "markerfacecolor": "white"},  # to be seen below a curve that equals it
+    SERIES[1],
+)
 
 
 @cache
@@ -47,10 +52,8 @@ def largest_difference(a: MoEForCausalLM, b: MoEForCausalLM) -> float:
 
 
 def rewrite(model: MoEForCausalLM, gauge: str, amount: float = 1.0, *, seed: int = 3) -> MoEForCausalLM:
-    """A copy of a model after a gauge that applies to it, one of `GAUGES`; `rotate_residual` finds the norms folded.
-
-    `amount` says how far, where the gauge has degrees.
-    """
+    """A copy of a model after a gauge that applies to it, one of `GAUGES`, by an amount where the gauge has degrees;
+    `rotate_residual` finds the norms folded."""
     if gauge == "rotate_residual":
         model = fold_norms(model)
     degrees = {"amount": amount} if has_degrees(gauge) else {}
@@ -72,11 +75,7 @@ def gauge_bench(
 ) -> Drawing:
     """The largest difference that a rewrite makes to a logit, and what it leaves of each method's score.
 
-    Args:
-        gauge, amount: as for `rewrite`.
-        model: in float64, with our tokenizer; None: alder, or for gauges of mixtures one upcycled from it.
-        name: of your model.
-
+    The model is in float64, with our tokenizer; None: alder, or for gauges of mixtures one upcycled from it.
     Data: method, score (empty where the method refuses), highest_stranger (of the zoo's for calibration); the last row
     is the largest difference of a logit.
     Raises ValueError where there is no such gauge, or `amount` is below 0.
@@ -121,13 +120,6 @@ def gauge_bench(
         1."""
     rows = [*zip(found, found.values(), strangers, strict=True), ("largest change of a logit", moved, None)]
     return drawn, columns(("method", "score", "highest_stranger"), rows), alt
-
-
-_LOOKS = (
-    {"color": QUIET, "linestyle": ":", "marker": "x"},
-    SERIES[0] | {"markersize": 11, "markerfacecolor": "white"},  # to be seen below a curve that equals it
-    SERIES[1],
-)
 
 
 @figure(stranger=_stranger, imitated=_alder)

@@ -18,6 +18,8 @@ from minimoe.model.balance import expert_load, load_balancing_loss
 
 STARVING = 0.25  # of a fair share: what an expert gets less than to count as starving
 _POINTS, _LAST = 30, 20  # points of a curve; steps at the end of a run, over which a share is taken
+BALANCED_BY = {"nothing": "balance-none", "the loss": "moe", "the bias": "balance-bias"}  # experiments of data/runs
+SKEWS = [step / 4 for step in range(9)]
 
 
 @figure(listed=False)
@@ -75,12 +77,9 @@ def collapsed_routers(number: int) -> list[RouterOutput]:
 def hidden_by_averaging(routers: Mapping[str, Sequence[RouterOutput]]) -> Drawing:
     """The load and the balance loss of several layers, or sequences, and of all their tokens together.
 
-    Those shipped use one expert each: two layers, and four sequences, whose averages look balanced.
-
+    Of each kind it takes some router outputs with as many experts, one a layer or a sequence. Those shipped use one
+    expert each: two layers, and four sequences, whose averages look balanced.
     Data: kind ("layer" or "sequence"), row (a number, or "average"), expert, share (of the choices), loss (of the row).
-
-    Args:
-        routers: of each kind some router outputs with as many experts, one a layer or a sequence.
     """
     drawn, panels = new_panels(2.9, 1, len(routers))
     rows, findings = [], []
@@ -101,9 +100,6 @@ def hidden_by_averaging(routers: Mapping[str, Sequence[RouterOutput]]) -> Drawin
     return drawn, columns(("kind", "row", "expert", "share", "loss"), rows), alt
 
 
-BALANCED_BY = {"nothing": "balance-none", "the loss": "moe", "the bias": "balance-bias"}  # experiments of data/runs
-
-
 @figure(runs=partial(read_runs, BALANCED_BY, "train", "final"))
 def price_of_balance(runs: Mapping[str, tuple[Table, Table]]) -> Drawing:
     """How uneven the load is at the end of training, and the held-out loss: without balancing, by a loss, by a bias.
@@ -111,9 +107,7 @@ def price_of_balance(runs: Mapping[str, tuple[Table, Table]]) -> Drawing:
     Data: balanced_by, seed, max_violation (of a step and layer; mean over layers and the last 100 steps), together
     (MaxVio of a layer's load summed over these steps; mean over layers), starving (the share of the experts that get
     less than `STARVING` of a fair share of these steps' choices), nats (held-out loss per token, mean over domains).
-
-    Args:
-        runs: what balanced the run -> its tables "train" and "final", as `read_run` returns them; of equal seeds.
+    Drawn of what balanced each run -> its tables "train" and "final", as `read_run` returns them; of equal seeds.
     """
     seeds = np.unique([final["seed"] for _, final in runs.values()])
     ends = np.array([[_end_of_run(*tables, seed) for seed in seeds] for tables in runs.values()])  # [runs, seeds, 4]
@@ -146,9 +140,6 @@ def _end_of_run(train: Table, final: Table, seed: int) -> tuple[float, float, fl
     fair = shares / shares.mean(1, keepdims=True)  # [layers, experts]; 1: a fair share
     nats = where(final, seed=seed)["nats"].mean()
     return np.mean(violation), fair.max(1).mean() - 1, (fair < STARVING).mean(), nats
-
-
-SKEWS = [step / 4 for step in range(9)]
 
 
 @figure()

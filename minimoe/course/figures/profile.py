@@ -23,6 +23,12 @@ from minimoe.model.config import require
 MODELS = 26  # as many as the zoo has roots of one shape: 325 pairs
 BINS = np.linspace(-1, 1, 41)  # of a score
 CLAIM_LINE = {"color": INK, "linestyle": "--", "linewidth": 1.2}
+_LABELS = {"alder-continued-4": "a descendant of alder", "birch": "birch, a stranger"}
+_TITLES = {
+    "4 layers": "4 layers,\nbegun alike",
+    "8 layers": "8 layers,\nbegun alike",
+    "8 layers by depth": "8 layers,\nscaled by depth",
+}
 
 
 def mean_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -30,19 +36,10 @@ def mean_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (zscore(a, axis=-1) * zscore(b, axis=-1)).mean((-1, -2))
 
 
-_LABELS = {"alder-continued-4": "a descendant of alder", "birch": "birch, a stranger"}
-
-
 @figure(profiles=lambda: {name: read_std_profile(zoo_weights(name)) for name in ("alder", *_LABELS)})
 def profile_curves(profiles: Mapping[str, Features], *, labels: Mapping[str, str] = _LABELS) -> Drawing:
-    """The z-scored profiles of models of one depth.
-
-    Args:
-        profiles: name of a model -> what `read_std_profile` says of it. The alt text compares each with the first.
-        labels: what a model is called in the legend, if not by its name.
-
-    Data: role, model, layer, std and z, the standard deviation after z-scoring over the layers.
-    """
+    """The z-scored profiles of models of one depth, as `read_std_profile` gives them; in words, each beside the first.
+    Data: role, model, layer, std and z, the standard deviation after z-scoring over the layers."""
     rows = []
     ylabel = "standard deviation, z-scored over the layers"
     drawn, panels = new_panels(4.6, 2, 2, sharex=True, sharey=True, ylabel=ylabel)
@@ -61,21 +58,12 @@ def profile_curves(profiles: Mapping[str, Features], *, labels: Mapping[str, str
     return drawn, columns(("role", "model", "layer", "std", "z"), rows), alt
 
 
-_TITLES = {
-    "4 layers": "4 layers,\nbegun alike",
-    "8 layers": "8 layers,\nbegun alike",
-    "8 layers by depth": "8 layers,\nscaled by depth",
-}
-
-
 @figure(trainings=lambda: {name: read_run(f"profiles/{name.replace(' ', '-')}", "std") for name in _TITLES})
 def strangers_over_training(trainings: Mapping[str, Table]) -> Drawing:
     """How alike the profiles of strangers are before training, and after some steps of it.
 
-    Args:
-        trainings: what the strangers of a panel have in common -> table of seed, step, layer, and the standard
-            deviations q, k, v and o.
-
+    Drawn of what the strangers of a panel have in common -> table of seed, step, layer, and the standard deviations
+    q, k, v and o.
     Data: strangers, a, b (their seeds), step, score, and spread, the least spread sd / mean of the eight curves.
     """
     rows, ends = [], []
@@ -110,9 +98,7 @@ def strangers_over_training(trainings: Mapping[str, Table]) -> Drawing:
 @figure()
 def monotone_curves(depths: Sequence[int] = (4, 8, 48), pairs: int = 1000) -> Drawing:
     """What curves score that nothing made but chance: in any order, and sorted, so that they rise or fall throughout.
-
-    Data: layers, order ("as drawn" or "sorted"), low (of a bin of the score) and share of the pairs in it.
-    """
+    Data: layers, order ("as drawn" or "sorted"), low (of a bin of the score) and share of the pairs in it."""
     rng = np.random.default_rng(0)
     shares, medians = [], []
     drawn, panels = new_panels(4.6, len(depths), sharex=True, sharey=True)
@@ -138,13 +124,8 @@ def monotone_curves(depths: Sequence[int] = (4, 8, 48), pairs: int = 1000) -> Dr
 def random_strangers(layers: int = 8, width: int = 96, fall: float = 4.0) -> Drawing:
     """What models score that are nothing but random numbers, when their initialisation falls a little with depth.
 
-    Data: a, b, score; and refused, 1 where the package refuses as a curve is too flat.
-
-    Args:
-        layers: L, at least 3.
-        width: of a square matrix.
-        fall: by how many per cent the standard deviation falls from the first to the last layer, in equal steps.
-
+    Matrices are square, and their standard deviation falls by `fall` per cent from the first to the last of L layers,
+    in equal steps. Data: a, b, score; and refused, 1 where the package refuses as a curve is too flat.
     Raises ValueError where there are fewer than 3 layers, or the width is below 2, or fall is not from 0 to below 100.
     """
     require(layers >= 3, "layers", layers, "at least 3")
@@ -169,10 +150,8 @@ def random_strangers(layers: int = 8, width: int = 96, fall: float = 4.0) -> Dra
 
 
 def random_stds(layers: int, width: int, fall: float) -> np.ndarray:
-    """The standard deviations of matrices of normal numbers, [M, 4, L], without drawing the numbers.
-
-    Of n numbers, n times the sample variance over the true one follows chi-squared with n - 1 degrees of freedom.
-    """
+    """The standard deviations of matrices of normal numbers, [M, 4, L], without drawing the numbers: of n numbers, n
+    times the sample variance over the true one follows chi-squared with n - 1 degrees of freedom."""
     rng, n = np.random.default_rng(0), width**2
     true = np.linspace(1, 1 - fall / 100, layers)
     return true * np.sqrt(rng.chisquare(n - 1, (MODELS, len(ATTENTION), layers)) / n)

@@ -27,21 +27,15 @@ REWRITINGS: dict[str, Callable[[MoEForCausalLM], MoEForCausalLM]] = {
 
 
 def shallow(kept: str = EVERY_SECOND, rewriting: str = "none", *, deep: MoEForCausalLM | None = None) -> MoEForCausalLM:
-    """A copy of a model of which only some layers are `kept`, rewritten afterwards.
-
-    Args:
-        kept: numbers of layers.
-        rewriting: a key of `REWRITINGS`.
-        deep: the model; None: deep-1 of the zoo.
+    """A copy of a model of which only the layers with the numbers in `kept` are left, rewritten afterwards by one of
+    `REWRITINGS`. The model is `deep`; None: deep-1 of the zoo.
 
     Raises ValueError for no layers, one that it does not have, or an unknown rewriting.
     """
     deep = deep or zoo_model("deep-1")
     layers, depth = kept.split(), deep.config.num_hidden_layers
-    known = set(map(str, range(depth)))
-    require(
-        layers and known.issuperset(layers), "kept", kept, f"some of the layers 0 to {depth - 1}, as {EVERY_SECOND!r}"
-    )
+    known = layers and set(map(str, range(depth))).issuperset(layers)
+    require(known, "kept", kept, f"some of the layers 0 to {depth - 1}, as {EVERY_SECOND!r}")
     require(rewriting in REWRITINGS, "rewriting", rewriting, f"one of {', '.join(REWRITINGS)}")
     return REWRITINGS[rewriting](prune_layers(deep, set(range(depth)) - set(map(int, layers))))
 
@@ -51,10 +45,7 @@ def layers_of_a_copy(
     deep: MoEForCausalLM, kept: str = EVERY_SECOND, rewriting: str = "none", *, name: str = "deep-1"
 ) -> Drawing:
     """The cosine of every layer of a shallow copy with every layer of the model it was made from.
-
-    Data: layer_a (of the copy), layer_b, cosine.
-    Raises what `shallow` raises.
-    """
+    Data: layer_a (of the copy), layer_b, cosine. Raises what `shallow` raises."""
     table = layer_cosines(open_weights(shallow(kept, rewriting, deep=deep)), open_weights(deep)).mean(-1)
     drawn, (axes,) = new_panels(0.9 + 0.36 * len(table))
     heatmap(axes, table, top=2, bold=table > 0.5)

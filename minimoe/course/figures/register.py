@@ -58,15 +58,10 @@ def figure(*, listed: bool = True, **shipped: Callable[[], Any]) -> Callable[[Ca
 
 
 def make(names: Iterable[str] | None = None, out: str | Path = "figures", **options: Any) -> list[Path]:
-    """Draw figures into `out` as PNG, SVG and CSV, and return the paths written.
+    """Draw figures into the folder `out` as PNG, SVG and CSV, and return the paths written.
 
-    Args:
-        names: keys of `FIGURES`; None or empty: all of them.
-        out: a folder, made if missing.
-        **options: given to each of these figures.
-
-    Raises:
-        ValueError: a name is unknown; nothing is written then.
+    `names` are keys of `FIGURES`; None or empty: all of them. The options are given to each of these figures. Raises
+    ValueError where a name is unknown; nothing is written then.
     """
     names = list(names or FIGURES)
     for name in names:
@@ -82,10 +77,8 @@ def make(names: Iterable[str] | None = None, out: str | Path = "figures", **opti
 
 
 def columns(names: Iterable[str], rows: Iterable[Iterable[Any]]) -> Data:
-    """Rows of equal length as the data of a figure: one list for each name.
-
-    Numbers of numpy become those of Python; None and NaN become "", an empty cell.
-    """
+    """Rows of equal length as the data of a figure: one list for each name. Numbers of numpy become those of Python;
+    None and NaN become "", an empty cell."""
     plain = (map(_plain, row) for row in rows)
     return dict(zip(names, map(list, zip(*plain, strict=True)), strict=True))
 
@@ -97,11 +90,7 @@ def _plain(cell: Any) -> Any:
 
 def cell_columns(axes: Mapping[str, Sequence], **values: np.ndarray) -> Data:
     """Arrays of one shape as the data of a figure: a row for each cell, with its place on every axis and its values.
-
-    Args:
-        axes: name of each axis -> its entries, `{"layer": range(4), "group": groups}`.
-        **values: arrays with these axes.
-    """
+    The axes are given with their entries, as `{"layer": range(4), "group": groups}`."""
     cells = zip(product(*axes.values()), *map(np.ravel, values.values()), strict=True)
     return columns((*axes, *values), ((*place, *numbers) for place, *numbers in cells))
 

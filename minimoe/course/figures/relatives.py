@@ -28,6 +28,39 @@ from minimoe.model import MoEForCausalLM
 from minimoe.model.config import require
 from minimoe.training import Corpus
 
+DESCENDANTS = (
+    *("finetuned", "lora", "continued-1", "continued-4", "lerp", "int4", "fewer-neurons", "fewer-layers", "deepened"),
+    *("copy", "copy-trained", "sliced", "drop-0.5", "drop-0.5-trained", "btx", "transplant"),
+    *("distilled", "twin", "gauged"),
+)
+_RECIPES = {
+    "trained further": ("keep_training", "train_lora"),
+    "merged": ("lerp", "slerp", "merge_by_ties"),
+    "reshaped": ("quantise", "prune_neurons", "prune_heads", "prune_layers", "depth_upscale", "extend_vocabulary"),
+    "upcycled": ("upcycle",),
+    "mixed of several": ("mix_branches", "transplant_expert"),
+    "rewritten": ("one_gauge", "all_gauges"),
+}
+_DONE = {recipe: done for done, recipes in _RECIPES.items() for recipe in recipes}
+_COMPARED = {
+    "trained further": ("finetuned", "lora", "continued-0.1", "continued-1", "continued-4"),
+    "merged": ("lerp", "slerp", "ties"),
+    "reshaped": ("int8", "int4", "fewer-neurons", "fewer-heads", "fewer-layers", "deepened"),
+    "mixture": ("copy", "noisy", "sliced", "virtual-groups", "drop-0.25", "drop-0.5", "drop-0.9", "btx", "transplant"),
+    "mixture, trained": ("copy-trained", "sliced-trained", "drop-0.5-trained", "btx-trained"),
+}
+_APART = ("alder-gauged", "alder-distilled", "alder-twin", "birch", "stranger-01", "stranger-13")
+_LABELLED = ("finetuned", "lora", "copy", "continued-4", "fewer-heads", "drop-0.9", "gauged", "distilled", "twin")
+_LABELS = {f"alder-{kind}": kind for kind in _LABELLED} | {"birch": "three strangers"}
+_ARROWS = {  # relation: what was passed on, and its line
+    "shared lineage": ("weights", "-"),
+    "teacher and student": ("predictions only", (0, (4, 2))),
+    "same first weights": ("first weights only", (0, (1, 1.5))),
+}
+_COUNTED = ("rewritten", "strangers")  # boxes with a number instead of names
+_COLUMNS = ((0.08, 1.75, 0.3), (2.3, 1.85, 0.14), (4.65, 2.07, 0.25))  # left edge, width, gap between boxes: inches
+_LINE, _PAD, _TOP = 0.172, 0.05, 0.42
+
 
 class Relative(NamedTuple):
     """A model in a family tree: what is written for it in which box, its relation to the root, and its parents."""
@@ -39,29 +72,9 @@ class Relative(NamedTuple):
     parents: tuple[str, ...]
 
 
-_RECIPES = {
-    "trained further": ("keep_training", "train_lora"),
-    "merged": ("lerp", "slerp", "merge_by_ties"),
-    "reshaped": ("quantise", "prune_neurons", "prune_heads", "prune_layers", "depth_upscale", "extend_vocabulary"),
-    "upcycled": ("upcycle",),
-    "mixed of several": ("mix_branches", "transplant_expert"),
-    "rewritten": ("one_gauge", "all_gauges"),
-}
-_DONE = {recipe: done for done, recipes in _RECIPES.items() for recipe in recipes}
-_ARROWS = {  # relation: what was passed on, and its line
-    "shared lineage": ("weights", "-"),
-    "teacher and student": ("predictions only", (0, (4, 2))),
-    "same first weights": ("first weights only", (0, (1, 1.5))),
-}
-_COUNTED = ("rewritten", "strangers")  # boxes with a number instead of names
-_COLUMNS = ((0.08, 1.75, 0.3), (2.3, 1.85, 0.14), (4.65, 2.07, 0.25))  # left edge, width, gap between boxes: inches
-_LINE, _PAD, _TOP = 0.172, 0.05, 0.42
-
-
 def family_of(root: str = "alder") -> list[Relative]:
-    """A root of the zoo, the members that are called after it, and the strangers to it.
-    Raises ValueError where the zoo has no family of that name.
-    """
+    """A root of the zoo, the members that are called after it, and the strangers to it. Raises ValueError where the
+    zoo has no family of that name."""
     is_root = root in MEMBERS and not MEMBERS[root].parents
     require(is_root, "root", root, "a member without parents, such as 'alder'")
     family = [Relative(root, "from random weights", root, "shared lineage", ())]
@@ -90,12 +103,8 @@ def _group(name: str, true: str) -> str:
 def family_tree(family: Sequence[Relative]) -> Drawing:
     """A family in boxes by what was done, with arrows for what was passed on.
 
-    An arrow into a box comes from its members' parents, and from the root only where they have no other. Rewritten
-    members and strangers are only counted.
-
-    Args:
-        family: the root first, whose group is its own name.
-
+    The root is the first, and its group its own name. An arrow into a box comes from its members' parents, and from
+    the root only where they have no other. Rewritten members and strangers are only counted.
     Data: name, group, relation (to the root), parents, and x and y of the name, in inches from the lower left corner.
     """
     root, groups = family[0].name, {}
@@ -174,21 +183,12 @@ def arrows(groups: Mapping[str, Sequence[Relative]]) -> list[tuple[str, str]]:
     return found
 
 
-DESCENDANTS = (
-    *("finetuned", "lora", "continued-1", "continued-4", "lerp", "int4", "fewer-neurons", "fewer-layers", "deepened"),
-    *("copy", "copy-trained", "sliced", "drop-0.5", "drop-0.5-trained", "btx", "transplant"),
-    *("distilled", "twin", "gauged"),
-)
-
-
 @figure(child=partial(zoo_model, "alder-finetuned"), parent=partial(zoo_model, "alder"))
 def turned_vectors(
     child: MoEForCausalLM, parent: MoEForCausalLM, *, name: str = "alder-finetuned", parent_name: str = "alder"
 ) -> Drawing:
     """How far the vectors of a model are from the most similar ones of another, by role and layer.
-
-    Data: layer, role, degrees (the mean), same (the share of vectors less than one degree away).
-    """
+    Data: layer, role, degrees (the mean), same (the share of vectors less than one degree away)."""
     found = angles(open_weights(child), open_weights(parent))
     layers = child.config.num_hidden_layers
     degrees = np.array([values.mean() for values in found.values()]).reshape(layers, len(ROLES))
@@ -211,18 +211,6 @@ def turned_vectors(
         mean of all, {(every < 1).mean():.0%} of the vectors unchanged."""
     rows = ((layer, role, values.mean(), (values < 1).mean()) for (layer, role), values in found.items())
     return drawn, columns(("layer", "role", "degrees", "same"), rows), alt
-
-
-_COMPARED = {
-    "trained further": ("finetuned", "lora", "continued-0.1", "continued-1", "continued-4"),
-    "merged": ("lerp", "slerp", "ties"),
-    "reshaped": ("int8", "int4", "fewer-neurons", "fewer-heads", "fewer-layers", "deepened"),
-    "mixture": ("copy", "noisy", "sliced", "virtual-groups", "drop-0.25", "drop-0.5", "drop-0.9", "btx", "transplant"),
-    "mixture, trained": ("copy-trained", "sliced-trained", "drop-0.5-trained", "btx-trained"),
-}
-_APART = ("alder-gauged", "alder-distilled", "alder-twin", "birch", "stranger-01", "stranger-13")
-_LABELLED = ("finetuned", "lora", "copy", "continued-4", "fewer-heads", "drop-0.9", "gauged", "distilled", "twin")
-_LABELS = {f"alder-{kind}": kind for kind in _LABELLED} | {"birch": "three strangers"}
 
 
 class Place(NamedTuple):

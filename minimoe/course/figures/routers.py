@@ -24,6 +24,17 @@ from minimoe.model.config import require
 _SHADES = LinearSegmentedColormap.from_list("weight", [PALE, MAIN, "#16263A"])  # darker is more, in greyscale too
 _DROPPED = {"marker": "x", "color": INK, "linestyle": "", "markersize": 5, "markeredgewidth": 1.6}
 _NOBODY = {"facecolor": "none", "edgecolor": "#999999", "hatch": "////", "linewidth": 0, "zorder": 1.5}
+_TOKENS, _MOST_EXPERTS, _WORDS = 24, 16, 12
+# Name -> RouterOutput of logits [T, E], token ids [T], K, what an expert accepts, and the number of groups.
+PLAYGROUND_ROUTERS = {
+    "softmax top-k": lambda logits, ids, k, capacity, groups: routing.route_topk(logits, k),
+    "top-k, then softmax": lambda logits, ids, k, capacity, groups: routing.route_topk_softmax(logits, k),
+    "Switch": lambda logits, ids, k, capacity, groups: routing.route_switch(logits),
+    "expert choice": lambda logits, ids, k, capacity, groups: routing.route_expert_choice(logits, capacity),
+    "sigmoid + bias": lambda logits, ids, k, capacity, groups: _route_biased(logits, k, _settled_bias(logits, k)),
+    "MoGE": lambda logits, ids, k, capacity, groups: routing.route_grouped(logits, k, groups),
+    "hash": lambda logits, ids, k, capacity, groups: routing.route_hash(ids, logits.shape[-1], k),
+}
 Routes = Mapping[str, RouterOutput]
 
 
@@ -31,12 +42,9 @@ Routes = Mapping[str, RouterOutput]
 def draw_routes(tokens: Sequence[str], routes: Routes, asked: Routes | None = None) -> Drawing:
     """One grid a router: which token meets which expert, with what weight, what is dropped, and who meets nobody.
 
+    Drawn of T pieces of text, of what each router decided for them [T, K], and, in `asked`, of what it chose before a
+    capacity cut that.
     Data: router, token, expert, weight, fate ("kept" or "dropped"): a row for every slot.
-
-    Args:
-        tokens: T pieces of text.
-        routes: name -> what the router decided, [T, K]; E experts each.
-        asked: name -> what that router had chosen before a capacity dropped some of it.
     """
     kept = {name: _weights(output) for name, output in routes.items()}
     chosen = kept | {name: _weights(output) for name, output in (asked or {}).items()}
@@ -109,13 +117,8 @@ def _label_grids(grids: Sequence[Axes], tokens: Sequence[str]) -> None:
 def draw_changes(tokens: Sequence[str], before: Routes, after: Routes, edited: int) -> Drawing:
     """One grid a router: who met whom before and after the tokens from place `edited` on were replaced.
 
+    Drawn of the T pieces of text before the edit, and of what each router decided for both texts, equally long.
     Data: router, token, expert, before, after (weights, 0 where they do not meet).
-
-    Args:
-        tokens: T pieces of text, before.
-        before: name -> what the router decided for them.
-        after: the same for the edited text, which has as many tokens.
-        edited: the first token that differs.
     """
     note = "■ in both texts    − only before the edit    + only after it    hatched: no expert"
     drawn, grids = new_pairs(len(before), 1.75, 0.85, xlabel=note)
@@ -139,19 +142,6 @@ def draw_changes(tokens: Sequence[str], before: Routes, after: Routes, edited: i
     return drawn, columns(("router", "token", "expert", "before", "after"), rows), alt
 
 
-_TOKENS, _MOST_EXPERTS, _WORDS = 24, 16, 12
-# Name -> RouterOutput of logits [T, E], token ids [T], K, what an expert accepts, and the number of groups.
-PLAYGROUND_ROUTERS = {
-    "softmax top-k": lambda logits, ids, k, capacity, groups: routing.route_topk(logits, k),
-    "top-k, then softmax": lambda logits, ids, k, capacity, groups: routing.route_topk_softmax(logits, k),
-    "Switch": lambda logits, ids, k, capacity, groups: routing.route_switch(logits),
-    "expert choice": lambda logits, ids, k, capacity, groups: routing.route_expert_choice(logits, capacity),
-    "sigmoid + bias": lambda logits, ids, k, capacity, groups: _route_biased(logits, k, _settled_bias(logits, k)),
-    "MoGE": lambda logits, ids, k, capacity, groups: routing.route_grouped(logits, k, groups),
-    "hash": lambda logits, ids, k, capacity, groups: routing.route_hash(ids, logits.shape[-1], k),
-}
-
-
 @figure()
 def playground(
     router: str = "softmax top-k",
@@ -167,16 +157,11 @@ def playground(
     they are. Tokens share 12 words, which only the hash looks at. The bias is the one that 100 updates settle on.
     MaxVio is that of the load before anything is dropped.
 
+    The router is one of `PLAYGROUND_ROUTERS`, with 2 to 16 experts, of which a token meets k; for expert choice, on
+    average. The temperature divides the logits. An expert accepts `capacity_factor` times its fair share of the slots;
+    expert choice takes exactly that. The groups of experts are those of MoGE.
+
     Data: token, expert, weight (0 when dropped), fate ("kept" or "dropped"): a row for every slot.
-
-    Args:
-        router: one of `PLAYGROUND_ROUTERS`.
-        experts: E, 2 to 16.
-        k: experts per token; for expert choice, on average.
-        temperature: divides the logits.
-        capacity_factor: an expert accepts this times its fair share of the slots; expert choice takes exactly that.
-        groups: of experts, for MoGE.
-
     Raises ValueError where the router cannot work with these settings.
     """
     even = groups >= 1 and experts % groups == k % groups == 0

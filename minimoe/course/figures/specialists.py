@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from minimoe.course.figures.drawing import curve_with_seeds, heatmap, new_pairs, new_panels, note, span
 from minimoe.course.figures.register import Drawing, cell_columns, columns, figure
@@ -17,6 +18,12 @@ from minimoe.inspection import RoutingTrace
 from minimoe.inspection.labels import labels
 from minimoe.inspection.metrics import domain_specialization
 from minimoe.model.config import require
+
+_FOLLOWED = {
+    "alone": ("token", "language", "topic", "position"),
+    "once the token is known": ("language given token", "topic given token"),
+}
+_BALANCES = {"loss over the batch": PLANTED[0], "loss in each sequence": PLANTED[1]}
 
 
 @figure(trace=held_out_trace)
@@ -47,18 +54,10 @@ def expert_use(trace: RoutingTrace, label: str = "domain", layer: int = 1) -> Dr
     return drawn, cell_columns(places, share=share, chance=chance, low=low), alt
 
 
-_FOLLOWED = {
-    "alone": ("token", "language", "topic", "position"),
-    "once the token is known": ("language given token", "topic given token"),
-}
-
-
 @figure(table=partial(read_run, PLANTED[0], "specialization"))
 def followed_labels(table: Table) -> Drawing:
     """Share of the routing that each label accounts for, by layer, in each trained model; and what chance gives.
-
-    Drawn of the last step of a table "specialization". Data: metric, layer, seed, value, chance.
-    """
+    Drawn of the last step of a table "specialization". Data: metric, layer, seed, value, chance."""
     table = where(table, step=table["step"].max())
     drawn, both = new_panels(4.2, 1, 2, sharey=True, title="What tells which experts a token meets")
     styles = dict(zip(_FOLLOWED["alone"], SERIES, strict=False))
@@ -84,9 +83,7 @@ def followed_labels(table: Table) -> Drawing:
 @figure(table=partial(read_run, PLANTED[0], "specialization"))
 def routing_over_training(table: Table) -> Drawing:
     """While a mixture trains: how many choices are already the final ones, and what the routers follow.
-
-    Drawn of a table "specialization". Data: metric, step, layer, value, chance (means over the seeds).
-    """
+    Drawn of a table "specialization". Data: metric, step, layer, value, chance (means over the seeds)."""
     followed = ("token", "language", "topic")
     layers, steps = (np.unique(table[name]) for name in ("layer", "step"))
     means = {
@@ -122,17 +119,12 @@ def routing_over_training(table: Table) -> Drawing:
     return drawn, columns(("metric", "step", "layer", "value", "chance"), rows), alt
 
 
-_BALANCES = {"loss over the batch": PLANTED[0], "loss in each sequence": PLANTED[1]}
-
-
 @figure(runs=partial(read_runs, _BALANCES, "specialization", "final"))
 def batch_or_sequence(runs: Mapping[str, tuple[Table, Table]]) -> Drawing:
     """What language accounts for, and the loss, when the balance loss looks at the batch or at each sequence.
 
+    Drawn of what the balance loss is -> its tables "specialization" and "final", of equal seeds; the last step counts.
     Data: balance, measure ("language" by layer, or "loss": nats per token, mean over the domains), layer, seed, value.
-
-    Args:
-        runs: what the balance loss is -> its tables "specialization" and "final", of equal seeds; the last step counts.
     """
     drawn, (left, right) = new_panels(3.9, 1, 2, width_ratios=[1.6, 1])
     rows, parts, losses = [], [], []
@@ -164,12 +156,7 @@ def batch_or_sequence(runs: Mapping[str, tuple[Table, Table]]) -> Drawing:
 def ablation_map(table: Table, seed: int = 0) -> Drawing:
     """What each group of domains loses when one expert is removed, for every expert of a trained model.
 
-    Data: layer, group, expert, nats (per token).
-
-    Args:
-        table: "ablation".
-        seed: of the model.
-
+    Drawn of a table "ablation". Data: layer, group, expert, nats (per token).
     Raises ValueError where no model was trained with this seed.
     """
     require(seed in table["seed"], "seed", seed, f"one of {', '.join(map(str, np.unique(table['seed'])))}")
@@ -197,9 +184,7 @@ def use_and_worth(table: Table) -> tuple[np.ndarray, np.ndarray]:
 @figure(table=partial(read_run, PLANTED[0], "ablation"))
 def load_and_worth(table: Table) -> Drawing:
     """How much an expert is used against what its removal costs: over all text, and within one group of domains.
-
-    Drawn of a table "ablation". Data: view ("expert" or "expert and group"), seed, layer, share, nats.
-    """
+    Drawn of a table "ablation". Data: view ("expert" or "expert and group"), seed, layer, share, nats."""
     share, nats = use_and_worth(table)
     views = {"expert": (share.mean(-1), nats.mean(-1)), "expert and group": (share, nats)}
     titles = ("each expert, all groups alike", "each expert in each group")
@@ -223,8 +208,6 @@ def load_and_worth(table: Table) -> Drawing:
 
 def rank_correlations(share: np.ndarray, nats: np.ndarray) -> np.ndarray:
     """Spearman's rank correlation in each layer of each model, [seeds, L], of two arrays [seeds, L, ...]."""
-    from scipy.stats import spearmanr
-
     models = share.shape[:2]
     found = [spearmanr(share[place], nats[place], axis=None).statistic for place in np.ndindex(models)]
     return np.reshape(found, models)

@@ -110,10 +110,8 @@ def _width(token: str) -> int:
 
 
 def _wrap(tokens: list[str]) -> tuple[list[tuple[float, float]], float]:
-    """Where each token stands, (column, line), and the number of lines.
-
-    A line ends after a line break in the text; an empty line is a gap, its mark stands at the end of the line before.
-    """
+    """Where each token stands, (column, line), and the number of lines. A line ends after a line break in the text; an
+    empty line is a gap, its mark stands at the end of the line before."""
     places, column, line, after = [], 0.0, 0.0, (0.0, 0.0)
     for token in tokens:
         width = _width(token) + _GAP
@@ -191,9 +189,7 @@ def token_journey(text: str = "The river was", token: int = -1, layer: int = 1, 
 @figure(configs=lambda: {name: model.config for name, model in REAL_MODELS.items()})
 def parameters_total_active(configs: Mapping[str, MoEConfig]) -> Drawing:
     """Parameters of models, the largest first: all that must be stored, and those that one token meets.
-
-    Data: model, total and active (billions of parameters, embedding and output head included).
-    """
+    Data: model, total and active (billions of parameters, embedding and output head included)."""
     rows = [(name, c.num_parameters() / 1e9, c.num_parameters(active=True) / 1e9) for name, c in configs.items()]
     rows.sort(key=lambda row: row[1], reverse=True)
     names, total, active = zip(*rows, strict=True)

@@ -16,6 +16,10 @@ from minimoe.training.loop import Settings
 _UNITS = {"tokens": "million tokens", "compute": "compute, 10$^{12}$ FLOP", "time": "time, steps of the mixture"}
 _ZOOM = 0.4  # of the way: what a zoomed picture leaves out
 _STYLES = dict(zip(RUNS["tokens"], SERIES, strict=False))
+_SHIPPED = {
+    "mixture": partial(read_run, RUNS["tokens"][MIXTURE], "final"),
+    "twins": lambda: {run: read_run(run, "final") for run in TWINS},
+}
 
 
 class Progress(NamedTuple):
@@ -45,11 +49,8 @@ def twins_by_cost() -> dict[str, dict[str, Progress]]:
 def learning_curves(runs: Mapping[str, Mapping[str, Progress]], domain: str = ALL, zoom: bool = False) -> Drawing:
     """Held-out loss of several models against what training costs; each seed as a thin line, their mean as a thick one.
 
-    Args:
-        runs: what the models were given the same amount of, for a panel each -> name of a model -> how it learnt.
-        domain: of the held-out text, or `ALL` for the mean over them.
-        zoom: leave out the first part, where the loss falls fastest.
-
+    Drawn of what the models were given the same amount of, for a panel each -> name of a model -> how it learnt.
+    `zoom` leaves out the first part, where the loss falls fastest.
     Data: same (what the runs were given the same amount of), model, seed, x (how much of it by then), nats.
     """
     drawn, panels = new_panels(3.9, 1, len(runs), sharey=True, title=f"Learning curves, {domain}")
@@ -73,18 +74,10 @@ def learning_curves(runs: Mapping[str, Mapping[str, Progress]], domain: str = AL
     return drawn, columns(("same", "model", "seed", "x", "nats"), rows), alt
 
 
-_SHIPPED = {
-    "mixture": partial(read_run, RUNS["tokens"][MIXTURE], "final"),
-    "twins": lambda: {run: read_run(run, "final") for run in TWINS},
-}
-
-
 @figure(**_SHIPPED)
 def final_gaps(mixture: Table, twins: Mapping[str, Table]) -> Drawing:
     """By how much each dense twin ends above or below the mixture with the same seed; mean over the domains.
-
-    Drawn of tables "final". Data: run, seed, gap (nats per token; positive: the mixture is better).
-    """
+    Drawn of tables "final". Data: run, seed, gap (nats per token; positive: the mixture is better)."""
     gaps = {run: losses(final) - losses(mixture) for run, final in twins.items()}
     title = "Right of the line the mixture ends lower, left of it the twin"
     drawn, (axes,) = new_panels(0.5 * len(gaps) + 1.5, title=title)
@@ -97,11 +90,9 @@ def final_gaps(mixture: Table, twins: Mapping[str, Table]) -> Drawing:
     label_rows(axes, [_label(run) for run in gaps])
     axes.margins(x=0.2)
     axes.set_xlabel("nats per token more than the mixture; marks: seeds, number: mean", size=10, loc="right")
-    ranges = [
-        f"{_label(run, ' ')} {gap.mean():+.3f}, {gap.min():+.3f} to {gap.max():+.3f}" for run, gap in gaps.items()
-    ]
+    parts = [f"{_label(run, ' ')} {gap.mean():+.3f}, {gap.min():+.3f} to {gap.max():+.3f}" for run, gap in gaps.items()]
     alt = f"""Marks on a line for each dense twin, one a seed: its final held-out loss minus that of the mixture, in
-        nats per token, mean over the domains. Mean, and range over the seeds: {"; ".join(ranges)}."""
+        nats per token, mean over the domains. Mean, and range over the seeds: {"; ".join(parts)}."""
     rows = [(run, *of_seed) for run, gap in gaps.items() for of_seed in enumerate(gap)]
     return drawn, columns(("run", "seed", "gap"), rows), alt
 

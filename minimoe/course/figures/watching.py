@@ -23,9 +23,7 @@ _FAVOURITES = 5  # tokens to a row, at most
 @figure(model=real_text_model)
 def token_path(texts: tuple[str, ...] = FULL_STOPS, *, model: MoEForCausalLM) -> Drawing:
     """The last token of each text on its way through the layers: the experts it meets, and with which weight.
-
-    Data: text, layer, expert, weight; a row for each expert it meets, best first. Raises what `route_text` raises.
-    """
+    Data: text, layer, expert, weight; a row for each expert it meets, best first. Raises what `route_text` raises."""
     title = "The last token in each layer, with the weights in %"
     drawn, panels = new_pairs(len(texts), 2.2, 0.5, title=title, xlabel="expert", ylabel="layer")
     rows, paths = [], []
@@ -139,11 +137,7 @@ def language_agreement(trace: RoutingTrace, shuffles: int = 1000, seed: int = 0)
 
     Data: layer; translations; other_meaning; one_language (two meanings in the same language), all means of
     `document_agreement`, within topics; and by_luck, the share of random pairings of texts with translations of others
-    whose mean is no less than that of the translations.
-
-    Args:
-        trace: of planted documents, as for `document_agreement`.
-        shuffles, seed: of the random pairings.
+    whose mean is no less than that of the translations. The trace is one that `document_agreement` takes.
     """
     rng = np.random.default_rng(seed)
     pairs = np.triu_indices(len(LANGUAGES), k=1)
@@ -179,10 +173,7 @@ def language_agreement(trace: RoutingTrace, shuffles: int = 1000, seed: int = 0)
 def document_agreement(trace: RoutingTrace) -> np.ndarray:
     """sum_i min(p_i, q_i) of two documents, p and q being their shares of first choices on expert i: 1 when they use
     the experts alike, 0 when they have none in common. [layers, topics, languages, languages, documents, documents].
-
-    Args:
-        trace: of as many documents of every planted domain, in the order of `DOMAINS`.
-    """
+    The trace is of as many documents of every planted domain, in the order of `DOMAINS`."""
     number = (trace.documents[-1] + 1) // len(DOMAINS)
     prose = len(LANGUAGES) * len(TOPICS) * number
     use = np.zeros((trace.num_layers, trace.documents[-1] + 1, trace.num_experts))
@@ -194,10 +185,8 @@ def document_agreement(trace: RoutingTrace) -> np.ndarray:
 
 
 def _mispaired(across: np.ndarray, one: np.ndarray, another: np.ndarray, rng: np.random.Generator) -> float:
-    """Mean agreement when the stories of each topic and language change places, and no two languages agree on a place.
-
-    across: [topics, pairs, documents, documents], of the languages one[pair] and another[pair].
-    """
+    """Mean agreement when the stories of each topic and language change places, and no two languages agree on a place;
+    across [topics, pairs, documents, documents], of the languages one[pair] and another[pair]."""
     documents = across.shape[-1]
     order = rng.permuted(np.tile(np.arange(documents), (len(across), 1)), axis=1)
     moved = np.stack([np.roll(order, language, axis=1) for language in range(len(LANGUAGES))], axis=1)
