@@ -46,11 +46,13 @@ def value_output(weights: Weights, layer: int) -> tuple[Tensor, Tensor]:
     return _sum_over_groups(written, weights, layer), weights.get("v", layer) * _norm(weights, "norm1", layer)
 
 
-def mlps(weights: Weights, layer: int, most: int | None = None) -> Iterator[tuple[str, Neurons]]:
-    """The MLP of a layer, which has to have a gate; or its experts "0", "1", ... and "shared", if it has any.
+def mlps(weights: Weights, layer: int) -> dict[str, Neurons]:
+    """The MLP of a layer, which has to have a gate, as "mlp"; or its experts "0", "1", ..., "shared" if it has one."""
+    return dict(each_mlp(weights, layer))
 
-    One at a time, with memory for one. most: of more neurons, as many are taken in even steps.
-    """
+
+def each_mlp(weights: Weights, layer: int, most: int | None = None) -> Iterator[tuple[str, Neurons]]:
+    """The same one at a time, with memory for one. most: of more neurons, as many are taken in even steps."""
     _require_gate(weights, layer)
     before, after = (_norm(weights, norm, layer) for norm in ("norm2", "norm2_after"))
     is_mixture = len(weights.shape("gate", layer)) == 3

@@ -37,7 +37,7 @@ from scipy import stats
 from torch import Tensor
 
 from minimoe.fingerprints.anchors import candidate_pairs, mean_of_pairs, pair_layers, shared_tokens
-from minimoe.fingerprints.folded import Neurons, mean_up, mlps
+from minimoe.fingerprints.folded import Neurons, each_mlp, mean_up
 from minimoe.fingerprints.matching import assign, nearest_agreement, read_both_features, similarities
 from minimoe.fingerprints.result import SMALLEST_P, Features, Refusal, Result, explain_refusals
 from minimoe.fingerprints.weights import Weights
@@ -188,7 +188,7 @@ def _neurons(weights: Weights, layer: int) -> Neurons:
     One order of neurons for all experts of a layer is what chance may choose: upcycled experts are not independent.
     """
     total, count = (0, 0, 0), 0
-    for name, neurons in mlps(weights, layer):
+    for name, neurons in each_mlp(weights, layer):
         if name != "shared":
             total = [so_far + face[:MOST_NEURONS] for so_far, face in zip(total, neurons, strict=True)]
             count += 1

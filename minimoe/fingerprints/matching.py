@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from minimoe.fingerprints.anchors import WIDE, Anchors, read_anchors
-from minimoe.fingerprints.folded import Neurons, even_steps, mlps
+from minimoe.fingerprints.folded import Neurons, each_mlp, even_steps
 from minimoe.fingerprints.result import Refusal
 from minimoe.fingerprints.weights import Weights, read_once
 
@@ -42,7 +42,7 @@ def read_token_features(weights: Weights, tokens: list[str], most: int | None = 
     return {
         (layer, name): token_features(neurons, anchors)
         for layer in range(weights.num_layers)
-        for name, neurons in mlps(weights, layer, most)
+        for name, neurons in each_mlp(weights, layer, most)
     }
 
 
