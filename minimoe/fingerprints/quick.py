@@ -24,7 +24,7 @@ from minimoe.data_files import data_path
 from minimoe.fingerprints.anchors import FEWEST, USUAL, read_inputs
 from minimoe.fingerprints.independence import compare_ups
 from minimoe.fingerprints.result import Features, Refusal, Result, explain_refusals
-from minimoe.fingerprints.virtual_response import _whiten
+from minimoe.fingerprints.virtual_response import whitened
 from minimoe.fingerprints.weights import Weights, open_weights, read_once
 from minimoe.fingerprints.zoo_scores import Rows
 
@@ -86,7 +86,7 @@ def read_attention(weights: Weights, tokens: list[str]) -> Tensor:
         sides.append(found)
     heads, kv_heads = weights.heads(layer)
     asked = sides[0].unflatten(1, (kv_heads, heads // kv_heads, -1)).sum(2)  # the queries of a group share their key
-    table = _whiten("A", asked.flatten(1) @ sides[1].mT).view(len(tokens), -1)
+    table = whitened("A", asked.flatten(1) @ sides[1].mT).view(len(tokens), -1)
     others = table[~torch.eye(len(tokens), dtype=torch.bool)].double()
     centred = others - others.mean()
     if centred.norm() < LEAST:

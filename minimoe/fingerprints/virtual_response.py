@@ -118,7 +118,7 @@ def directions(responses: Features, kept: list[int], *, whiten: bool = False) ->
         kept: the places of n tokens among those of the tables.
         whiten: give all directions equal weight; rows and columns are centred too.
     """
-    standardise, found = _whiten if whiten else _standardise, {}
+    standardise, found = whitened if whiten else _standardise, {}
     for name in TABLES:
         tables = torch.from_numpy(responses[name]).double()
         if f"{name}_scale" in responses:
@@ -155,7 +155,7 @@ def _standardise(name: str, table: Tensor) -> Tensor:
     return (centred / norm).float()
 
 
-def _whiten(name: str, table: Tensor) -> Tensor:
+def whitened(name: str, table: Tensor) -> Tensor:
     """The sum of the products of left and right singular vectors, each pair weighing the same."""
     centred = _standardise(name, table - table.mean(0) - table.mean(1, keepdim=True) + table.mean()).view_as(table)
     left, values, right = torch.linalg.svd(centred.double())
