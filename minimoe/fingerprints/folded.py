@@ -1,7 +1,7 @@
-"""Weights with all that surrounds them folded in, so that fewer rewrites of a model change them.
+"""Weights with the norms around them folded in, so that fewer rewrites of a model change them.
 
-Norm weights go into the matrices that read them; queries and keys, values and outputs meet in products; an MLP is read
-as a list of neurons. Biases are left out.
+Norm weights go into the matrices that read them. W_q is paired with W_k and W_v with W_o, since only their products
+matter; an MLP is read as a list of neurons. Biases are left out.
 
 Shapes: H hidden size, I width of an MLP or of an expert, E experts.
 """

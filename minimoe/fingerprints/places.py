@@ -1,7 +1,8 @@
 """Where the numbers of each role lie, however a family stores them.
 
-Undone are: several matrices in one, matrices stored as [in, out], experts in one tensor or in many, norm weights less
-1, and queries, keys and values as products of narrow matrices (multi-head latent attention).
+This module takes apart matrices that are stored as one, turns those stored as [in, out], finds experts in one tensor or
+in many, adds the 1 that some families leave out of norm weights, and multiplies the narrow matrices of multi-head
+latent attention.
 
 Shapes: D head size, E experts, H hidden size, I width of an MLP or of an expert.
 """

@@ -1,14 +1,16 @@
 """A quick look at two models: what a small part of their files tells, for files that are large or far away.
 
 What it measures
-    `last_attention`: how much each of some shared tokens attends to each other one in the last layer, positions aside:
-    the table A of virtual_response.py, whitened, without its diagonal.
-    `last_csu`: csu (independence.py), of the first up rows of the last MLP, or of those of all its experts.
-    Of a dense model of 7 billion parameters they read 1 in 200: the queries and keys of one layer, and some rows.
+    `last_attention`: how strongly some shared tokens attend to one another in the last layer, without positions: the
+    table A of virtual_response.py, whitened, without its diagonal.
+    `last_csu`: csu (independence.py) of the first 256 up rows of the last MLP; in a mixture, of their mean over the
+    experts.
+    Of a dense model of 7 billion parameters they read 1 byte in 200: the queries and keys of one layer, and some rows.
 What leaves it unchanged
-    last_attention: every gauge, and what is done to MLPs, layers in the middle, or their number. last_csu: as csu.
+    last_attention: every gauge, any change of MLPs, and layers in the middle that are changed, added or left out.
+    last_csu: what leaves csu unchanged.
 What it cannot see
-    All that lies in other places: where it finds nothing, the verdict is "cannot tell".
+    Whatever lies elsewhere: where it finds nothing, the verdict is "cannot tell".
 
 Shapes: H hidden size, I neurons of an MLP or expert, N tokens.
 """

@@ -2,27 +2,29 @@
 
 Verdicts
     "same weights"                   the files are equal, or every layer answers alike to rounding: a rewritten copy
-    "shared lineage"                 some method is further from strangers than chance among them explains
-    "no evidence of shared lineage"  every method that applies finds what it finds among strangers
-    "cannot tell"                    none applies, there are no strangers to compare with, all that is found is an order
-                                     of neurons, which can be arranged, or a quick look finds nothing
+    "shared lineage"                 some method's score is above its level, far above that of any stranger
+    "no evidence of shared lineage"  every method that applies finds no more than it finds among strangers
+    "cannot tell"                    no method applies; or there are no strangers of this size to compare with; or the
+                                     only evidence is the order of neurons, which can be forged; or a quick look finds
+                                     nothing
 How they are reached
-    Each method that enters the verdict has a scale. It says at which level evidence begins, and how far a score stands
-    from strangers: at 0 like the median stranger, at 0.5 where evidence begins, at 1 where nothing differs. The score
-    of the report is the highest standing; above 0.5 the verdict is shared lineage.
+    Each method that enters the verdict has a scale, which turns its score into a standing: 0 at the median stranger
+    (of p-values, at p = 1), 0.5 at the level where evidence begins, 1 where nothing differs. The score of the report
+    is the highest standing; above 0.5 the verdict is "shared lineage".
 Correlations and shares
-    Evidence begins five times as far above the median stranger as the highest stranger is, on Fisher's scale of
-    correlations, artanh. The highest of some strangers depends on which they are. Beside those of a second build of the
-    zoo, three times as far was not enough, and a student was called a relative; five times costs no relative in either
-    build. Strangers may share no neuron at all, and five times nothing is nothing: of a share, evidence begins at one
-    in 50, if not higher. Methods on these scales are changed by no gauge.
+    level = median + 5 (highest - median) of the strangers' scores, all on Fisher's scale of correlations, artanh. Which
+    stranger is the highest depends on which ones there are: with 3 in place of 5, a second build of the zoo had a
+    student that was called a relative; 5 costs no relative in either build. Where strangers share no neurons at all,
+    the formula gives 0, so the level of a share is at least 0.02. No gauge, that is, no rewrite of the weights that
+    keeps the function, changes the scores of these methods.
 P-values
-    0.5 is p = 1e-6, on a scale of log p. The one method of this scale, csu, finds what the others miss, one
-    transplanted expert among many. But whoever gives the neurons of a stranger the numbers of those that they resemble
-    forges it without changing a function (`minimoe.lineage.frame`). So a p-value raises the score of a report to 0.5
-    and no further, and where it stands there alone, the verdict is "cannot tell".
+    0.5 is p = 1e-6, on a scale of log p. The one method of this scale, csu, finds what the others miss: one
+    transplanted expert among many. But anyone can forge it without changing what a stranger computes, by putting its
+    neurons in the order of those of the other model that they resemble most (`minimoe.lineage.frame`). So a p-value
+    raises the score of a report to 0.5 and no further, and where nothing else does, the verdict is "cannot tell".
 Strangers of another size
-    They are no measure: the levels move half the way to 1, and what stays below is "cannot tell".
+    They are a poor measure. The levels of correlations and shares move half the way to 1, and a score below them gives
+    "cannot tell" in place of "no evidence".
 
 A verdict says that weights are shared. It does not say whether they do anything (notebook 09 plants dead neurons of
 another model), who had them first, by what right, or whether two teams began from the same published model.

@@ -1,8 +1,8 @@
 """Adapters of PEFT (https://github.com/huggingface/peft), read as the model that they make of their base.
 
 LoRA (Hu et al. 2021, arXiv 2106.09685, section 4.1) adds to a matrix [out, in] the product of B [out, r] and A [r, in],
-times alpha / r, or alpha / sqrt(r) where `use_rslora` says so (Kalajdzievski 2023, arXiv 2312.03732). To an embedding
-[V, H], and where `fan_in_fan_out` says so, it is added transposed. What `modules_to_save` names replaces the base's.
+times alpha / r, or alpha / sqrt(r) where `use_rslora` says so (Kalajdzievski 2023, arXiv 2312.03732). For an embedding
+[V, H], and where `fan_in_fan_out` is set, the product is transposed. Modules in `modules_to_save` replace the base's.
 """
 
 import math

@@ -2,15 +2,15 @@
 
     FP8       X float8 [.., R, C] times X_scale_inv or X_scale: one number, one for each row, or one for each block.
               DeepSeek-AI 2024 (arXiv 2412.19437, section 3.3), fbgemm, compressed-tensors, ModelOpt.
-    integers  X int8 [.., R, C], less X_zero_point, times X_scale, likewise: compressed-tensors, in which an int32 of
+    integers  (X - X_zero_point) X_scale of X int8 [.., R, C], likewise: compressed-tensors, in which an int32 of
               X_packed [.., R, C / 4] may hold four of them, as bytes that are 128 too high. bitsandbytes with 8 bits:
-              SCB [R] is the largest number of each row before rounding, for which 127 stands (Dettmers et al. 2022,
-              arXiv 2208.07339, section 2.1). To round activations as well, as these do, is no property of the weights.
+              X SCB / 127, SCB [R] being each row's largest absolute value (Dettmers et al. 2022, arXiv 2208.07339,
+              section 2.1). That such models round activations too when they run changes nothing in their weights.
     MXFP4     X [.., 32 G, R], as transformers gives it. X_blocks [.., R, G, 16] are pairs of numbers of 4 bits, the low
-              half of a byte first, and X_scales [.., R, G] the power of 2 that 32 of them share, 127 too high.
+              half of a byte first. X_scales [.., R, G] is e + 127, where 32 of them share the factor 2^e.
               OCP Microscaling Formats (MX) 1.0, sections 5.1 to 5.4.
 
-What GPTQ, AWQ, bitsandbytes with 4 bits and others store has a name here, and is refused where it is asked for.
+Tensors of GPTQ, AWQ, bitsandbytes with 4 bits and others are listed by name; reading one raises an error.
 """
 
 import math
