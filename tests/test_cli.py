@@ -197,6 +197,7 @@ def test_zoo_path_makes_a_folder_once(tmp_path):
     assert zoo(tmp_path, "path", "alder").output.strip().endswith("/zoo/alder")
 
 
+@pytest.mark.exact("the processes it starts round as they do")
 def test_what_trains_runs_in_the_workshop_and_keeps_its_status(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for arguments, status, said in [

@@ -115,6 +115,7 @@ def raise_interrupt(*_, **__):
     raise KeyboardInterrupt
 
 
+@pytest.mark.exact("the processes it starts round as they do")
 def test_a_killed_build_ends_all_its_processes_and_leaves_nothing_that_counts(tmp_path):
     """SIGKILL, while it trains. Output is closed only when the last process that could write to it has ended."""
     name = "alder-noisy-trained"
