@@ -1,0 +1,345 @@
+"""Whether the neurons of one model are those of another, in a residual stream turned by an unknown rotation.
+
+What it measures
+    A neuron has three faces: its gate row, its up row and its down column. A rotation of the residual stream keeps the
+    angles between them, and those with all other neurons. From such numbers, its traits, each neuron of one model gets
+    a counterpart in the other; the rotation that brings counterparts together is found by orthogonal Procrustes, and
+    both are improved in turn (iterative closest points). The score asks about what the rotation was not fitted to: in
+    other layers, or for other neurons of the same MLP, a counterpart is chosen by two faces, and the cosine of the
+    third one counts.
+    `aligned_neurons` is the mean over all MLPs or experts: what is left of the whole body. `best_part` is the largest
+    of one MLP or expert, with a rotation of its own: a single expert that was taken over.
+What leaves them unchanged
+    Every gauge; another tokenizer or embedding: no token is shared. Leaving layers out.
+What they cannot see
+    Stolen attention; experts of few neurons in a part that was rotated by itself.
+What does nothing does not count
+    A neuron counts by how much it writes for tokens of the model itself, together with the neurons that read what it
+    reads, where it may be undone; an expert by how it is chosen. "idle" is what the score would gain if all counted.
+Source
+    Ours. Orthogonal Procrustes: Schoenemann 1966; iterative closest points: Besl & McKay 1992.
+
+No law says that strangers score 0; they do for a rotation that has nothing to do with the neurons in question, up to
+what training gives every residual stream. The table of strangers shows how far that goes, and that size matters little.
+
+Shapes: F faces, 3 or 2 where MLPs have no gate; H hidden size, I neurons; K traits.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minimoe.fingerprints.anchors import WIDE, align_layers
+from minimoe.fingerprints.folded import each_part
+from minimoe.fingerprints.result import Refusal, Result, explain_refusals
+from minimoe.fingerprints.weights import Weights, read_once
+
+MOST_NEURONS, MOST_EXPERTS = 512, 8  # of a part and of a layer: those with the longest rows
+MOST_FITS = 8  # parts that get a rotation of their own, in even steps
+STEPS = 8  # of iterative closest points
+TOKENS = 256  # for which neurons are heard
+ALIKE = 0.9  # the cosine from which on two rows read the same
+AUDIBLE = 0.1  # of the root mean square of a layer: a neuron that writes so much counts in full
+FAINTEST = 0.01  # of that of the loudest layer: a layer below counts less
+
+
+class Part(NamedTuple):
+    """An MLP or an expert."""
+
+    layer: int
+    name: str
+    faces: Tensor  # [F, I, H], rows of norm 1
+    traits: Tensor  # [I, K]
+    counts: Tensor  # [I], from 0 for a neuron that does nothing to 1
+
+
+Pair = tuple[Part, Part]
+
+
+class Alignment(NamedTuple):
+    """How much of each part is found in the other model: [2, parts], as neurons count and if all of them counted."""
+
+    body: Tensor  # with one rotation, which was fitted to other layers
+    best: Tensor  # with any
+    names: list[str]
+
+
+@explain_refusals
+def aligned_neurons(a: Weights, b: Weights) -> Result:
+    """Compare all neurons of two models of any shape.
+
+    Returns:
+        score: mean cosine over the parts of the model that has more of them, 1 where nothing differs.
+        details: "idle", how much larger the score of a part would be if neurons that do nothing counted; "parts".
+        refused: there is no MLP; the neurons of one are 0 or not finite.
+    """
+    found = align(a, b)
+    counted, all_of_them = found.body.mean(1).tolist()
+    return Result(score=counted, details={"parts": len(found.names), "idle": max(all_of_them - counted, 0)})
+
+
+@explain_refusals
+def best_part(a: Weights, b: Weights) -> Result:
+    """Look for single MLPs or experts of one model in the other.
+
+    Returns:
+        score: the highest mean cosine of a part.
+        details: that of each part, as "layer 0 expert 3" or "layer 0 mlp"; "idle" as above.
+        refused: as above.
+    """
+    found = align(a, b)
+    counted, all_of_them = found.best.max(1).values.tolist()
+    details = dict(zip(found.names, found.best[0].tolist(), strict=True))
+    return Result(score=counted, details={**details, "idle": max(all_of_them - counted, 0)})
+
+
+@lru_cache(maxsize=1)  # both methods look at it
+def align(a: Weights, b: Weights) -> Alignment:
+    """Look for each part of one of two models, the one of more experts or else of narrower ones, in the other."""
+    left, right = _widen(*(read_parts(weights) for weights in sorted((a, b), key=_shape)))
+    pairs = _pair_parts(left, right)
+    tried = pairs[:: -(-len(pairs) // MOST_FITS)]
+    still = torch.eye(pairs[0][0].faces.shape[-1]).to(pairs[0][0].faces)
+    bodies = [_score_all(pairs, [still] * len(pairs))]
+    if tried[0][1].layer != tried[-1][1].layer:
+        bodies.append(_score_all(pairs, _fit_to_other_layers(pairs, tried)))
+    best = torch.stack(bodies).max(0).values
+    for source, found in tried:
+        own = _score(source, _half(found, 1), _fit(source, _half(found, 0)))
+        place = next(number for number, (_, part) in enumerate(pairs) if part is found)
+        best[:, place] = torch.maximum(best[:, place], own)
+    names = [f"layer {part.layer} {'mlp' if part.name == 'mlp' else f'expert {part.name}'}" for _, part in pairs]
+    return Alignment(max(bodies, key=lambda scores: float(scores[0].mean())), best, names)
+
+
+def _shape(weights: Weights) -> tuple[int, int]:
+    """By which the model comes first in which parts are looked for."""
+    layers = [layer for layer in range(weights.num_layers) if weights.has("up", layer)]
+    if not layers:
+        raise Refusal(f"{weights.name} has no MLP")
+    return weights.num_experts, -weights.shape("up", layers[0])[-2]
+
+
+# --- what is read of a model ------------------------------------------------------------------------------
+
+
+@read_once
+@torch.no_grad()
+def read_parts(weights: Weights) -> list[list[Part]]:
+    """The parts of each layer; of many experts, and of many neurons, those whose rows are the longest."""
+    inputs = _inputs(weights)
+    layers = [_read_layer(weights, layer, inputs) for layer in weights.layers_with("up")]
+    means = [float(torch.cat([part.counts for part in parts]).square().mean().sqrt()) for parts in layers]
+    audible = [AUDIBLE * max(mean, FAINTEST * max(means)) for mean in means]
+    return [
+        [part._replace(counts=(part.counts / least).clamp(max=1)) for part in parts]
+        for parts, least in zip(layers, audible, strict=True)
+    ]
+
+
+def _read_layer(weights: Weights, layer: int, inputs: Tensor) -> list[Part]:
+    """The parts of a layer; as counts, how loud each neuron is."""
+    longest: list[tuple[float, str, list[Tensor]]] = []
+    for name, faces in each_part(weights, layer):
+        lengths = faces[0].norm(dim=1)
+        kept = lengths.argsort(descending=True, stable=True)[:MOST_NEURONS]  # an order that no gauge changes
+        longest.append((float(lengths[kept].mean()), name, [face[kept].to(inputs) for face in faces]))
+        longest = sorted(longest, key=lambda part: -part[0])[:MOST_EXPERTS]
+    use = _use(weights, layer, inputs)
+    parts = []
+    for _, name, rows in longest:
+        faces = torch.stack([F.normalize(face, dim=1) for face in rows])
+        if not faces.isfinite().all() or not faces.any(-1).any(-1).all():
+            raise Refusal("the neurons of an MLP are 0 or not finite")
+        loudness = _loudness(rows, faces, inputs) * use.get(name, 1.0)
+        parts.append(Part(layer, name, faces, _traits(rows, faces), loudness))
+    return parts
+
+
+def _inputs(weights: Weights) -> Tensor:
+    """Rows of the embedding, of root mean square 1: [TOKENS, H]; float32 where a model is wide, which is faster."""
+    rows = weights.rows("embedding", torch.linspace(0, weights.shape("embedding")[0] - 1, TOKENS).long().tolist())
+    inputs = F.normalize(rows, dim=1) * rows.shape[1] ** 0.5
+    return inputs.to(torch.float32 if weights.hidden_size > WIDE else torch.float64)
+
+
+def _use(weights: Weights, layer: int, inputs: Tensor) -> dict[str, float]:
+    """The root mean square weight that the router gives to each expert, where it can be run."""
+    if weights.config is None or not weights.has("router", layer):
+        return {}
+    x = inputs.float() * weights.get("norm2", layer)
+    chosen = weights.block(layer, "mlp.gate.").mlp.gate(x, torch.arange(len(x)))
+    given = torch.zeros(len(x), weights.num_experts)
+    real = chosen.indices >= 0
+    given.scatter_add_(1, chosen.indices.clamp(min=0), chosen.weights.float() * real)
+    return {str(number): float(used) for number, used in enumerate(given.square().mean(0).sqrt())}
+
+
+def _loudness(rows: Sequence[Tensor], faces: Tensor, inputs: Tensor) -> Tensor:
+    """The root mean square of what each neuron writes, with all those that read what it reads, a share each: [I]."""
+    *reading, down = rows
+    driven = inputs @ reading[-1].mT
+    active = F.silu(inputs @ reading[0].mT) * driven if len(reading) == 2 else F.gelu(driven)
+    together = (active.mT @ active) * (down @ down.mT) / len(inputs)
+    gate, up = faces[0], faces[-2]
+    alike = torch.maximum((gate @ gate.mT).abs(), (up @ gate.mT).abs()) > ALIKE
+    alike &= torch.maximum((up @ up.mT).abs(), (gate @ up.mT).abs()) > ALIKE
+    alike = alike.to(inputs)
+    return ((alike @ together) * alike).sum(1).clamp(min=0).sqrt() / alike.sum(1)
+
+
+def _traits(rows: Sequence[Tensor], faces: Tensor) -> Tensor:
+    """Numbers of each neuron that no rotation and no order changes: lengths, angles, and where others point: [I, K].
+
+    x C y, for faces x and y of a neuron and second moments C of those of all neurons, and products of two.
+    """
+    moments = [face.mT @ face * (face.shape[1] / len(face)) for face in faces]
+    forms = moments + [one @ other for place, one in enumerate(moments) for other in moments[place:]]
+    count, traits = len(faces), [rows[0].norm(dim=1) ** 2, (rows[-2].norm(dim=1) * rows[-1].norm(dim=1)) ** 2]
+    for first in range(count):
+        for second in range(first, count):
+            traits += [((faces[first] @ form) * faces[second]).sum(1) for form in forms]
+            if first != second:
+                traits.append((faces[first] * faces[second]).sum(1))
+    return torch.stack(traits, dim=1).abs().clamp(min=1e-9).log()
+
+
+# --- which part goes with which ---------------------------------------------------------------------------
+
+
+def _widen(left: list[list[Part]], right: list[list[Part]]) -> tuple[list[list[Part]], list[list[Part]]]:
+    """Both in the wider residual stream, zeros for what the narrower one does not have."""
+    sides = left, right
+    width = max(layers[0][0].faces.shape[-1] for layers in sides)
+    dtype = min((layers[0][0].faces.dtype for layers in sides), key=lambda dtype: dtype.itemsize)
+    return tuple(
+        [
+            [part._replace(faces=F.pad(part.faces, (0, width - part.faces.shape[-1])).to(dtype)) for part in parts]
+            for parts in layers
+        ]
+        for layers in sides
+    )
+
+
+def _pair_parts(left: list[list[Part]], right: list[list[Part]]) -> list[Pair]:
+    """Each part of the second model beside the likeliest of the first: of the same layer, or of one that is aligned."""
+    if len(left[0][0].faces) != len(right[0][0].faces):
+        raise Refusal("only one of the models has gates")
+    places = [(layer, layer) for layer in range(len(left))]
+    if len(left) != len(right):
+        likeness = [[_likeness(x[0], y[0]) for y in right] for x in left]
+        places = align_layers(torch.tensor(likeness, dtype=torch.float64))
+    return [
+        (max(left[i], key=lambda x: _likeness(x, y)) if len(left[i]) > 1 else left[i][0], y)
+        for i, j in places
+        for y in right[j]
+    ]
+
+
+def _likeness(x: Part, y: Part) -> float:
+    """How near, in the mean, the nearest neuron of x is to each of y, by traits."""
+    return float(_compare_traits(x, y).max(0).values.mean())
+
+
+def _compare_traits(x: Part, y: Part) -> Tensor:
+    """Cosines of the traits of [I] neurons with those of [I'], once what they have in common is taken out: [I, I']."""
+    sides = [((t - t.mean(0)) / t.std(0).clamp(min=1e-9)).clamp(-3, 3) for t in (x.traits.double(), y.traits.double())]
+    _, values, directions = torch.linalg.svd(torch.cat(sides), full_matrices=False)
+    kept = values > 0.03 * values[0]
+    whitening = directions[kept].mT / values[kept].sqrt()
+    left, right = (F.normalize(side @ whitening, dim=1) for side in sides)
+    return left @ right.mT
+
+
+# --- the rotation -----------------------------------------------------------------------------------------
+
+
+def _half(part: Part, k: int) -> Part:
+    """Every second neuron, from the k-th on."""
+    return part._replace(faces=part.faces[:, k::2], traits=part.traits[k::2], counts=part.counts[k::2])
+
+
+def _cosines(x: Part, y: Part, rotation: Tensor) -> Tensor:
+    """Of each face of [I] neurons with that of [I'], which is turned: [F, I, I']."""
+    return x.faces @ (y.faces @ rotation).mT
+
+
+def _unsigned(cosines: Tensor) -> Tensor:
+    """Without the signs of up and down, which are free where there is a gate."""
+    return cosines if len(cosines) == 2 else torch.cat([cosines[:1], cosines[1:].abs()])
+
+
+def _fit(x: Part, y: Part) -> Tensor:
+    """The rotation [H, H] of y that brings its neurons to their counterparts in x."""
+    nearest = _compare_traits(x, y).to(x.faces).max(0)
+    weights = nearest.values.clamp(min=0) ** 3
+    rotation = _rotation((y.faces[0] * weights[:, None]).mT @ x.faces[0][nearest.indices])
+    for _ in range(STEPS):
+        rotation = _rotation(_covariance(x, y, rotation))
+    return rotation
+
+
+def _covariance(x: Part, y: Part, rotation: Tensor) -> Tensor:
+    """Of the faces of y with those of their counterparts, [H, H]; near and mutual ones weigh more."""
+    cosines = _cosines(x, y, rotation)
+    total = _unsigned(cosines).sum(0)
+    here = torch.arange(total.shape[1])
+    closeness, there = total.max(0)
+    mutual = total.argmax(1)[there] == here
+    weights = closeness.clamp(min=0) ** 2 * torch.where(mutual, 1.0, 0.25).to(closeness)
+    signs = torch.ones_like(cosines[:, 0])
+    if len(cosines) == 3:
+        signs[1:] = cosines[1:, there, here].sum(0).sign()
+    return torch.einsum("fih,fij->hj", y.faces * (signs * weights)[..., None], x.faces[:, there])
+
+
+def _rotation(covariance: Tensor) -> Tensor:
+    """The nearest one (Schoenemann 1966)."""
+    left, _, right = torch.linalg.svd(covariance, full_matrices=False)
+    return left @ right
+
+
+def _fit_to_other_layers(pairs: list[Pair], tried: list[Pair]) -> list[Tensor]:
+    """For each pair a rotation that was fitted to the other half of the layers, from the one that fits best there."""
+    middle = math.ceil((tried[0][1].layer + tried[-1][1].layer) / 2)
+    rotations = {}
+    for is_upper in (False, True):
+        others = [pair for pair in tried if (pair[1].layer >= middle) != is_upper]
+        rotation = max((_fit(*pair) for pair in others), key=lambda rotation: _closeness(others, rotation))
+        for _ in range(2):
+            rotation = _rotation(sum(_covariance(*pair, rotation) for pair in others))
+        rotations[is_upper] = rotation
+    return [rotations[found.layer >= middle] for _, found in pairs]
+
+
+def _closeness(pairs: list[Pair], rotation: Tensor) -> float:
+    """How near the nearest neurons are that the rotation leads to."""
+    return sum(float(_unsigned(_cosines(*pair, rotation)).sum(0).max(0).values.mean()) for pair in pairs)
+
+
+# --- the score --------------------------------------------------------------------------------------------
+
+
+def _score_all(pairs: list[Pair], rotations: list[Tensor]) -> Tensor:
+    return torch.stack([_score(*pair, rotation) for pair, rotation in zip(pairs, rotations, strict=True)], dim=1)
+
+
+def _score(x: Part, y: Part, rotation: Tensor) -> Tensor:
+    """The mean cosine of faces with those of counterparts that the other faces choose: [2], weighted and plain."""
+    cosines = _cosines(x, y, rotation)
+    unsigned, here = _unsigned(cosines), torch.arange(cosines.shape[2])
+    weighted = plain = 0.0
+    for face in range(len(cosines)):
+        there = (unsigned.sum(0) - unsigned[face]).argmax(0)
+        found = cosines[face, there, here]
+        if face and len(cosines) == 3:
+            found = found * cosines[3 - face, there, here].sign()
+        plain += found.mean() / len(cosines)
+        count = torch.minimum(x.counts[there], y.counts)
+        weighted += (count * found).sum() / y.counts.sum().clamp(min=len(here) / 10) / len(cosines)
+    return torch.stack([weighted, plain]).double()
