@@ -3,7 +3,7 @@
 Each returns a new model in evaluation mode, in the dtype of `model`, which stays as it is, and computes what it did. A
 file then holds weights of a model that has no part in what it says: evidence against whoever counts parts.
 
-What is planted is translated first, by least squares over the tokens, so that it reads and writes the stranger's
+What is planted is translated first, by least squares over all tokens, so that it reads and writes the stranger's
 embeddings about as it did those of the other model. The layer that it comes from has the same number, or the same place
 where depths differ. Sums are done in float64.
 
@@ -126,38 +126,41 @@ def _plant_neurons(
 
 
 def plant_dead_heads(
-    model: MoEForCausalLM, other: MoEForCausalLM, *, scale: float = 1e-7, gain: float = 1.0
+    model: MoEForCausalLM, other: MoEForCausalLM, *, scale: float = 1e-7, gain: float = 1.0, turn: bool = False
 ) -> MoEForCausalLM:
     """Append all groups of heads of `other` to those of each layer, with an output that is next to nothing.
 
     Args:
         scale: what their output columns are multiplied by; logits move by about as much.
         gain: what their queries and keys are multiplied by: whoever adds up what heads attend to hears them above all.
+        turn: translate by the rotation that fits best (orthogonal Procrustes), as `aligned_cka` turns residual streams.
 
     Raises ValueError: heads or their groups differ in size, queries are normed over all heads at once, or the
     vocabularies differ in size.
     """
-    return _plant_heads(model, other, gain, (scale,))
+    return _plant_heads(model, other, gain, turn, (scale,))
 
 
-def plant_cancelling_heads(model: MoEForCausalLM, other: MoEForCausalLM, *, gain: float = 1.0) -> MoEForCausalLM:
+def plant_cancelling_heads(
+    model: MoEForCausalLM, other: MoEForCausalLM, *, gain: float = 1.0, turn: bool = False
+) -> MoEForCausalLM:
     """Append all groups of heads of `other` twice to those of each layer, with opposite outputs.
 
     The arguments and errors are those of `plant_dead_heads`.
     """
-    return _plant_heads(model, other, gain, (1.0, -1.0))
+    return _plant_heads(model, other, gain, turn, (1.0, -1.0))
 
 
 @torch.no_grad()
 def _plant_heads(
-    model: MoEForCausalLM, other: MoEForCausalLM, gain: float, factors: Sequence[float]
+    model: MoEForCausalLM, other: MoEForCausalLM, gain: float, turn: bool, factors: Sequence[float]
 ) -> MoEForCausalLM:
     config, theirs = model.config, other.config
     require(theirs.head_dim == config.head_dim, "head_dim of the other", theirs.head_dim, f"{config.head_dim}")
     each, wanted = (x.num_attention_heads // x.num_key_value_heads for x in (theirs, config))
     require(each == wanted, "queries in a group of the other", each, f"{wanted}, as in the model")
     require(config.qk_norm != "full", "qk_norm", "full", "None or 'head': this norm would see the planted heads")
-    planted, translation = build_from(model, model.state_dict()), _translate(model, other)
+    planted, translation = build_from(model, model.state_dict()), _translate(model, other, turn=turn)
     for block, source in _same_layers(planted, other):
         ours, donor = block.self_attn, source.self_attn
         norms = block.input_layernorm, source.input_layernorm
@@ -268,8 +271,8 @@ class _Translation(NamedTuple):
         return torch.cat([self.read(rows[..., :2, :], *norms), self.write(rows[..., 2:, :])], dim=-2)
 
 
-def _translate(model: MoEForCausalLM, other: MoEForCausalLM) -> _Translation:
-    """What fits best over all tokens, before the layers and after them."""
+def _translate(model: MoEForCausalLM, other: MoEForCausalLM, *, turn: bool = False) -> _Translation:
+    """What fits best over all tokens, before the layers and after them: any map, or a rotation."""
     found, wanted = other.config.vocab_size, model.config.vocab_size
     require(found == wanted, "vocab_size of the other", found, f"{wanted}, as in the model")
     ends = []
@@ -277,7 +280,14 @@ def _translate(model: MoEForCausalLM, other: MoEForCausalLM) -> _Translation:
         embedding = wide(each.model.embed_tokens.weight)
         size = embedding.square().mean(1, keepdim=True).sqrt()
         ends.append((embedding / size.where(size > 0, 1), wide(each.lm_head.weight) * wide(each.model.norm.weight)))
-    return _Translation(*(torch.linalg.lstsq(ours, theirs).solution.mT for ours, theirs in zip(*ends, strict=True)))
+    fit = _procrustes if turn else lambda ours, theirs: torch.linalg.lstsq(ours, theirs).solution
+    return _Translation(*(fit(ours, theirs).mT for ours, theirs in zip(*ends, strict=True)))
+
+
+def _procrustes(ours: Tensor, theirs: Tensor) -> Tensor:
+    """The map [H, H'] with singular values 1 that takes `ours` [V, H] closest to `theirs` (Schoenemann 1966)."""
+    left, _, right = torch.linalg.svd(ours.mT @ theirs, full_matrices=False)
+    return left @ right
 
 
 def _of_layer(block: Block) -> Tensor:

@@ -36,8 +36,9 @@ PLANTS = {
     "dead-first": ("plant_dead_neurons", {"share": 0.5, "first": True}),
     **{way: ("plant_cancelling_neurons", {"way": way}) for way in ("opposite", "halves", "sums", "products")},
     "heads": ("plant_dead_heads", {}),
-    "loud-heads": ("plant_dead_heads", {"gain": 4.0}),
-    "opposite-heads": ("plant_cancelling_heads", {"gain": 2.0}),
+    "loud-heads": ("plant_dead_heads", {"gain": 4.0, "turn": True}),
+    "louder-heads": ("plant_dead_heads", {"gain": 8.0}),
+    "opposite-heads": ("plant_cancelling_heads", {"gain": 2.0, "turn": True}),
     "expert": ("plant_unreached_expert", {}),
 }  # the recipe and the options of each kind
 
