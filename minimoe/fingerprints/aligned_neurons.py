@@ -35,16 +35,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minimoe.fingerprints.anchors import WIDE, align_layers
+from minimoe.fingerprints.audible import ALIKE, counts_of, loudness
 from minimoe.fingerprints.folded import each_part
 from minimoe.fingerprints.result import Refusal, Result, explain_refusals
 from minimoe.fingerprints.weights import Weights, read_once
 
-MOST_NEURONS, MOST_EXPERTS = 512, 8  # of a part and of a layer: those with the longest rows
+MOST_NEURONS, MOST_EXPERTS = 512, 8  # of a part of a wide model, and of a layer: those with the longest rows
 MOST_FITS = 8  # parts that get a rotation of their own, in even steps
 STEPS = 8  # of iterative closest points
 TOKENS = 256  # for which neurons are heard
-ALIKE = 0.9  # the cosine from which on two rows read the same
-AUDIBLE = 0.1  # of the root mean square of a layer: a neuron that writes so much counts in full
 FAINTEST = 0.01  # of that of the loudest layer: a layer below counts less
 
 
@@ -133,32 +132,41 @@ def _shape(weights: Weights) -> tuple[int, int]:
 def read_parts(weights: Weights) -> list[list[Part]]:
     """The parts of each layer; of many experts, and of many neurons, those whose rows are the longest."""
     inputs = _inputs(weights)
-    layers = [_read_layer(weights, layer, inputs) for layer in weights.layers_with("up")]
-    means = [float(torch.cat([part.counts for part in parts]).square().mean().sqrt()) for parts in layers]
-    audible = [AUDIBLE * max(mean, FAINTEST * max(means)) for mean in means]
+    layers, means = zip(*(_read_layer(weights, layer, inputs) for layer in weights.layers_with("up")), strict=True)
+    heard = [min(mean / (FAINTEST * max(means)), 1.0) for mean in means]
     return [
-        [part._replace(counts=(part.counts / least).clamp(max=1)) for part in parts]
-        for parts, least in zip(layers, audible, strict=True)
+        [part._replace(counts=part.counts * share) for part in parts]
+        for parts, share in zip(layers, heard, strict=True)
     ]
 
 
-def _read_layer(weights: Weights, layer: int, inputs: Tensor) -> list[Part]:
-    """The parts of a layer; as counts, how loud each neuron is."""
+def _read_layer(weights: Weights, layer: int, inputs: Tensor) -> tuple[list[Part], float]:
+    """The parts of a layer, and the root mean square of what its neurons write."""
     longest: list[tuple[float, str, list[Tensor]]] = []
     for name, faces in each_part(weights, layer):
         lengths = faces[0].norm(dim=1)
-        kept = lengths.argsort(descending=True, stable=True)[:MOST_NEURONS]  # an order that no gauge changes
+        kept = lengths.argsort(descending=True, stable=True)  # an order that no gauge changes
+        kept = kept[:MOST_NEURONS] if weights.hidden_size > WIDE else kept
         longest.append((float(lengths[kept].mean()), name, [face[kept].to(inputs) for face in faces]))
         longest = sorted(longest, key=lambda part: -part[0])[:MOST_EXPERTS]
-    use = _use(weights, layer, inputs)
-    parts = []
-    for _, name, rows in longest:
-        faces = torch.stack([F.normalize(face, dim=1) for face in rows])
-        if not faces.isfinite().all() or not faces.any(-1).any(-1).all():
-            raise Refusal("the neurons of an MLP are 0 or not finite")
-        loudness = _loudness(rows, faces, inputs) * use.get(name, 1.0)
-        parts.append(Part(layer, name, faces, _traits(rows, faces), loudness))
-    return parts
+    use, faces = _use(weights, layer, inputs), [_faces(rows) for _, _, rows in longest]
+    loud = [
+        _loudness(rows, unit, inputs) * use.get(name, 1.0) for (_, name, rows), unit in zip(longest, faces, strict=True)
+    ]
+    mean = float(torch.cat(loud).square().mean().sqrt())
+    parts = [
+        Part(layer, name, unit, _traits(rows, unit, counts), counts)
+        for (_, name, rows), unit, heard in zip(longest, faces, loud, strict=True)
+        for counts in (counts_of(heard, mean),)
+    ]
+    return parts, mean
+
+
+def _faces(rows: Sequence[Tensor]) -> Tensor:
+    faces = torch.stack([F.normalize(face, dim=1) for face in rows])
+    if not faces.isfinite().all() or not faces.any(-1).any(-1).all():
+        raise Refusal("the neurons of an MLP are 0 or not finite")
+    return faces
 
 
 def _inputs(weights: Weights) -> Tensor:
@@ -185,20 +193,19 @@ def _loudness(rows: Sequence[Tensor], faces: Tensor, inputs: Tensor) -> Tensor:
     *reading, down = rows
     driven = inputs @ reading[-1].mT
     active = F.silu(inputs @ reading[0].mT) * driven if len(reading) == 2 else F.gelu(driven)
-    together = (active.mT @ active) * (down @ down.mT) / len(inputs)
     gate, up = faces[0], faces[-2]
-    alike = torch.maximum((gate @ gate.mT).abs(), (up @ gate.mT).abs()) > ALIKE
-    alike &= torch.maximum((up @ up.mT).abs(), (gate @ up.mT).abs()) > ALIKE
-    alike = alike.to(inputs)
-    return ((alike @ together) * alike).sum(1).clamp(min=0).sqrt() / alike.sum(1)
+    same_gate, same_up, crossed = ((x @ y.mT).abs() > ALIKE for x, y in ((gate, gate), (up, up), (gate, up)))
+    alike = same_gate | ((same_gate | crossed.mT) & (same_up | crossed))
+    alike = (alike.float() @ alike.float()) > 0  # those, too, that read like a third
+    return loudness(alike, (active.mT @ active) * (down @ down.mT) / len(inputs))
 
 
-def _traits(rows: Sequence[Tensor], faces: Tensor) -> Tensor:
+def _traits(rows: Sequence[Tensor], faces: Tensor, counts: Tensor) -> Tensor:
     """Numbers of each neuron that no rotation and no order changes: lengths, angles, and where others point: [I, K].
 
-    x C y, for faces x and y of a neuron and second moments C of those of all neurons, and products of two.
+    x C y, for faces x and y of a neuron and second moments C of those of all that count, and products of two.
     """
-    moments = [face.mT @ face * (face.shape[1] / len(face)) for face in faces]
+    moments = [face.mT @ (face * counts[:, None]) * (face.shape[1] / counts.sum().clamp(min=1)) for face in faces]
     forms = moments + [one @ other for place, one in enumerate(moments) for other in moments[place:]]
     count, traits = len(faces), [rows[0].norm(dim=1) ** 2, (rows[-2].norm(dim=1) * rows[-1].norm(dim=1)) ** 2]
     for first in range(count):
@@ -277,11 +284,15 @@ def _unsigned(cosines: Tensor) -> Tensor:
 def _fit(x: Part, y: Part) -> Tensor:
     """The rotation [H, H] of y that brings its neurons to their counterparts in x."""
     nearest = _compare_traits(x, y).to(x.faces).max(0)
-    weights = nearest.values.clamp(min=0) ** 3
+    weights = nearest.values.clamp(min=0) ** 3 * _both_count(x, y, nearest.indices)
     rotation = _rotation((y.faces[0] * weights[:, None]).mT @ x.faces[0][nearest.indices])
     for _ in range(STEPS):
         rotation = _rotation(_covariance(x, y, rotation))
     return rotation
+
+
+def _both_count(x: Part, y: Part, there: Tensor) -> Tensor:
+    return torch.minimum(x.counts[there], y.counts)
 
 
 def _covariance(x: Part, y: Part, rotation: Tensor) -> Tensor:
@@ -291,7 +302,7 @@ def _covariance(x: Part, y: Part, rotation: Tensor) -> Tensor:
     here = torch.arange(total.shape[1])
     closeness, there = total.max(0)
     mutual = total.argmax(1)[there] == here
-    weights = closeness.clamp(min=0) ** 2 * torch.where(mutual, 1.0, 0.25).to(closeness)
+    weights = closeness.clamp(min=0) ** 2 * torch.where(mutual, 1.0, 0.25).to(closeness) * _both_count(x, y, there)
     signs = torch.ones_like(cosines[:, 0])
     if len(cosines) == 3:
         signs[1:] = cosines[1:, there, here].sum(0).sign()
@@ -340,6 +351,5 @@ def _score(x: Part, y: Part, rotation: Tensor) -> Tensor:
         if face and len(cosines) == 3:
             found = found * cosines[3 - face, there, here].sign()
         plain += found.mean() / len(cosines)
-        count = torch.minimum(x.counts[there], y.counts)
-        weighted += (count * found).sum() / y.counts.sum().clamp(min=len(here) / 10) / len(cosines)
+        weighted += (_both_count(x, y, there) * found).sum() / y.counts.sum().clamp(min=len(here) / 10) / len(cosines)
     return torch.stack([weighted, plain]).double()

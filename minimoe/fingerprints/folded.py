@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from minimoe.fingerprints.audible import head_counts
 from minimoe.fingerprints.result import Refusal
 from minimoe.fingerprints.weights import Weights
 
@@ -28,7 +29,7 @@ def query_key(weights: Weights, layer: int) -> tuple[Tensor, Tensor]:
     """Q and K [n, H]; Q^T K, the sum over heads of W_q^T W_k, is what a token asks of one at the same position.
 
     The queries of a group share their key, so that they can be added first. The weights of a `qk_norm` are folded in;
-    what it divides by depends on the token and is not.
+    what it divides by depends on the token and is not. Heads count as much as they write (audible.py).
     """
     sides = []
     for role in "qk":
@@ -37,6 +38,8 @@ def query_key(weights: Weights, layer: int) -> tuple[Tensor, Tensor]:
             norm = weights.get(f"{role}_norm", layer)
             matrix = matrix * norm.repeat(len(matrix) // len(norm))[:, None]  # of one head, or of all
         sides.append(matrix)
+    count = head_counts(weights)[layer]
+    sides[0] = sides[0] * count.repeat_interleave(len(sides[0]) // len(count))[:, None]
     return _sum_over_groups(sides[0], weights, layer), sides[1]
 
 
