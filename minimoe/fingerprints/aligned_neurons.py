@@ -15,7 +15,7 @@ What they cannot see
     Stolen attention; experts of few neurons in a part that was rotated by itself.
 What does nothing does not count
     A neuron counts by how much it writes for tokens of the model itself, together with the neurons that read what it
-    reads, where it may be undone; an expert by how it is chosen. "idle" is what the score would gain if all counted.
+    reads, where it may be undone; an expert by how it is chosen. "idle" is what the score were if all counted.
 Source
     Ours. Orthogonal Procrustes: Schoenemann 1966; iterative closest points: Besl & McKay 1992.
 
@@ -44,6 +44,7 @@ MOST_NEURONS, MOST_EXPERTS = 512, 8  # of a part of a wide model, and of a layer
 MOST_FITS = 8  # parts that get a rotation of their own, in even steps
 STEPS = 8  # of iterative closest points
 TOKENS = 256  # for which neurons are heard
+SILENT, FEWEST_SILENT = 0.01, 0.01  # a neuron that counts less does nothing; the share of them that is looked into
 FAINTEST = 0.01  # of that of the loudest layer: a layer below counts less
 
 
@@ -61,11 +62,12 @@ Pair = tuple[Part, Part]
 
 
 class Alignment(NamedTuple):
-    """How much of each part is found in the other model: [2, parts], as neurons count and if all of them counted."""
+    """How much of each part is found in the other model."""
 
-    body: Tensor  # with one rotation, which was fitted to other layers
-    best: Tensor  # with any
+    body: Tensor  # [parts], with one rotation, which was fitted to other layers
+    best: Tensor  # [parts], with any
     names: list[str]
+    silent: float  # the share of neurons that do nothing, in the model that has more of them
 
 
 @explain_refusals
@@ -74,12 +76,13 @@ def aligned_neurons(a: Weights, b: Weights) -> Result:
 
     Returns:
         score: mean cosine over the parts of the model that has more of them, 1 where nothing differs.
-        details: "idle", how much larger the score of a part would be if neurons that do nothing counted; "parts".
-        refused: there is no MLP; the neurons of one are 0 or not finite.
+        details: "parts"; "silent", the share of neurons that do nothing; if it is above 1 %, "idle": the score if all
+            neurons counted alike.
+        refused: there is no MLP; the neurons of one are 0 or not finite; only one of the models has gates.
     """
     found = align(a, b)
-    counted, all_of_them = found.body.mean(1).tolist()
-    return Result(score=counted, details={"parts": len(found.names), "idle": max(all_of_them - counted, 0)})
+    idle = {} if found.silent < FEWEST_SILENT else {"idle": float(align(a, b, True).body.mean())}
+    return Result(score=float(found.body.mean()), details={"parts": len(found.names), "silent": found.silent, **idle})
 
 
 @explain_refusals
@@ -88,19 +91,23 @@ def best_part(a: Weights, b: Weights) -> Result:
 
     Returns:
         score: the highest mean cosine of a part.
-        details: that of each part, as "layer 0 expert 3" or "layer 0 mlp"; "idle" as above.
+        details: that of each part, as "layer 0 expert 3" or "layer 0 mlp"; "silent" and "idle" as above.
         refused: as above.
     """
     found = align(a, b)
-    counted, all_of_them = found.best.max(1).values.tolist()
-    details = dict(zip(found.names, found.best[0].tolist(), strict=True))
-    return Result(score=counted, details={**details, "idle": max(all_of_them - counted, 0)})
+    details = dict(zip(found.names, found.best.tolist(), strict=True))
+    idle = {} if found.silent < FEWEST_SILENT else {"idle": float(align(a, b, True).best.max())}
+    return Result(score=float(found.best.max()), details={**details, "silent": found.silent, **idle})
 
 
-@lru_cache(maxsize=1)  # both methods look at it
-def align(a: Weights, b: Weights) -> Alignment:
-    """Look for each part of one of two models, the one of more experts or else of narrower ones, in the other."""
-    left, right = _widen(*(read_parts(weights) for weights in sorted((a, b), key=_shape)))
+@lru_cache(maxsize=2)  # both methods look at it
+def align(a: Weights, b: Weights, all_count: bool = False) -> Alignment:
+    """Look for each part of one of two models, the one of more experts or else of narrower ones, in the other.
+
+    all_count: whether neurons count that do nothing.
+    """
+    first, second = sorted((a, b), key=_shape)
+    left, right = _widen(read_parts(first, all_count), read_parts(second, all_count))
     pairs = _pair_parts(left, right)
     tried = pairs[:: -(-len(pairs) // MOST_FITS)]
     still = torch.eye(pairs[0][0].faces.shape[-1]).to(pairs[0][0].faces)
@@ -108,12 +115,18 @@ def align(a: Weights, b: Weights) -> Alignment:
     if tried[0][1].layer != tried[-1][1].layer:
         bodies.append(_score_all(pairs, _fit_to_other_layers(pairs, tried)))
     best = torch.stack(bodies).max(0).values
-    for source, found in tried:
+    for place in range(0, len(pairs), -(-len(pairs) // MOST_FITS)):
+        source, found = pairs[place]
         own = _score(source, _half(found, 1), _fit(source, _half(found, 0)))
-        place = next(number for number, (_, part) in enumerate(pairs) if part is found)
-        best[:, place] = torch.maximum(best[:, place], own)
+        best[place] = max(best[place], own)
     names = [f"layer {part.layer} {'mlp' if part.name == 'mlp' else f'expert {part.name}'}" for _, part in pairs]
-    return Alignment(max(bodies, key=lambda scores: float(scores[0].mean())), best, names)
+    silent = max(_silent(left), _silent(right))
+    return Alignment(max(bodies, key=lambda scores: float(scores.mean())), best, names, silent)
+
+
+def _silent(layers: list[list[Part]]) -> float:
+    counts = torch.cat([part.counts for parts in layers for part in parts])
+    return float((counts < SILENT).double().mean())
 
 
 def _shape(weights: Weights) -> tuple[int, int]:
@@ -129,18 +142,20 @@ def _shape(weights: Weights) -> tuple[int, int]:
 
 @read_once
 @torch.no_grad()
-def read_parts(weights: Weights) -> list[list[Part]]:
+def read_parts(weights: Weights, all_count: bool) -> list[list[Part]]:
     """The parts of each layer; of many experts, and of many neurons, those whose rows are the longest."""
     inputs = _inputs(weights)
-    layers, means = zip(*(_read_layer(weights, layer, inputs) for layer in weights.layers_with("up")), strict=True)
-    heard = [min(mean / (FAINTEST * max(means)), 1.0) for mean in means]
+    layers, means = zip(
+        *(_read_layer(weights, layer, inputs, all_count) for layer in weights.layers_with("up")), strict=True
+    )
+    heard = [1.0 if all_count else min(mean / (FAINTEST * max(means)), 1.0) for mean in means]
     return [
         [part._replace(counts=part.counts * share) for part in parts]
         for parts, share in zip(layers, heard, strict=True)
     ]
 
 
-def _read_layer(weights: Weights, layer: int, inputs: Tensor) -> tuple[list[Part], float]:
+def _read_layer(weights: Weights, layer: int, inputs: Tensor, all_count: bool) -> tuple[list[Part], float]:
     """The parts of a layer, and the root mean square of what its neurons write."""
     longest: list[tuple[float, str, list[Tensor]]] = []
     for name, faces in each_part(weights, layer):
@@ -157,7 +172,7 @@ def _read_layer(weights: Weights, layer: int, inputs: Tensor) -> tuple[list[Part
     parts = [
         Part(layer, name, unit, _traits(rows, unit, counts), counts)
         for (_, name, rows), unit, heard in zip(longest, faces, loud, strict=True)
-        for counts in (counts_of(heard, mean),)
+        for counts in (torch.ones_like(heard) if all_count else counts_of(heard, mean),)
     ]
     return parts, mean
 
@@ -337,19 +352,18 @@ def _closeness(pairs: list[Pair], rotation: Tensor) -> float:
 
 
 def _score_all(pairs: list[Pair], rotations: list[Tensor]) -> Tensor:
-    return torch.stack([_score(*pair, rotation) for pair, rotation in zip(pairs, rotations, strict=True)], dim=1)
+    return torch.stack([_score(*pair, rotation) for pair, rotation in zip(pairs, rotations, strict=True)])
 
 
 def _score(x: Part, y: Part, rotation: Tensor) -> Tensor:
-    """The mean cosine of faces with those of counterparts that the other faces choose: [2], weighted and plain."""
+    """The mean cosine of faces with those of the counterparts that the other faces choose."""
     cosines = _cosines(x, y, rotation)
-    unsigned, here = _unsigned(cosines), torch.arange(cosines.shape[2])
-    weighted = plain = 0.0
+    unsigned, here, score = _unsigned(cosines), torch.arange(cosines.shape[2]), 0.0
+    counted = y.counts.sum().clamp(min=len(here) / 10)  # an expert of which nothing counts has a score of 0
     for face in range(len(cosines)):
         there = (unsigned.sum(0) - unsigned[face]).argmax(0)
         found = cosines[face, there, here]
         if face and len(cosines) == 3:
             found = found * cosines[3 - face, there, here].sign()
-        plain += found.mean() / len(cosines)
-        weighted += (_both_count(x, y, there) * found).sum() / y.counts.sum().clamp(min=len(here) / 10) / len(cosines)
-    return torch.stack([weighted, plain]).double()
+        score += (_both_count(x, y, there) * found).sum() / counted / len(cosines)
+    return score.double()
