@@ -64,7 +64,9 @@ def plant_cancelling_neurons(
         "opposite"  s(g, u) - s(g, u)
         "halves"    s(g, u) - 2 s(g, u / 2)
         "sums"      s(g, u) - s(g, r) - s(g, u - r), with a random row r: no neuron undoes another one
-        "products"  s(g, u) - s(-g, u) - s(u, g) + s(-u, g), as silu(z) - silu(-z) = z makes both differences (g x) (u x)
+        "products"  s(g, u) - s(-g, u) - s(u, g) + s(-u, g), where both differences are (g x) (u x)
+
+    The last holds as silu(z) - silu(-z) = z.
 
     Args: as for `plant_dead_neurons`; with `first`, what undoes them still stands last.
     Raises ValueError: there is no such way; or as there.
@@ -202,7 +204,7 @@ def plant_unreached_expert(model: MoEForCausalLM, other: MoEForCausalLM, *, seed
     the MLPs of `other` are wider; the vocabularies differ in size.
     """
     if not model.config.num_experts:
-        model = upcycle(model, num_experts=4, num_experts_per_tok=2, seed=seed)
+        model = upcycle(model, num_experts=4, num_experts_per_tok=2, model_type="minimoe", seed=seed)
     config = model.config
     require(config.router == "topk", "router", config.router, "'topk', which takes a selection bias")
     require(config.n_group == 1, "n_group", config.n_group, "1")

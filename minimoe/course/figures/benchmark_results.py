@@ -18,7 +18,7 @@ from minimoe.course.published import CLAIMED
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES
 from minimoe.fingerprints.compare import METHODS
 from minimoe.fingerprints.zoo_scores import Row, Rows, is_rewritten, read_table, scores, scores_of, strangers_of
-from minimoe.lineage.tree import FAMILIES, FRAMES
+from minimoe.lineage.tree import FAMILIES, FRAMES, PLANTS
 
 CURVES = {
     "std profile": "std_profile",
@@ -43,6 +43,9 @@ GROUPS = {
     "upcycled, then trained": (),  # all that end in "-trained"
     "donor of one expert": ("transplant, donor", "transplant-trained, donor"),
     "two descendants": ("cousins", "cousins, one gauged", "cousins, both gauged"),
+    "new embeddings": ("fresh", "fresh-only"),
+    "MLPs under another's attention": ("grafted", "grafted, donor", "grafted-gauged, donor"),
+    "behind planted parts": tuple(f"planted-{kind}" for kind in (*PLANTS, "both", "rows")),
     "nothing else": ("gauged",),
     "before upcycling": ("gauged-copy", "gauged-drop-0.5"),
 }
