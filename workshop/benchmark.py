@@ -58,6 +58,7 @@ TITLES = {
     "false_positives": "Strangers above published cut-offs",
     "invariance": "What each gauge leaves of a score",
     "forgery": "Framed strangers",
+    "planted": "Strangers with parts of another model that do nothing",
     "promises": "How often strangers have a small p-value",
     "attribution": "Experts led back to their layer, and the share of them that is new",
     "palimpsest": "The order of a root's training, told by others",
@@ -314,6 +315,7 @@ def all_tables(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]
         "false_positives": tables.false_positives(rows, METHODS),
         "invariance": tables.invariance(rows, tuple(METHODS)),
         "forgery": tables.forgery(rows, methods),
+        "planted": tables.forgery(rows, methods, "planted"),
         "promises": tables.promises(rows, P_VALUES),
         "attribution": tables.attribution(rows, DROP_RATES),
     }

@@ -153,7 +153,7 @@ def _trained_mixtures(root: str) -> Iterator[Member]:
 def _rehoused(root: str, seed: int) -> Iterator[Member]:
     """The layers of a root under embeddings drawn anew, which are trained alone, or with all the rest."""
     drawn = {"weights": seed, "seed": seed, "steps": 400, "warmup_steps": 20}
-    yield _made(root, "fresh-only", "fresh_embeddings", only=True, learning_rate=4e-3, shipped=root == "alder", **drawn)
+    yield _made(root, "fresh-only", "fresh_embeddings", only=True, learning_rate=4e-3, **drawn)
     drawn |= {"weights": seed + 1, "seed": seed + 1}
     yield _made(root, "fresh", "fresh_embeddings", only=False, learning_rate=2e-3, shipped=root == "alder", **drawn)
 

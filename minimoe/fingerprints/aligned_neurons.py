@@ -204,14 +204,20 @@ def _use(weights: Weights, layer: int, inputs: Tensor) -> dict[str, float]:
 
 
 def _loudness(rows: Sequence[Tensor], faces: Tensor, inputs: Tensor) -> Tensor:
-    """The root mean square of what each neuron writes, with all those that read what it reads, a share each: [I]."""
+    """The root mean square of what each neuron writes, with all whose gates read in its plane, a share each: [I].
+
+    All that undoes silu(g x) (u x) with few neurons reads in the plane of g and u: the same neuron again, the same gate
+    with other ups, or squares of (g + u) x and (g - u) x.
+    """
     *reading, down = rows
     driven = inputs @ reading[-1].mT
     active = F.silu(inputs @ reading[0].mT) * driven if len(reading) == 2 else F.gelu(driven)
     gate, up = faces[0], faces[-2]
-    same_gate, same_up, crossed = ((x @ y.mT).abs() > ALIKE for x, y in ((gate, gate), (up, up), (gate, up)))
-    alike = same_gate | ((same_gate | crossed.mT) & (same_up | crossed))
-    alike = (alike.float() @ alike.float()) > 0  # those, too, that read like a third
+    across = F.normalize(up - (up * gate).sum(1, keepdim=True) * gate, dim=1)
+    alike = (
+        (gate @ gate.mT) ** 2 + (across @ gate.mT) ** 2
+    ) > ALIKE**2  # k and m: m reads in the plane of gate and up of k
+    alike = (alike.float() @ alike.float()) > 0  # and those that read like a third
     return loudness(alike, (active.mT @ active) * (down @ down.mT) / len(inputs))
 
 

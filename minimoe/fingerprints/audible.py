@@ -34,13 +34,17 @@ def counts_of(loud: Tensor, mean: float) -> Tensor:
 
 @read_once
 def head_counts(weights: Weights) -> dict[int, Tensor]:
-    """How much each head of each layer with attention counts, [heads]."""
+    """How much each head of each layer with attention counts, [heads].
+
+    Those that ask louder than any that counts in full are turned down to it.
+    """
     counts = {}
     for layer in weights.layers_with("q"):
         reads, writes = _of_heads(weights, layer)
         sizes = reads.diagonal().clamp(min=torch.finfo(reads.dtype).tiny).sqrt()
         loud = loudness((reads / sizes / sizes[:, None]).abs() > ALIKE, writes)
-        counts[layer] = counts_of(loud, float(loud.square().mean().sqrt()))
+        count = counts_of(loud, float(loud.square().mean().sqrt()))
+        counts[layer] = count * (sizes[count == count.max()].max() / sizes).clamp(max=1)
     return counts
 
 

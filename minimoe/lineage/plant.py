@@ -64,7 +64,11 @@ def plant_cancelling_neurons(
         "opposite"  s(g, u) - s(g, u)
         "halves"    s(g, u) - 2 s(g, u / 2)
         "sums"      s(g, u) - s(g, r) - s(g, u - r), with a random row r: no neuron undoes another one
-        "products"  s(g, u) - s(-g, u) - s(u, g) + s(-u, g), as silu(z) - silu(-z) = z makes both differences (g x) (u x)
+        "products"  s(g, u) - s(-g, u) - s(u, g) + s(-u, g), where both differences are (g x) (u x)
+        "squares"   s(g, u) - s(-g, u) - (s(a, a) - s(-a, a) - s(b, b) + s(-b, b)) / 4, with a = g + u and b = g - u made
+                    of g and u of equal length: no neuron reads what the one does that it undoes
+
+    The last two hold as silu(z) - silu(-z) = z.
 
     Args: as for `plant_dead_neurons`; with `first`, what undoes them still stands last.
     Raises ValueError: there is no such way; or as there.
@@ -89,12 +93,25 @@ def _products(rows: Tensor, _: torch.Generator) -> list[Tensor]:
     return [rows, _times(rows, -1, 1, -1), _times(exchanged, 1, 1, -1), _times(exchanged, -1, 1, 1)]
 
 
+def _squares(rows: Tensor, _: torch.Generator) -> list[Tensor]:
+    gate, up, down = rows.unbind(-2)
+    longer = gate.norm(dim=-1, keepdim=True) / up.norm(dim=-1, keepdim=True)
+    up, down = longer * up, down / longer
+    squares = [
+        (sign * side, side, -sign * way * down / 4)
+        for side, way in ((gate + up, 1), (gate - up, -1))
+        for sign in (1, -1)
+    ]
+    return [rows, _times(rows, -1, 1, -1), *(torch.stack(faces, dim=-2) for faces in squares)]
+
+
 _Copies = Callable[[Tensor, torch.Generator], list[Tensor]]  # of neurons [..., n, 3, H], themselves first
 _CANCELLING: Mapping[str, _Copies] = {
     "opposite": lambda rows, _: [rows, _times(rows, 1, 1, -1)],
     "halves": lambda rows, _: [rows, _times(rows, 1, 0.5, -2)],
     "sums": _sums,
     "products": _products,
+    "squares": _squares,
 }
 
 
@@ -202,7 +219,7 @@ def plant_unreached_expert(model: MoEForCausalLM, other: MoEForCausalLM, *, seed
     the MLPs of `other` are wider; the vocabularies differ in size.
     """
     if not model.config.num_experts:
-        model = upcycle(model, num_experts=4, num_experts_per_tok=2, seed=seed)
+        model = upcycle(model, num_experts=4, num_experts_per_tok=2, model_type="minimoe", seed=seed)
     config = model.config
     require(config.router == "topk", "router", config.router, "'topk', which takes a selection bias")
     require(config.n_group == 1, "n_group", config.n_group, "1")

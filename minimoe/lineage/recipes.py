@@ -39,13 +39,8 @@ _PRUNED = derive.prune_neurons, derive.prune_heads, derive.prune_layers
 _RESHAPED = derive.depth_upscale, derive.extend_vocabulary, derive.quantise
 _MERGED = derive.lerp, derive.slerp, derive.graft_mlps, upcycling.upcycle, upcycling.transplant_expert
 _REWRITTEN = one_gauge, all_gauges, frame.frame_std_profile, frame.frame_norms, frame_both, frame.frame_neuron_order
-_PLANTED = (
-    plant.plant_dead_neurons,
-    plant.plant_cancelling_neurons,
-    plant.plant_dead_heads,
-    plant.plant_cancelling_heads,
-)
-_PLANTED += plant.plant_unreached_expert, plant.plant_embedding_rows
+_PLANTED = plant.plant_dead_neurons, plant.plant_cancelling_neurons, plant.plant_dead_heads
+_PLANTED += plant.plant_cancelling_heads, plant.plant_unreached_expert, plant.plant_embedding_rows
 INSTANT: Mapping[str, Callable[..., MoEForCausalLM]] = {
     recipe.__name__: recipe for recipe in (*_PRUNED, *_RESHAPED, *_MERGED, *_REWRITTEN, *_PLANTED)
 } | {  # which take their models as a list

@@ -44,7 +44,8 @@ def rows():
 
 def test_the_use_of_every_pair_is_the_truth_of_the_tree():
     truth = {"positive": "shared lineage", "invariance": "shared lineage", "twins": "same first weights"}
-    truth |= {"student": "teacher and student", "forgery": "strangers", **dict.fromkeys(STRANGERS, "strangers")}
+    truth |= {"student": "teacher and student"}
+    truth |= dict.fromkeys(("forgery", "planted", *STRANGERS), "strangers")
     for pair in pairs():
         assert relation(pair.a, pair.b) == truth[pair.use], pair
 

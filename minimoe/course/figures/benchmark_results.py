@@ -18,7 +18,7 @@ from minimoe.course.published import CLAIMED
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES
 from minimoe.fingerprints.compare import METHODS
 from minimoe.fingerprints.zoo_scores import Row, Rows, is_rewritten, read_table, scores, scores_of, strangers_of
-from minimoe.lineage.tree import FAMILIES, FRAMES
+from minimoe.lineage.tree import FAMILIES, FRAMES, PLANTS
 
 CURVES = {
     "std profile": "std_profile",
@@ -30,6 +30,7 @@ CURVES = {
 LOWEST = -2.0  # below every score: a method that refuses a pair has found nothing in it
 LEAST_P = 1e-3  # where the axes of p-values by promise begin
 RARE, EXAMPLES = 0.01, 800  # a p-value that is marked; examples in the order of a root, one from each step
+GRAFTED = ("", "-gauged", "-trained", "-trained-gauged")
 GROUPS = {
     "trained further": ("finetuned", "lora", "continued-0.1", "continued-1", "continued-4", "mixture-finetuned"),
     "merged": ("lerp", "slerp", "ties"),
@@ -43,6 +44,9 @@ GROUPS = {
     "upcycled, then trained": (),  # all that end in "-trained"
     "donor of one expert": ("transplant, donor", "transplant-trained, donor"),
     "two descendants": ("cousins", "cousins, one gauged", "cousins, both gauged"),
+    "new embeddings": ("fresh", "fresh-only"),
+    "MLPs under another's attention": ("grafted", *(f"grafted{end}, donor" for end in GRAFTED)),
+    "behind planted parts": tuple(f"planted-{kind}-gauged" for kind in (*PLANTS, "both", "rows")),
     "nothing else": ("gauged",),
     "before upcycling": ("gauged-copy", "gauged-drop-0.5"),
 }
