@@ -214,10 +214,9 @@ def _loudness(rows: Sequence[Tensor], faces: Tensor, inputs: Tensor) -> Tensor:
     active = F.silu(inputs @ reading[0].mT) * driven if len(reading) == 2 else F.gelu(driven)
     gate, up = faces[0], faces[-2]
     across = F.normalize(up - (up * gate).sum(1, keepdim=True) * gate, dim=1)
-    alike = (
-        (gate @ gate.mT) ** 2 + (across @ gate.mT) ** 2
-    ) > ALIKE**2  # k and m: m reads in the plane of gate and up of k
-    alike = (alike.float() @ alike.float()) > 0  # and those that read like a third
+    alike = (gate @ gate.mT) ** 2 + (across @ gate.mT) ** 2 > ALIKE**2  # which gates read in the plane of which neuron
+    alike = (alike | alike.mT).float()
+    alike = (alike @ alike) > 0  # and those that read like a third
     return loudness(alike, (active.mT @ active) * (down @ down.mT) / len(inputs))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minimoe.fingerprints.weights import Weights, read_once
 
-ALIKE = 0.9  # the cosine from which on two parts read the same
+ALIKE = 0.98  # the cosine from which on two parts read the same
 AUDIBLE = 0.1  # of the root mean square: who writes so much counts in full
 MOST_DIMENSIONS = 512  # of the residual stream, in which heads are compared
 

@@ -199,7 +199,7 @@ def kind_of_pair(a: Side, b: Side) -> str:
 
 
 def background_of_the_zoo(a: Side, b: Side, *, is_quick: bool = False) -> Background:
-    """Strangers of the same kind as the pair, of the zoo or of other sizes; of the methods in `QUICK`, those shipped."""
+    """Strangers of the same kind as the pair, of the zoo or of other sizes; of the methods in `QUICK`, of the zoo."""
     if is_quick:
         return background_of_rows(scores_of_strangers(), "", "the zoo")
     if {a.hidden_size, b.hidden_size} == {WIDTH_OF_THE_ZOO}:

@@ -4,8 +4,8 @@ Verdicts
     "same weights"                   the files are equal, or every layer answers alike to rounding: a rewritten copy
     "shared lineage"                 some method's score is above its level, far above that of any stranger
     "no evidence of shared lineage"  every method that applies finds no more than it finds among strangers
-    "cannot tell"                    no method applies; or the only evidence is the order of neurons, which can be forged;
-                                     or a quick look finds nothing
+    "cannot tell"                    no method applies; or the only evidence is the order of neurons, which can be
+                                     forged; or a quick look finds nothing
 How they are reached
     Each method that enters the verdict has a scale, which turns its score into a standing: 0 at the median stranger
     (of p-values, at p = 1), 0.5 at the level where evidence begins, 1 where nothing differs. The score of the report
