@@ -43,6 +43,7 @@ from minimoe.fingerprints.weights import Weights, read_once
 MOST_NEURONS, MOST_EXPERTS = 512, 8  # of a part of a wide model, and of a layer: those with the longest rows
 MOST_FITS = 8  # parts that get a rotation of their own, in even steps
 STEPS = 8  # of iterative closest points
+DIRECTIONS = 256  # of a wide residual stream, in which rotations are looked for
 TOKENS = 256  # for which neurons are heard
 SILENT, FEWEST_SILENT = 0.01, 0.01  # a neuron that counts less does nothing; the share of them that is looked into
 FAINTEST = 0.01  # of that of the loudest layer: a layer below counts less
@@ -54,6 +55,7 @@ class Part(NamedTuple):
     layer: int
     name: str
     faces: Tensor  # [F, I, H], rows of norm 1
+    narrow: Tensor  # the same in the directions in which rotations are looked for
     traits: Tensor  # [I, K]
     counts: Tensor  # [I], from 0 for a neuron that does nothing to 1
 
@@ -109,14 +111,15 @@ def align(a: Weights, b: Weights, all_count: bool = False) -> Alignment:
     first, second = sorted((a, b), key=_shape)
     left, right = _widen(read_parts(first, all_count), read_parts(second, all_count))
     pairs = _pair_parts(left, right)
-    tried = pairs[:: -(-len(pairs) // MOST_FITS)]
     still = torch.eye(pairs[0][0].faces.shape[-1]).to(pairs[0][0].faces)
     bodies = [_score_all(pairs, [still] * len(pairs))]
+    pairs = [tuple(part._replace(faces=part.narrow) for part in pair) for pair in pairs]
+    step = -(-len(pairs) // MOST_FITS)
+    tried = pairs[::step]
     if tried[0][1].layer != tried[-1][1].layer:
         bodies.append(_score_all(pairs, _fit_to_other_layers(pairs, tried)))
     best = torch.stack(bodies).max(0).values
-    for place in range(0, len(pairs), -(-len(pairs) // MOST_FITS)):
-        source, found = pairs[place]
+    for place, (source, found) in zip(range(0, len(pairs), step), tried, strict=True):
         own = _score(source, _half(found, 1), _fit(source, _half(found, 0)))
         best[place] = max(best[place], own)
     names = [f"layer {part.layer} {'mlp' if part.name == 'mlp' else f'expert {part.name}'}" for _, part in pairs]
@@ -145,18 +148,31 @@ def _shape(weights: Weights) -> tuple[int, int]:
 def read_parts(weights: Weights, all_count: bool) -> list[list[Part]]:
     """The parts of each layer; of many experts, and of many neurons, those whose rows are the longest."""
     inputs = _inputs(weights)
-    layers, means = zip(
-        *(_read_layer(weights, layer, inputs, all_count) for layer in weights.layers_with("up")), strict=True
-    )
-    heard = [1.0 if all_count else min(mean / (FAINTEST * max(means)), 1.0) for mean in means]
+    read = [_read_layer(weights, layer, inputs, all_count) for layer in weights.layers_with("up")]
+    basis = _main_directions([parts for parts, _ in read]) if weights.hidden_size > WIDE else None
+    faintest = 0.0 if all_count else FAINTEST * max(mean for _, mean in read)
     return [
-        [part._replace(counts=part.counts * share) for part in parts]
-        for parts, share in zip(layers, heard, strict=True)
+        [_look(part, basis, min(mean / faintest, 1.0) if faintest else 1.0) for part in parts] for parts, mean in read
     ]
 
 
+def _main_directions(layers: Sequence[list[Part]]) -> Tensor:
+    """Of the residual stream, those in which most of the faces lie; they turn as it turns: [H, DIRECTIONS]."""
+    rows = torch.cat([part.faces[:, ::8].flatten(0, 1) for parts in layers for part in parts])
+    basis = torch.randn(rows.shape[1], DIRECTIONS, generator=torch.Generator().manual_seed(0)).to(rows)
+    for _ in range(4):  # subspace iteration
+        basis = torch.linalg.qr(rows.mT @ (rows @ basis)).Q
+    return basis
+
+
+def _look(part: Part, basis: Tensor | None, share: float) -> Part:
+    """A part with its traits, in some directions of a wide residual stream; its neurons count by a share."""
+    narrow = part.faces if basis is None else F.normalize(part.faces @ basis, dim=-1)
+    return part._replace(narrow=narrow, traits=_traits(part.traits, narrow, part.counts), counts=part.counts * share)
+
+
 def _read_layer(weights: Weights, layer: int, inputs: Tensor, all_count: bool) -> tuple[list[Part], float]:
-    """The parts of a layer, and the root mean square of what its neurons write."""
+    """The parts of a layer, with lengths for traits, and the root mean square of what its neurons write."""
     longest: list[tuple[float, str, list[Tensor]]] = []
     for name, faces in each_part(weights, layer):
         lengths = faces[0].norm(dim=1)
@@ -170,7 +186,7 @@ def _read_layer(weights: Weights, layer: int, inputs: Tensor, all_count: bool) -
     ]
     mean = float(torch.cat(loud).square().mean().sqrt())
     parts = [
-        Part(layer, name, unit, _traits(rows, unit, counts), counts)
+        Part(layer, name, unit, unit, _lengths(rows), counts)
         for (_, name, rows), unit, heard in zip(longest, faces, loud, strict=True)
         for counts in (torch.ones_like(heard) if all_count else counts_of(heard, mean),)
     ]
@@ -220,14 +236,20 @@ def _loudness(rows: Sequence[Tensor], faces: Tensor, inputs: Tensor) -> Tensor:
     return loudness(alike, (active.mT @ active) * (down @ down.mT) / len(inputs))
 
 
-def _traits(rows: Sequence[Tensor], faces: Tensor, counts: Tensor) -> Tensor:
+def _lengths(rows: Sequence[Tensor]) -> Tensor:
+    """Of the row that opens a neuron, and of the others, whose product alone matters: [I, 2]."""
+    lengths = [row.norm(dim=1) for row in rows]
+    return torch.stack([lengths[0], lengths[-2] * lengths[-1]], dim=1)
+
+
+def _traits(lengths: Tensor, faces: Tensor, counts: Tensor) -> Tensor:
     """Numbers of each neuron that no rotation and no order changes: lengths, angles, and where others point: [I, K].
 
     x C y, for faces x and y of a neuron and second moments C of those of all that count, and products of two.
     """
     moments = [face.mT @ (face * counts[:, None]) * (face.shape[1] / counts.sum().clamp(min=1)) for face in faces]
     forms = moments + [one @ other for place, one in enumerate(moments) for other in moments[place:]]
-    count, traits = len(faces), [rows[0].norm(dim=1) ** 2, (rows[-2].norm(dim=1) * rows[-1].norm(dim=1)) ** 2]
+    count, traits = len(faces), [*(lengths.mT**2)]
     for first in range(count):
         for second in range(first, count):
             traits += [((faces[first] @ form) * faces[second]).sum(1) for form in forms]
@@ -242,11 +264,17 @@ def _traits(rows: Sequence[Tensor], faces: Tensor, counts: Tensor) -> Tensor:
 def _widen(left: list[list[Part]], right: list[list[Part]]) -> tuple[list[list[Part]], list[list[Part]]]:
     """Both in the wider residual stream, zeros for what the narrower one does not have."""
     sides = left, right
-    width = max(layers[0][0].faces.shape[-1] for layers in sides)
+    width, most = (max(getattr(layers[0][0], faces).shape[-1] for layers in sides) for faces in ("faces", "narrow"))
     dtype = min((layers[0][0].faces.dtype for layers in sides), key=lambda dtype: dtype.itemsize)
     return tuple(
         [
-            [part._replace(faces=F.pad(part.faces, (0, width - part.faces.shape[-1])).to(dtype)) for part in parts]
+            [
+                part._replace(
+                    faces=F.pad(part.faces, (0, width - part.faces.shape[-1])).to(dtype),
+                    narrow=F.pad(part.narrow, (0, most - part.narrow.shape[-1])).to(dtype),
+                )
+                for part in parts
+            ]
             for parts in layers
         ]
         for layers in sides
