@@ -65,8 +65,8 @@ def plant_cancelling_neurons(
         "halves"    s(g, u) - 2 s(g, u / 2)
         "sums"      s(g, u) - s(g, r) - s(g, u - r), with a random row r: no neuron undoes another one
         "products"  s(g, u) - s(-g, u) - s(u, g) + s(-u, g), where both differences are (g x) (u x)
-        "squares"   s(g, u) - s(-g, u) - (s(a, a) - s(-a, a) - s(b, b) + s(-b, b)) / 4, with a = g + u and b = g - u made
-                    of g and u of equal length: no neuron reads what the one does that it undoes
+        "squares"   s(g, u) - s(-g, u) - (s(a, a) - s(-a, a) - s(b, b) + s(-b, b)) / 4, with a = g + u and b = g - u,
+                    made of g and u of equal length: no neuron reads what the one does that it undoes
 
     The last two hold as silu(z) - silu(-z) = z.
 
