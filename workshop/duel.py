@@ -32,6 +32,7 @@ from torch import Tensor
 from minimoe.fingerprints.anchors import choose_tokens
 from minimoe.fingerprints.compare import DECIDING, compare
 from minimoe.fingerprints.report import Report
+from minimoe.fingerprints.verdict import EVIDENCE
 from minimoe.lineage.derive import build_from, neurons, parts, set_neurons, wide
 from minimoe.lineage.frame import frame_neuron_order
 from minimoe.lineage.gauge import change_basis, fold_norms, scale_pairs
@@ -228,14 +229,15 @@ def duel(method: str, weapon: str, stranger: MoEForCausalLM, target: MoEForCausa
     """One method against one weapon.
 
     Returns:
-        "before" and "after", the true scores; the "level" where evidence begins; the "verdict" at the end; "steps"
-        and "seconds" until the verdict was "shared lineage", or all that were spent.
+        "before" and "after", the true scores, of csu where its p-value lies on its scale; the "level" where evidence
+        begins; the "verdict" at the end, to which other methods may have led; "steps" and "seconds" until the score
+        was above its level, or all that were spent.
     """
     found, started = _asked(stranger, target), time.perf_counter()
     row = {"method": method, "weapon": weapon, "before": _score(found, method), "level": found.methods[method].level}
     for taken, model in _attack(method, weapon, stranger, target, steps):
         found, row["steps"] = _asked(model, target), taken
-        if found.verdict in ("shared lineage", "same weights"):
+        if (found.methods[method].standing or 0) > EVIDENCE:
             break
     seconds = round(time.perf_counter() - started, 1)
     return {**row, "after": _score(found, method), "verdict": found.verdict, "seconds": seconds}
@@ -266,7 +268,8 @@ def _asked(model: MoEForCausalLM, target: MoEForCausalLM) -> Report:
 
 
 def _score(found: Report, method: str) -> float | None:
-    return found.methods[method].result.score
+    evidence = found.methods[method]
+    return None if evidence.result.score is None else evidence.scale.position(evidence.result)
 
 
 def main(arguments: list[str] | None = None) -> int:
