@@ -11,7 +11,8 @@ Shapes: H hidden size, I width of an MLP or of an expert, E experts, n neurons t
 head with the queries that share it. H', I' and E' are those of the other model.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -67,8 +68,10 @@ def plant_cancelling_neurons(
         "products"  s(g, u) - s(-g, u) - s(u, g) + s(-u, g), where both differences are (g x) (u x)
         "squares"   s(g, u) - s(-g, u) - (s(a, a) - s(-a, a) - s(b, b) + s(-b, b)) / 4, with a = g + u and b = g - u
                     made of g and u of equal length: no neuron reads what the one that it undoes does
+        "spans"     the same with five squares of directions that mix g and u with a third, random one: none is near the
+                    plane of g and u
 
-    The last two hold as silu(z) - silu(-z) = z.
+    The last three hold as silu(z) - silu(-z) = z.
 
     Args: as for `plant_dead_neurons`; with `first`, what undoes them still stands last.
     Raises ValueError: there is no such way; or as there.
@@ -94,15 +97,39 @@ def _products(rows: Tensor, _: torch.Generator) -> list[Tensor]:
 
 
 def _squares(rows: Tensor, _: torch.Generator) -> list[Tensor]:
+    rows = _of_equal_length(rows)
+    gate, up, _ = rows.unbind(-2)
+    return _undone_by_squares(rows, {1 / 4: gate + up, -1 / 4: gate - up}.items())
+
+
+def _spans(rows: Tensor, generator: torch.Generator) -> list[Tensor]:
+    """The squares of five axes around the third direction, with shares that add up to the product of the others."""
+    rows = _of_equal_length(rows)
+    gate, up, _ = rows.unbind(-2)
+    third = torch.randn(gate.shape, generator=generator, dtype=gate.dtype, device="cpu")
+    third *= 3 * gate.norm(dim=-1, keepdim=True) / third.norm(dim=-1, keepdim=True)
+    angles = (torch.arange(5, dtype=rows.dtype, device="cpu") + 0.25) * (2 * math.pi / 5)
+    axes = torch.stack([2 * angles.cos(), 2 * angles.sin(), torch.ones_like(angles)], dim=1) / math.sqrt(5)
+    product = torch.zeros(9, 1, dtype=rows.dtype, device="cpu")
+    product[[1, 3]] = 0.5  # of the first two directions
+    shares = torch.linalg.lstsq((axes[:, :, None] * axes[:, None]).flatten(1).mT, product).solution.flatten()
+    sides = (axes @ torch.stack([gate, up, third], dim=-2)).unbind(-2)
+    return _undone_by_squares(rows, zip(shares.tolist(), sides, strict=True))
+
+
+def _of_equal_length(rows: Tensor) -> Tensor:
+    """The same neurons with up rows as long as their gate rows."""
     gate, up, down = rows.unbind(-2)
     longer = gate.norm(dim=-1, keepdim=True) / up.norm(dim=-1, keepdim=True)
-    up, down = longer * up, down / longer
-    squares = [
-        (sign * side, side, -sign * way * down / 4)
-        for side, way in ((gate + up, 1), (gate - up, -1))
-        for sign in (1, -1)
-    ]
-    return [rows, _times(rows, -1, 1, -1), *(torch.stack(faces, dim=-2) for faces in squares)]
+    return torch.stack([gate, longer * up, down / longer], dim=-2)
+
+
+def _undone_by_squares(rows: Tensor, squares: Iterable[tuple[float, Tensor]]) -> list[Tensor]:
+    """Neurons, the same with opposite gates, and (side x)^2 from a pair of neurons for each share and side."""
+    copies, down = [rows, _times(rows, -1, 1, -1)], rows[..., 2, :]
+    for share, side in squares:
+        copies += [torch.stack([sign * side, side, -sign * share * down], dim=-2) for sign in (1, -1)]
+    return copies
 
 
 _Copies = Callable[[Tensor, torch.Generator], list[Tensor]]  # of neurons [..., n, 3, H], themselves first
@@ -112,6 +139,7 @@ _CANCELLING: Mapping[str, _Copies] = {
     "sums": _sums,
     "products": _products,
     "squares": _squares,
+    "spans": _spans,
 }
 
 

@@ -39,7 +39,7 @@ NEURONS = {
     "dead": plant_dead_neurons,
     **{
         way: lambda *models, way=way, **options: plant_cancelling_neurons(*models, way=way, **options)
-        for way in ("opposite", "halves", "sums", "products", "squares")
+        for way in ("opposite", "halves", "sums", "products", "squares", "spans")
     },
 }
 HEADS = {"dead": plant_dead_heads, "cancelling": plant_cancelling_heads}
