@@ -14,8 +14,8 @@ What leaves them unchanged
 What they cannot see
     Stolen attention; experts of few neurons in a part that was rotated by itself.
 What does nothing does not count
-    A neuron counts by how much it writes for tokens of the model itself, together with the neurons that read what it
-    reads, where it may be undone; an expert by how it is chosen. "idle" is what the score were if all counted.
+    A neuron counts by how much it writes for tokens of the model itself that no others undo; an expert by how it is
+    chosen. "idle" is what the score were if all counted.
 Source
     Ours. Orthogonal Procrustes: Schoenemann 1966; iterative closest points: Besl & McKay 1992.
 
@@ -44,7 +44,8 @@ MOST_NEURONS, MOST_EXPERTS = 512, 8  # of a part of a wide model, and of a layer
 MOST_FITS = 8  # parts that get a rotation of their own, in even steps
 STEPS = 8  # of iterative closest points
 DIRECTIONS = 256  # of a wide residual stream, in which rotations are looked for
-TOKENS = 256  # for which neurons are heard
+INPUTS = 2048  # for which neurons are heard
+QUIET = 1e-8  # of the largest mean square of a combination of neurons: those below are silent
 SILENT, FEWEST_SILENT = 0.01, 0.01  # a neuron that counts less does nothing; the share of them that is looked into
 FAINTEST = 0.01  # of that of the loudest layer: a layer below counts less
 
@@ -201,9 +202,11 @@ def _faces(rows: Sequence[Tensor]) -> Tensor:
 
 
 def _inputs(weights: Weights) -> Tensor:
-    """Rows of the embedding, of root mean square 1: [TOKENS, H]; float32 where a model is wide, which is faster."""
-    rows = weights.rows("embedding", torch.linspace(0, weights.shape("embedding")[0] - 1, TOKENS).long().tolist())
-    inputs = F.normalize(rows, dim=1) * rows.shape[1] ** 0.5
+    """Sums of two rows of the embedding, of root mean square 1: [INPUTS, H]; float32 if a model is wide, for speed."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(weights.shape("embedding")[0], (2 * INPUTS,), generator=generator)
+    rows = F.normalize(weights.rows("embedding", ids.tolist()), dim=1)
+    inputs = F.normalize(rows[:INPUTS] + rows[INPUTS:], dim=1) * rows.shape[1] ** 0.5
     return inputs.to(torch.float32 if weights.hidden_size > WIDE else torch.float64)
 
 
@@ -220,10 +223,10 @@ def _use(weights: Weights, layer: int, inputs: Tensor) -> dict[str, float]:
 
 
 def _loudness(rows: Sequence[Tensor], faces: Tensor, inputs: Tensor) -> Tensor:
-    """The root mean square of what each neuron writes, with all whose gates read in its plane, a share each: [I].
+    """The root mean square of what each neuron writes that others do not undo: [I], the smaller of two answers.
 
-    All that undoes silu(g x) (u x) with few neurons reads in the plane of g and u: the same neuron again, the same gate
-    with other ups, or squares of (g + u) x and (g - u) x.
+    Heard with all whose gates read in the plane of its gate and up, a share each: there lies what usually undoes it,
+    exactly or nearly. And without its part in combinations of neurons that stay silent, whichever identity makes them.
     """
     *reading, down = rows
     driven = inputs @ reading[-1].mT
@@ -233,7 +236,12 @@ def _loudness(rows: Sequence[Tensor], faces: Tensor, inputs: Tensor) -> Tensor:
     alike = (gate @ gate.mT) ** 2 + (across @ gate.mT) ** 2 > ALIKE**2  # which gates read in the plane of which neuron
     alike = (alike | alike.mT).float()
     alike = (alike @ alike) > 0  # and those that read like a third
-    return loudness(alike, (active.mT @ active) * (down @ down.mT) / len(inputs))
+    near = loudness(alike, (active.mT @ active) * (down @ down.mT) / len(inputs))
+    sizes = active.norm(dim=0) / len(inputs) ** 0.5
+    active = (active / sizes.clamp(min=torch.finfo(sizes.dtype).tiny)).double()
+    values, combinations = torch.linalg.eigh(active.mT @ active)
+    heard = combinations[:, values > QUIET * values[-1]]
+    return torch.minimum(near, (heard @ (heard.mT @ (down * sizes[:, None]).double())).norm(dim=1).to(near))
 
 
 def _lengths(rows: Sequence[Tensor]) -> Tensor:
