@@ -44,6 +44,7 @@ LIMITS = {"gate": 0.1, "qk": 0.5, "qk alone": 0.3}
 LONGER = 0.7
 WORDS = {"gate": "neurons", "qk": "attention"}
 BITS = (2, 3, 4, 5, 6, 7, 8)
+CONFIDENCE = {"shapes": 0.9, "numbers": 0.9}
 
 
 class Lack(NamedTuple):
@@ -61,6 +62,7 @@ class Observation(NamedTuple):
 
     words: str
     ancestor: Side | Literal["neither"] | None  # None: it does not say
+    is_shape: bool = False  # whether it was seen in shapes, not in numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,40 +71,52 @@ class Direction:
 
     ancestor: Side | None  # None: cannot tell
     evidence: tuple[Observation, ...]
-    confidence: float | None  # how often such evidence was right in the half of the zoo that limits were chosen on
+
+    @property
+    def by_shape(self) -> bool:
+        """Whether shapes say it too, which are harder to be wrong about."""
+        return any(seen.is_shape and seen.ancestor == self.ancestor for seen in self.evidence)
+
+    @property
+    def confidence(self) -> float | None:
+        """How often such answers were right in the half of the zoo that limits were chosen on, cousins included."""
+        return None if self.ancestor is None else CONFIDENCE["shapes" if self.by_shape else "numbers"]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return vars(self) | {"evidence": [observation._asdict() for observation in self.evidence]}
+        evidence = [seen._asdict() for seen in self.evidence]
+        return {"ancestor": self.ancestor, "confidence": self.confidence, "evidence": evidence}
 
     def __str__(self) -> str:
         verdict = "cannot tell" if self.ancestor is None else f"{self.ancestor} is the ancestor"
-        sure = "" if self.confidence is None else f" (such evidence was right in {self.confidence:.0%} of known pairs)"
-        return "\n".join([f"Direction: {verdict}{sure}", *(f"  {words}" for words, _ in self.evidence)])
+        sure = (
+            "" if self.confidence is None else f" (such answers are right {self.confidence:.0%} of the time in the zoo)"
+        )
+        return "\n".join([f"Direction: {verdict}{sure}", *(f"  {seen.words}" for seen in self.evidence)])
 
 
 @on_the_cpu()
 def direction(a: Weights, b: Weights) -> Direction:
     """Say which of two relatives is the ancestor, from their weights alone.
 
-    Of strangers it makes no sense to ask; of two that have nothing in common, it cannot tell. Evidence that disagrees
-    decides nothing.
+    Of strangers it makes no sense to ask. Evidence that disagrees decides nothing; where a model cannot be looked at in
+    this way, the evidence is the reason.
     """
     try:
         evidence = tuple(_observe(a, b))
     except Refusal as reason:
         evidence = (Observation(str(reason), None),)
-    said = {observation.ancestor for observation in evidence} - {None}
-    ancestor = said.pop() if len(said) == 1 and NEITHER not in said else None
-    return Direction(ancestor=ancestor, evidence=evidence, confidence=CONFIDENCE if ancestor else None)
-
-
-CONFIDENCE = 0.9
+    said = {seen.ancestor for seen in evidence} - {None}
+    return Direction(ancestor=said.pop() if len(said) == 1 and NEITHER not in said else None, evidence=evidence)
 
 
 def _observe(a: Weights, b: Weights) -> Iterator[Observation]:
+    if a.hidden_size != b.hidden_size:
+        raise Refusal(f"hidden sizes of {a.hidden_size} and {b.hidden_size}: wanted equal ones")
     layers = partners(a, b) if a.num_layers >= b.num_layers else partners(b, a)
-    yield from _structure(a, b, layers)
+    if not layers:
+        raise Refusal("no layer of one resembles any of the other")
+    yield from (seen._replace(is_shape=True) for seen in _structure(a, b, layers))
     yield from _changes(a, b, layers)
 
 
@@ -170,9 +184,10 @@ def _larger(what: str, counts: dict[Side, int], which: str = "pruned from the ot
 
 def _layout(weights: Weights) -> tuple[int, ...]:
     """Neurons of an MLP; or how many experts, and the neurons of each and of the shared one."""
-    layer = next(
-        layer for layer in weights.layers_with("gate") if not weights.num_experts or weights.has("router", layer)
-    )
+    layers = [layer for layer in range(weights.num_layers) if weights.has("gate", layer)]
+    layer = next((layer for layer in layers if len(weights.shape("gate", layer)) == 3 or not weights.num_experts), None)
+    if layer is None:
+        raise Refusal(f"{weights.name} has no gated MLP")
     shared = weights.shape("shared_gate", layer)[0] if weights.has("shared_gate", layer) else 0
     width = weights.shape("gate", layer)[-2]
     return (weights.num_experts, width, shared) if weights.num_experts else (width,)
