@@ -121,7 +121,7 @@ def figures(
 @_plain(status=2)
 def compare_command(
     a: Model,
-    b: Model,
+    others: Annotated[list[str], typer.Argument(metavar="B", help="The other model; with --parents, one or more.")],
     methods: Annotated[
         str | None,
         typer.Option(help="'all', or names with commas between; those that decide the verdict when left out."),
@@ -132,16 +132,38 @@ def compare_command(
     quick: Annotated[
         bool, typer.Option("--quick", help="Look at the last layers alone, which takes a small part of the files.")
     ] = False,
+    direction: Annotated[
+        bool, typer.Option("--direction", help="Say of relatives which is the ancestor; reads all of both.")
+    ] = False,
+    parents: Annotated[
+        bool, typer.Option("--parents", help="How much A has of each of the others, which were merged in it.")
+    ] = False,
+    base: Annotated[
+        str | None, typer.Option(help="With --parents: what they were trained from, where differences were merged.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The whole report, for programs.")] = False,
 ) -> None:
     """Say what evidence there is that two models share weights. Exit status 2 where they cannot be read."""
     from minimoe import compare
+    from minimoe.fingerprints.merges import shares
+    from minimoe.fingerprints.weights import open_weights
 
+    if parents:
+        if methods or background or quick or direction:
+            raise ValueError("--parents: wanted none of --methods, --background, --quick, --direction beside it")
+        model, *opened = map(open_weights, (a, *others))
+        found = shares(model, opened, base=None if base is None else open_weights(base))
+        typer.echo(found.to_json() if as_json else str(found))
+        return
+    if len(others) != 1 or base is not None:
+        raise ValueError(
+            f"{len(others)} models beside the first, base={base}: wanted one and no base without --parents"
+        )
     if quick and methods is not None:
         raise ValueError(f"methods={methods}: wanted none beside --quick, which has its own")
     methods = "quick" if quick else methods
     chosen = {} if methods is None else {"methods": methods if methods in ("all", "quick") else methods.split(",")}
-    report = compare(a, b, background=background, **chosen)
+    report = compare(a, others[0], background=background, ask_direction=direction, **chosen)
     typer.echo(report.to_json() if as_json else str(report))
 
 

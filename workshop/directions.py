@@ -4,7 +4,8 @@
 
 writes direction.csv, a row for every two kinds of relatives, and direction.md, which adds them up. The limits in
 minimoe/fingerprints/direction.py were chosen on the half "calibration": alder, strangers 01 to 12, mixture-1 and what
-was made of them. Birch, the other strangers and mixture-2 are the half "evaluation". Members that were not built are left out, and counted.
+was made of them. Birch, the other strangers and mixture-2 are the half "evaluation". Members that were not built are
+left out, and counted.
 
 Beside it stand two rules that are simpler: the model with more outliers (MoTHer: Horwitz et al. 2024, arXiv 2405.18432,
 section 4), or with the longer neurons, is the ancestor, or the descendant, whichever is right more often in the half

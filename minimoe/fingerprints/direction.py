@@ -172,7 +172,8 @@ def _structure(a: Weights, b: Weights, layers: dict[int, int]) -> Iterator[Obser
     else:
         yield from _larger("layers", depths)
     rows = {side: one.shape("embedding")[0] for side, one in sides.items()}
-    yield from (Observation(words, _other(side)) for words, side in _larger("rows in the embedding", rows, "new"))
+    for seen in _larger("rows in the embedding", rows, "new"):
+        yield seen._replace(ancestor=_other(seen.ancestor))
 
 
 def _larger(what: str, counts: dict[Side, int], which: str = "pruned from the other") -> Iterator[Observation]:
@@ -218,7 +219,7 @@ def _bits(weights: Weights) -> int | None:
 
 def _changes(a: Weights, b: Weights, layers: dict[int, int]) -> Iterator[Observation]:
     """What each lacks of the other, by neurons and by attention."""
-    is_swapped = (b.num_layers, a.num_experts) > (a.num_layers, b.num_experts)
+    is_swapped = _order(b) < _order(a)
     first, second = (b, a) if is_swapped else (a, b)
     roles = ("gate", "qk") if a.num_heads == b.num_heads else ("gate",)
     found: dict[str, list[Lack]] = {role: [] for role in roles}
@@ -249,6 +250,12 @@ def _changes(a: Weights, b: Weights, layers: dict[int, int]) -> Iterator[Observa
         yield Observation(words, said.pop() if len(said) == 1 else NEITHER)
     else:
         yield Observation("what both have is equal, or nearly so", None)
+
+
+def _order(weights: Weights) -> tuple[float, ...]:
+    """Which model comes first in the common frame: the deeper, or the dense one, but neither by what it is called."""
+    layer = weights.layers_with("v")[0]
+    return -weights.num_layers, weights.num_experts, weights.statistics("v", layer).std
 
 
 def _lack(x: Tensor, y: Tensor) -> Lack:

@@ -19,7 +19,6 @@ A spherical merge (slerp) is a sum with nearly the same shares. TIES and task ar
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
@@ -35,6 +34,7 @@ from minimoe.fingerprints.weights import Weights, on_the_cpu
 from minimoe.model.config import require
 
 FOLDS = 10
+NOTHING = 1e-3  # length of a difference to the base that rounding and rewrites leave
 # How many merged tensors, norms included, are multiplied in a part: of shares that add up to s, those of the products
 # add up to that power of s. Up and down are made equally long, so that each holds half of the factors of both.
 FACTORS = {"embedding": 1, "head": 2, "qk": 4, "vo": 3, "gate": 2, "up": 1.5, "down": 1.5}
@@ -46,10 +46,10 @@ class Cell(NamedTuple):
 
     layer: int | None  # None: embedding and head
     role: str  # "embedding", "head", "qk", "vo", "gate", "up", "down"; of a mixture "expert 0" ...
-    shares: tuple[float, ...] | None  # None: they cannot be told
+    shares: tuple[float, ...] | None  # None: they cannot be told; of a parent that equals the base here, 0
     errors: tuple[float, ...]  # standard errors of the shares
     unexplained: float  # the part of the squared length that no parent explains; with a base, of the difference to it
-    condition: float | None  # of the correlations of the parents, 1 where they have none; None: infinite
+    condition: float  # of the correlations of the parents, 1 where they have none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,19 +147,20 @@ def _solve(layer: int | None, role: str, grams: ndarray, factors: float) -> Cell
     by_fold *= np.where(sums > 0, sums, 1) ** (1 / factors - 1)
     errors = np.sqrt((len(grams) - 1) * by_fold[1:].var(axis=0))
     told = tuple(by_fold[0].tolist()) if condition < WORST_CONDITION else None
-    return Cell(
-        layer, role, told, tuple(errors.tolist()), unexplained, float(condition) if math.isfinite(condition) else None
-    )
+    return Cell(layer, role, told, tuple(errors.tolist()), unexplained, float(condition))
 
 
 def _fit(gram: ndarray) -> tuple[ndarray, float, float]:
-    """Shares, what is unexplained, and the condition number, of one table of inner products."""
-    lengths = np.sqrt(gram.diagonal())
-    if not lengths.all():
-        return np.zeros(len(gram) - 1), float(lengths[0] > 0), math.inf
+    """Shares, what is unexplained, and the condition number, of one table of inner products in units of the model."""
+    lengths, found = np.sqrt(gram.diagonal()), np.zeros(len(gram) - 1)
+    here = np.flatnonzero(lengths[1:] > NOTHING)  # of those that equal the base
+    if lengths[0] <= NOTHING or not len(here):
+        return found, float(lengths[0] > NOTHING), 1.0
+    lengths, gram = (table[np.ix_(*[[0, *1 + here]] * table.ndim)] for table in (lengths, gram))
     cosines = gram / np.outer(lengths, lengths)
     values, vectors = np.linalg.eigh(cosines[1:, 1:])
     roots = np.sqrt(values.clip(1e-12))
     weights, _ = nnls(roots[:, None] * vectors.T, vectors.T @ cosines[1:, 0] / roots)
     both = np.array([1, *-weights])
-    return weights * lengths[0] / lengths[1:], float(max(both @ cosines @ both, 0.0)), roots[-1] ** 2 / roots[0] ** 2
+    found[here] = weights * lengths[0] / lengths[1:]
+    return found, float(max(both @ cosines @ both, 0.0)), roots[-1] ** 2 / roots[0] ** 2

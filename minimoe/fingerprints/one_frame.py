@@ -20,6 +20,7 @@ from minimoe.fingerprints.folded import Neurons, mlps, query_key, value_output
 from minimoe.fingerprints.matching import assign, thin_out
 from minimoe.fingerprints.weights import Weights
 
+MLPs = dict[str, Tensor]  # [3, I, H] each
 FACES = ("gate", "up", "down")
 SAME_NEURON = 0.5  # cosine of two neurons, from which on they are taken to be one
 GLANCE = 32  # neurons of an expert that show which MLP of another model to match it with
@@ -59,8 +60,7 @@ def in_one_frame(
         for role, read in (("qk", query_key), ("vo", value_output)):
             yield _part(layer, role, (product(*read(one, at), turn) for one, turn, at in places))
         own, *sources = (_read_mlps(one, at, turn) for one, turn, at in places)
-        for name, neurons in own.items():
-            yield from _match(layer, name, thin_out(neurons), sources)
+        yield from _match(layer, {name: thin_out(neurons) for name, neurons in own.items()}, sources)
 
 
 def turns_onto(model: Weights, others: Sequence[Weights]) -> tuple[list[str], list[Tensor]]:
@@ -76,11 +76,10 @@ def _refine(model: Weights, other: Weights, tokens: list[str], turn: Tensor, lay
     inputs, outputs = ([read(one, tokens) for one in (other, model)] for read in (read_inputs, _read_outputs))
     sides = [inputs, outputs]
     for layer, partner in layers.items():
-        sources = _read_mlps(other, partner, turn)
-        for own in map(thin_out, _read_mlps(model, layer, None).values()):
-            found, has_partner = _partners(own, sources)
-            kept = has_partner & (F.cosine_similarity(own, found, dim=-1).mean(0) > SAME_NEURON)
-            sides += [[theirs[kept] @ turn.mT, ours[kept]] for theirs, ours in zip(found, own, strict=True)]
+        own = {name: thin_out(neurons) for name, neurons in _read_mlps(model, layer, None).items()}
+        for name, (found, has_partner) in _partners(own, _read_mlps(other, partner, turn)).items():
+            kept = has_partner & (F.cosine_similarity(own[name], found, dim=-1).mean(0) > SAME_NEURON)
+            sides += [[theirs[kept] @ turn.mT, ours[kept]] for theirs, ours in zip(found, own[name], strict=True)]
     theirs, ours = (F.normalize(torch.cat(rows), dim=-1) for rows in zip(*sides, strict=True))
     return procrustes(theirs, ours)
 
@@ -89,17 +88,25 @@ def _read_outputs(weights: Weights, tokens: list[str]) -> Tensor:
     return read_anchors(weights, tokens).outputs
 
 
-def _read_mlps(weights: Weights, layer: int, turn: Tensor | None) -> dict[str, Tensor]:
-    return {name: _balanced(neurons, turn) for name, neurons in mlps(weights, layer).items()}
+def _read_mlps(weights: Weights, layer: int, turn: Tensor | None) -> MLPs:
+    """Neurons [3, I, H] by the name of the MLP or expert; what a router multiplies an expert by goes into them."""
+    scales = weights.get("router_scale", layer).tolist() if weights.has("router_scale", layer) else []
+    by_expert = {str(expert): scale for expert, scale in enumerate(scales)}
+    return {
+        name: _balanced(neurons._replace(down=neurons.down * by_expert.get(name, 1.0)), turn)
+        for name, neurons in mlps(weights, layer).items()
+    }
 
 
-def _match(layer: int, name: str, own: Tensor, sources: list[dict[str, Tensor]]) -> Iterator[Part]:
-    """Neurons [3, n, H] beside those of the others that are most like them; in a narrower MLP some have no partner."""
-    found, has_partner = zip(*(_partners(own, of_other) for of_other in sources), strict=True)
-    kept = torch.stack(has_partner).all(0)
-    for face, role in enumerate(FACES):
-        role = role if name == "mlp" else f"expert {name} {role}"
-        yield _part(layer, role, (rows[face, kept] for rows in (own, *found)))
+def _match(layer: int, own: MLPs, sources: list[MLPs]) -> Iterator[Part]:
+    """Neurons beside those of the others that are most like them; in a narrower MLP some have no partner."""
+    matched = [_partners(own, of_other) for of_other in sources]
+    for name, neurons in own.items():
+        found, has_partner = zip(*(of_other[name] for of_other in matched), strict=True)
+        kept = torch.stack(has_partner).all(0)
+        for face, role in enumerate(FACES):
+            role = role if name == "mlp" else f"expert {name} {role}"
+            yield _part(layer, role, (rows[face, kept] for rows in (neurons, *found)))
 
 
 def _part(layer: int | None, role: str, rows: Iterable[Tensor]) -> Part:
@@ -123,14 +130,22 @@ def _balanced(neurons: Neurons, turn: Tensor | None = None) -> Tensor:
     return faces * torch.stack([torch.ones_like(scale), scale, 1 / scale])[..., None]
 
 
-def _partners(own: Tensor, sources: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """For neurons [3, n, H] those of one of the MLPs [3, I, H] that are most like them, and which of them have one."""
-    glance = F.normalize(thin_out(own, GLANCE), dim=-1)
-    source = max(sources.values(), key=lambda one: float(_similar(glance, one).amax(-1).mean()))
-    columns = assign(_similar(F.normalize(own, dim=-1), source))
-    found = source[:, columns]
-    sign = (own[1:] * found[1:]).sum((0, -1)).sign()
-    return torch.stack([found[0], *(found[1:] * sign[:, None])]), columns >= 0
+def _partners(own: MLPs, sources: MLPs) -> dict[str, tuple[Tensor, Tensor]]:
+    """For neurons [3, n, H] of each MLP those of another that are most like them, [3, n, H], and which have one, [n].
+
+    Each MLP has another partner, unless there are too few.
+    """
+    glances = [F.normalize(thin_out(neurons, GLANCE), dim=-1) for neurons in own.values()]
+    likeness = [[float(_similar(glance, mlp).amax(-1).mean()) for mlp in sources.values()] for glance in glances]
+    table, mlps_there = torch.tensor(likeness), list(sources.values())
+    chosen = assign(table) if len(own) <= len(sources) else table.argmax(1)
+    partners = {}
+    for place, (name, neurons) in zip(chosen.tolist(), own.items(), strict=True):
+        columns = assign(_similar(F.normalize(neurons, dim=-1), mlps_there[place]))
+        found = mlps_there[place][:, columns]
+        sign = (neurons[1:] * found[1:]).sum((0, -1)).sign()
+        partners[name] = torch.stack([found[0], *(found[1:] * sign[:, None])]), columns >= 0
+    return partners
 
 
 def _similar(own: Tensor, source: Tensor) -> Tensor:
