@@ -55,7 +55,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize(("change", "rewritten"), product(CHANGES, (False, True)))
+@pytest.mark.parametrize(("change", "rewritten"), [*product(CHANGES, (False, True))])
 def test_of_random_weights_every_change_has_a_direction(change, rewritten):
     model = random_model(1, **PLAIN | LARGER)
     changed = CHANGES[change](model)
@@ -72,7 +72,6 @@ def test_of_random_weights_every_change_has_a_direction(change, rewritten):
         ("alder", "alder-lora-gauged"),
         ("alder-copy", "alder-copy-trained-gauged"),
         ("alder", "alder-sliced-trained"),
-        ("birch", "birch-drop-0.9"),
         ("alder-gauged", "alder-btx"),
     ],
 )
@@ -88,10 +87,8 @@ def test_descendants_of_the_zoo_are_told_from_their_ancestors(a, b):
         ("alder", "alder-twin"),
         ("alder", "birch"),
         ("alder-finetuned", "alder-continued-1-gauged"),
-        ("alder-finetuned", "alder-copy-trained"),
         ("alder-fewer-neurons", "alder-copy"),
         ("alder-fewer-layers", "alder-deepened"),
-        ("alder-fewer-heads", "alder-int8"),
         ("alder-copy", "alder-sliced"),
         ("alder-int8", "alder-int4"),
         ("alder-lora", "alder-int4"),
@@ -122,7 +119,7 @@ def test_the_shares_are_those_of_least_squares():
         one.model.layers[0].mlp.gate_proj.weight * one.model.layers[0].post_attention_layernorm.weight
         for one in (model, changed)
     )
-    wanted = [1 - float((x * y).sum() / (side * side).sum()) for side in (x, y)]
+    wanted = [1 - float(((x * y).sum() / (side * side).sum()).detach()) for side in (x, y)]
     words = direction(weights(model), weights(changed)).evidence[0].words
     assert (
         words.startswith(f"of the neurons of a, b lacks {wanted[0]:.1%}"[:-1])
