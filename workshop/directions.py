@@ -184,9 +184,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     zoo = Zoo(given.home)
+    there, everything = (sum(len(members(root, one)) for root in sum(HALVES.values(), ())) for one in (zoo, _Whole()))
     rows = [row for half in HALVES for row in progress_bar(observe(zoo, half), desc=half, unit="pair", leave=True)]
-    everything = sum(len(members(root, _Whole())) for roots in HALVES.values() for root in roots)
-    there = sum(len(members(root, zoo)) for roots in HALVES.values() for root in roots)
     head = f"# Which of two relatives is the ancestor\n\n{there} of {everything} members were at hand.\n\n"
     write_atomically(given.out / "direction.csv", _to_csv(by_kinds(rows)).encode())
     write_atomically(given.out / "direction.md", (head + to_markdown(summary(rows))).encode())
