@@ -3,9 +3,9 @@
 What it measures
     The tables A, OV and M of virtual_response.py over 256 fixed tokens, whitened and summed over layers: of two models
     that share layers, the sums share them too, whatever their number and order. The tables are multiplied by random
-    signs and turned by Hadamard's matrix, which mixes all their numbers evenly; of each of 8192 of the resulting numbers
-    the descriptor keeps whether it is above what it is among strangers of the zoo. Two such bits agree with probability
-    1 - angle / pi (Charikar 2002, Similarity estimation techniques from rounding algorithms, section 3).
+    signs and turned by Hadamard's matrix, which mixes all their numbers evenly; of each of 8192 of the numbers that
+    result, the descriptor keeps whether it is above what it is in the mean stranger of the zoo. Such bits of two models
+    agree with probability 1 - angle / pi (Charikar 2002, Similarity estimation techniques from rounding algorithms).
 What leaves it unchanged
     Every gauge, up to bits whose number lies at the threshold; layers in another order.
 What it cannot see
@@ -13,8 +13,8 @@ What it cannot see
     over is too little. Of models that can be read and not run, A and OV are read by role, and M where MLPs are dense;
     of mixtures among these M is left out.
 Tokens
-    Strings of ASCII that the tokenizer of the zoo and that of SmolLM2 both have, those with the smallest hashes. A model
-    may lack some: their rows and columns are 0. Spaces are looked up as "Ġ" and as "▁".
+    Strings of ASCII that the tokenizer of the zoo and that of SmolLM2 both have, those with the smallest hashes. A
+    model may lack some: their rows and columns are 0. Spaces are looked up as "Ġ" and as "▁".
 
 Shapes: L layers, N = 256 tokens, n of them known to a model.
 """
@@ -40,6 +40,7 @@ from minimoe.fingerprints.weights import Weights, on_the_cpu
 VERSION = 1  # of all that a descriptor depends on: those of two versions are not to be compared
 N, BITS = 256, 8192
 WORDS = BITS // 64
+RELATED = 0.32  # similarity from which on two models are related: the rule of verdict.py, from strangers 01 to 12
 TOKENS, CENTRE = "fleet/tokens.json", "fleet/centre.npy"
 
 

@@ -1,1 +1,1 @@
-"""Collections of models: a store of descriptors, filled by many processes, searched for relatives, drawn as a forest."""
+"""Collections of models: a store of descriptors, filled by many processes, searched for relatives, a forest of them."""

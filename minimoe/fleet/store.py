@@ -10,10 +10,9 @@ and survives being killed; bits are searched faster where they lie side by side,
 
 import os
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +61,13 @@ class Near:
     names: tuple[str, ...]  # all under which its bytes were added
     similarity: float
     sha256: str
+
+
+class Kept(NamedTuple):
+    """What a tree needs of a model of the store."""
+
+    code: NDArray[np.uint64]
+    hidden_size: int
 
 
 class Store:
@@ -138,11 +144,12 @@ class Store:
         """Name -> why it could not be read."""
         return dict(self._db.execute("SELECT name, reason FROM sources WHERE sha256 IS NULL ORDER BY name").fetchall())
 
-    def models(self) -> dict[str, NDArray[np.uint64]]:
-        """The descriptor of every model, under the first of its names in the order of the alphabet."""
-        asked = """SELECT min(name), any_value(code) FROM sources JOIN models USING (sha256)
+    def models(self) -> dict[str, Kept]:
+        """Every model, under the first of its names in the order of the alphabet."""
+        asked = """SELECT min(name), any_value(code), any_value(hidden_size) FROM sources JOIN models USING (sha256)
                    GROUP BY sha256 ORDER BY min(name)"""
-        return {name: np.frombuffer(code, np.uint64) for name, code in self._db.execute(asked).fetchall()}
+        rows = self._db.execute(asked).fetchall()
+        return {name: Kept(np.frombuffer(code, np.uint64), hidden_size) for name, code, hidden_size in rows}
 
     def stats(self) -> dict[str, int]:
         """How many models, names, failures and bytes, and how many models of each family."""
@@ -155,12 +162,7 @@ class Store:
     def nearest(self, code: NDArray[np.uint64], count: int = 20) -> list[Near]:
         """The models whose bits are most like `code` [128], the nearest first; of equals, those added first."""
         codes, found = self._codes(), {}
-        if not len(codes):
-            return []
-        distances = np.concatenate([_differing(block, code) for block in _blocks(codes)])
-        last = np.partition(distances, min(count, len(distances)) - 1)[min(count, len(distances)) - 1]
-        near = np.flatnonzero(distances <= last)
-        places = near[np.argsort(distances[near], kind="stable")][:count].tolist()
+        places = nearest_places(codes, code, count).tolist()
         asked = "SELECT place, sha256, name FROM models JOIN sources USING (sha256) WHERE place IN ? ORDER BY name"
         for place, sha256, name in self._db.execute(asked, [places]).fetchall():
             found.setdefault(place, (sha256, []))[1].append(name)
@@ -204,13 +206,15 @@ class _Transaction:
         self._db.execute("COMMIT" if kind is None else "ROLLBACK")
 
 
-def _blocks(codes: NDArray[np.uint64]) -> Iterator[NDArray[np.uint64]]:
-    return (codes[start : start + ROWS] for start in range(0, len(codes), ROWS))
-
-
-def _differing(codes: NDArray[np.uint64], code: NDArray[np.uint64]) -> NDArray[np.int32]:
-    """In how many bits each of `codes` [M, 128] differs from one."""
-    return np.bitwise_count(codes ^ code).sum(1, dtype=np.int32)
+def nearest_places(codes: NDArray[np.uint64], code: NDArray[np.uint64], count: int) -> NDArray[np.int64]:
+    """Where in `codes` [M, 128] the `count` lie that differ from `code` in the fewest bits; of equals, the first."""
+    blocks = (codes[start : start + ROWS] for start in range(0, len(codes), ROWS))
+    distances = np.concatenate([np.bitwise_count(block ^ code).sum(1, dtype=np.int32) for block in blocks] or [[]])
+    if count < len(distances):
+        near = np.flatnonzero(distances <= np.partition(distances, count - 1)[count - 1])
+    else:
+        near = np.arange(len(distances))
+    return near[np.argsort(distances[near], kind="stable")][:count]
 
 
 def _duckdb() -> Any:
