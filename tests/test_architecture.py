@@ -21,7 +21,9 @@ BELOW = {
     "minimoe.inspection": {"minimoe.model"},
     "minimoe.fingerprints": {"minimoe.model"},
     "minimoe.lineage": {"minimoe.model", "minimoe.training"},
+    "minimoe.fleet": {"minimoe.model", "minimoe.fingerprints"},
     "minimoe.course": {
+        "minimoe.fleet",
         "minimoe.model",
         "minimoe.training",
         "minimoe.inspection",
