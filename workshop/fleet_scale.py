@@ -206,7 +206,7 @@ def draw(count: int, found: Mapping[str, NDArray[np.float32]], seed: int = 0) ->
 
 def recall(asked: Sequence[Query], size: int, tail: Any, nearest: int) -> list[float]:
     """The probability that fewer than `nearest` of so many strangers are nearer than each parent."""
-    return [float(poisson.cdf(nearest - 1, size * tail(query.similarity))) for query in asked]
+    return [round(float(poisson.cdf(nearest - 1, size * tail(query.similarity))), 6) for query in asked]
 
 
 def by_size(codes: Codes, asked: Sequence[Query], law: Law, other_text: Law, drawn: Mapping[int, dict]) -> list[dict]:

@@ -3,8 +3,8 @@
 Each model is linked with others so that all are connected by the nearest pairs (a minimum spanning tree, Kruskal 1956),
 and links between strangers are cut. In each family that is left, descendants are often as near to a copy of their
 ancestor as to itself, so its tree is made once more, with a preference for models that are near to the whole family,
-and against those of which the first tree tells that they are younger than another. It hangs from the model that most of
-the known directions lead away from. Of M models all pairs of descriptors are looked at, and some 2 M pairs of models.
+and for the oldest of those. It hangs from the model that most of the known directions lead away from. Of M models all
+pairs of descriptors are looked at, and some 2 M pairs of models.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array, triu
+from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree
 
 from minimoe.fingerprints.compare import WIDTH_OF_THE_ZOO, compare
@@ -27,9 +27,9 @@ from minimoe.fleet.store import Store
 Side = Literal["a", "b"]
 Related, Ancestor = Callable[[int, int], bool], Callable[[int, int], Side | None]
 MOST = 5_000  # models whose pairs are all looked at
-# How much being near to the whole family counts beside being near to a child, and by how much whoever is younger than
-# another counts less. Both were chosen by hand, for trees of four families of the zoo.
-PREFERENCE, YOUNGER = 0.5, 0.01
+# How much being near to the whole family counts beside being near to a child, from which similarity on models are taken
+# for copies of one another, and how much being the oldest of these counts. Chosen by hand, on four families of the zoo.
+PREFERENCE, NEAR, ELDER = 0.5, 0.9, 0.03
 
 
 class Node(NamedTuple):
@@ -114,25 +114,18 @@ def grow(names: Sequence[str], similarities: NDArray[np.float64], related: Relat
     nodes: list[Node] = []
     for number in range(trees):
         members = np.flatnonzero(tree == number)
-        first = triu(graph[members][:, members]).nonzero()
 
         def older(i: int, j: int, members: NDArray = members) -> Side | None:
             return ancestor(int(members[i]), int(members[j]))
 
-        table = similarities[np.ix_(members, members)]
-        nodes += _tree([names[member] for member in members], table, list(zip(*first, strict=True)), older)
+        nodes += _tree([names[member] for member in members], similarities[np.ix_(members, members)], older)
     return Forest(tuple(nodes))
 
 
-def _tree(
-    names: Sequence[str], similarities: NDArray[np.float64], first: Sequence[tuple[int, int]], ancestor: Ancestor
-) -> list[Node]:
-    """The nodes of one family, given links of a first tree."""
+def _tree(names: Sequence[str], similarities: NDArray[np.float64], ancestor: Ancestor) -> list[Node]:
+    """The nodes of one family."""
     preferred = similarities.mean(1)
-    for i, j in first:
-        side = ancestor(i, j)
-        if side is not None:
-            preferred[j if side == "a" else i] -= YOUNGER
+    preferred[_elder(similarities, ancestor)] += ELDER
     links = _nearest_links(similarities + PREFERENCE * np.maximum(preferred[:, None], preferred))
     known: dict[tuple[int, int], bool] = {}  # (one, other): whether one is the ancestor, where that is known
     for i, j in links:
@@ -150,6 +143,15 @@ def _tree(
 
     order, above = orders[max(range(len(names)), key=agreement)]
     return _depth_first(names, similarities, known, order.tolist(), above)
+
+
+def _elder(similarities: NDArray[np.float64], ancestor: Ancestor) -> int:
+    """The model that is near to the whole family, or whichever of those most like it came before."""
+    elder = central = int(similarities.mean(1).argmax())
+    for other in np.flatnonzero(similarities[central] > NEAR).tolist():
+        if other != elder and ancestor(*sorted((elder, other))) == ("a" if other < elder else "b"):
+            elder = other
+    return elder
 
 
 def _nearest_links(similarities: NDArray[np.float64]) -> list[tuple[int, int]]:

