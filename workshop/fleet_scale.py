@@ -33,7 +33,7 @@ from minimoe.data_files import data_path
 from minimoe.fingerprints.descriptor import BITS, CENTRE, WORDS, similarity, sketch, summed, to_bits
 from minimoe.fingerprints.virtual_response import TABLES
 from minimoe.fingerprints.weights import open_weights
-from minimoe.fleet.store import RECORD, nearest_places
+from minimoe.fleet.store import RECORD, ROWS, nearest_places
 from minimoe.lineage.tree import MEMBERS
 from minimoe.lineage.zoo import HOME, Zoo, origins, relation
 from minimoe.progress import progress_bar
@@ -45,8 +45,9 @@ SIZES = (10**4, 10**5, 2 * 10**6)
 NEAREST = 20
 QUANTILES = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 FREEDOM = 5  # of Student's t, for strangers with tails heavier than those of a normal law
-TIMED = 10  # queries
-DRAWN = "descriptors drawn, all bits independent"
+TIMED, SEARCHED = 10, 40  # queries; in drawn stores those whose parents are farthest are enough
+DRAWN_AT_ONCE = 2**12
+DRAWN = f"drawn bits, the {SEARCHED} farthest parents"
 NORMAL, HEAVY, OTHER_TEXT = "normal", f"t, {FREEDOM} degrees of freedom", "normal, strangers that share another text"
 
 Codes = Mapping[str, NDArray[np.uint64]]
@@ -192,16 +193,17 @@ def quantiles(law: Law, drawn: Sequence[float], held_out: Sequence[float]) -> li
 def draw(count: int, found: Mapping[str, NDArray[np.float32]], seed: int = 0) -> Iterator[NDArray[np.uint64]]:
     """Descriptors of strangers that are not: around the mean that the centre estimates, all numbers independent.
 
-    They are as far from the centre as real ones: it is a mean of twelve, off by the same for all. They spread less.
+    They are as far from the centre as real ones: it is a mean of twelve, off by the same for all. They spread less. What
+    is normal in a sketch is above 0 with a probability of its own in each place, here in steps of 1/256.
     """
     roots = np.stack([found[name] for name in CALIBRATION])
-    std = float((roots - roots.mean(0)).sum(1).std(ddof=1))
+    std = (roots - roots.mean(0)).sum(1).std(ddof=1)
     everyone = np.stack([found[name] for name in (*CALIBRATION, *EVALUATION) if name in found]).mean(0)
-    off = torch.from_numpy((everyone - roots.mean(0)).sum(0) / std)
-    generator = torch.Generator().manual_seed(seed)
-    for start in range(0, count, 2**14):
-        numbers = torch.randn(min(2**14, count - start), BITS, generator=generator) + off
-        yield np.packbits((numbers > 0).numpy(), axis=1).view(np.uint64)
+    above = np.rint(256 * norm.cdf((everyone - roots.mean(0)).sum(0) / std)).astype(np.uint8)
+    generator = np.random.default_rng(seed)
+    for start in range(0, count, DRAWN_AT_ONCE):
+        numbers = np.frombuffer(generator.bytes(min(DRAWN_AT_ONCE, count - start) * BITS), np.uint8).reshape(-1, BITS)
+        yield np.packbits(numbers < above, axis=1).view(np.uint64)
 
 
 def recall(asked: Sequence[Query], size: int, tail: Any, nearest: int) -> list[float]:
@@ -217,7 +219,7 @@ def by_size(codes: Codes, asked: Sequence[Query], law: Law, other_text: Law, dra
         HEAVY: lambda x: t.sf(x, FREEDOM, law.mean, heavy),
         OTHER_TEXT: lambda x: norm.sf(x, *other_text),
     }
-    table = [{"law": DRAWN, "size": size, "queries": len(asked), **row} for size, row in drawn.items()]
+    table = [{"law": DRAWN, "size": size, "queries": SEARCHED, **row} for size, row in drawn.items()]
     for name, tail in tails.items():
         for size in SIZES:
             first, in_20 = (recall(asked, size, tail, nearest) for nearest in (1, NEAREST))
@@ -244,10 +246,11 @@ def _worst(asked: Sequence[Query], found: Sequence[float]) -> dict[str, Any]:
 
 
 def search_drawn(codes: Codes, asked: Sequence[Query], found: Mapping[str, NDArray], folder: Path) -> dict[int, dict]:
-    """The stores of drawn strangers, written as the store writes its bits, and searched for every parent."""
+    """The stores of drawn strangers, written as the store writes its bits, and searched for the farthest parents."""
+    asked = sorted(asked, key=lambda query: query.similarity)[:SEARCHED]
     path = folder / "drawn.u64"
     with open(path, "wb") as file:
-        for block in progress_bar(draw(max(SIZES), found), total=-(-max(SIZES) // 2**14), desc="drawing"):
+        for block in progress_bar(draw(max(SIZES), found), total=-(-max(SIZES) // DRAWN_AT_ONCE), desc="drawing"):
             file.write(block.tobytes())
     rows = {}
     try:
@@ -278,8 +281,8 @@ def _nearer(drawn: NDArray[np.uint64], codes: Codes, asked: Sequence[Query]) -> 
     """How many drawn strangers are nearer to each query than its parent; a tie counts against the parent."""
     counts = np.zeros(len(asked), np.int64)
     limits = [np.bitwise_count(codes[query.parent] ^ codes[query.name]).sum() for query in asked]
-    for start in progress_bar(range(0, len(drawn), 4096), desc="searching"):
-        block = np.asarray(drawn[start : start + 4096])
+    for start in progress_bar(range(0, len(drawn), ROWS), desc="searching"):
+        block = np.asarray(drawn[start : start + ROWS])
         for place, query in enumerate(asked):
             counts[place] += (np.bitwise_count(block ^ codes[query.name]).sum(1, dtype=np.int32) <= limits[place]).sum()
     return counts.tolist()

@@ -29,7 +29,8 @@ def add(
     A program that calls this without a `scheduler` needs `if __name__ == "__main__":`, since it starts processes.
 
     Args:
-        names: whatever `open_weights` takes that is text. Those that failed before are tried again.
+        names: whatever `open_weights` takes that is text; files and folders go by their whole path. Those that failed
+            before are tried again.
         scheduler: the address of a Dask cluster whose workers can open the names; None: processes of this machine.
         workers: how many of these; None: as many as Dask finds fit.
 
@@ -40,7 +41,8 @@ def add(
         ModuleNotFoundError: dask.distributed is not installed.
         OSError: the scheduler does not answer.
     """
-    wanted = {name: stamp for name in dict.fromkeys(names) if not store.has(name, stamp := stamp_of(name))}
+    names = dict.fromkeys(str(Path(name).absolute()) if Path(name).exists() else name for name in names)
+    wanted = {name: stamp for name in names if not store.has(name, stamp := stamp_of(name))}
     found: dict[str, Described | Failed] = {}
     if wanted:
         with _client(scheduler, workers) as client:

@@ -5,7 +5,9 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from minimoe.cli import app
 from minimoe.fingerprints.weights import open_weights
 from minimoe.fleet.forest import Forest, grow, tree_of, tree_of_store
 from minimoe.fleet.store import Store
@@ -95,6 +97,9 @@ def test_a_store_as_a_forest(tmp_path):
         for model in models:
             store.record(model)
         found = parents(tree_of_store(store))
+    shown = CliRunner().invoke(app, ["fleet", "tree", "--store", str(tmp_path)]).output.splitlines()
+    assert sorted(line.split()[-1] for line in shown) == [f"model-{number}" for number in range(1, 5)]
+    assert sum("? 0.98" in line for line in shown) == 1
     assert {found["model-1"], found["model-2"]} == {None, "model-1"} or found["model-1"] == "model-2"
     assert found["model-3"] is None and found["model-4"] is None  # of another width than the zoo
 
