@@ -193,8 +193,9 @@ def quantiles(law: Law, drawn: Sequence[float], held_out: Sequence[float]) -> li
 def draw(count: int, found: Mapping[str, NDArray[np.float32]], seed: int = 0) -> Iterator[NDArray[np.uint64]]:
     """Descriptors of strangers that are not: around the mean that the centre estimates, all numbers independent.
 
-    They are as far from the centre as real ones: it is a mean of twelve, off by the same for all. They spread less. What
-    is normal in a sketch is above 0 with a probability of its own in each place, here in steps of 1/256.
+    To models of the zoo they are as near as other strangers are, since the centre, a mean of twelve, is off by the same
+    for all; they spread less. What is normal in a sketch is above 0 with a probability of its own in each place, here
+    in steps of 1/256.
     """
     roots = np.stack([found[name] for name in CALIBRATION])
     std = (roots - roots.mean(0)).sum(1).std(ddof=1)
