@@ -28,8 +28,8 @@ def test_lineage_tree():
 
 def test_recall_of_another_table():
     row = {"law": "a law", "size": 100.0, "recall_20": 0.995, "worst": "int4", "worst_recall_20": 0.5}
-    timed = row | {"seconds": 0.5, "megabytes": 1.0}
-    drawn, data = figures.fleet_recall([timed, row | {"size": 1000.0, "seconds": None, "megabytes": None}])
-    assert data["size"] == [100.0, 1000.0] and data["seconds"] == [0.5, ""]
+    timed = row | {"processor_seconds": 0.5, "megabytes": 1.0}
+    drawn, data = figures.fleet_recall([timed, row | {"size": 1000.0, "processor_seconds": None, "megabytes": None}])
+    assert data["size"] == [100.0, 1000.0] and data["processor_seconds"] == [0.5, ""]
     left, right = drawn.axes
     assert list(left.lines[0].get_xdata()) == [100.0, 1000.0] and list(right.lines[0].get_ydata()) == [0.5]

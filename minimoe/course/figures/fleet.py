@@ -17,22 +17,22 @@ _LINE = 0.2  # inches a model
 def fleet_recall(scale: Rows) -> Drawing:
     """How often the true parent of a model is among the twenty nearest of a store, by what its strangers are like, and
     what a query takes. Which change hides parents best, and how often they are found after it, stands in the data.
-    Data: law, size, recall_20, worst, worst_recall_20, seconds, megabytes; one row a store."""
+    Data: law, size, recall_20, worst, worst_recall_20, processor_seconds, megabytes; one row a store."""
     drawn, (left, right) = new_panels(3.8, 1, 2, xlabel="models in the store")
     laws = list(dict.fromkeys(row["law"] for row in scale))
     for style, law in zip(SERIES, laws, strict=False):
         rows = [row for row in scale if row["law"] == law]
         sizes = [row["size"] for row in rows]
         left.plot(sizes, [row["recall_20"] for row in rows], **style, label=law.replace(", ", ",\n"))
-    timed = [row for row in scale if row["seconds"] is not None]
-    right.plot([row["size"] for row in timed], [row["seconds"] for row in timed], **SERIES[0])
+    timed = [row for row in scale if row["processor_seconds"] is not None]
+    right.plot([row["size"] for row in timed], [row["processor_seconds"] for row in timed], **SERIES[0])
     for row in timed:
         to_the_left = row is timed[-1]
-        note(right, f"{row['megabytes']:,.0f} MB", (row["size"], row["seconds"]), -8 if to_the_left else 8)
+        note(right, f"{row['megabytes']:,.0f} MB", (row["size"], row["processor_seconds"]), -8 if to_the_left else 8)
     left.axhline(WANTED, color=INK, linestyle="--", linewidth=1)
     left.set(xscale="log", ylim=(0.98, 1.001), title="parents in the first 20")
     left.legend(loc="lower left", fontsize=8)
-    right.set(xscale="log", yscale="log", title="seconds a query")
+    right.set(xscale="log", yscale="log", title="processor seconds a query")
     right.axhline(1, color=INK, linestyle="--", linewidth=1)
     largest = max(row["size"] for row in scale)
     found = "; ".join(
@@ -40,10 +40,10 @@ def fleet_recall(scale: Rows) -> Drawing:
         for row in scale
         if row["size"] == largest
     )
-    slowest = max(timed, key=lambda row: row["size"])["seconds"]
+    slowest = max(timed, key=lambda row: row["size"])["processor_seconds"]
     alt = f"""Share of parents among the twenty nearest of {largest:,.0f} models. {found}. A query takes {slowest:.2g}
-        seconds there."""
-    names = ("law", "size", "recall_20", "worst", "worst_recall_20", "seconds", "megabytes")
+        seconds of processors there."""
+    names = ("law", "size", "recall_20", "worst", "worst_recall_20", "processor_seconds", "megabytes")
     return drawn, columns(names, ([row[name] for name in names] for row in scale)), alt
 
 
