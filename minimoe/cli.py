@@ -1,5 +1,6 @@
-"""The command line: `minimoe train | sample | figures | compare | fingerprint | families`, `minimoe card make | check`,
-and `minimoe zoo list | show | build | path | verify`."""
+"""The command line: `minimoe train | sample | figures | compare | fingerprint | tree | families`,
+`minimoe card make | check`, `minimoe fleet add | find | tree | stats`, and
+`minimoe zoo list | show | build | path | verify`."""
 
 import os
 import shlex
@@ -23,10 +24,13 @@ zoo = typer.Typer(help="Models whose history is known.", no_args_is_help=True)
 app.add_typer(zoo, name="zoo")
 card = typer.Typer(help="What to publish with a model, so that nobody has to guess.", no_args_is_help=True)
 app.add_typer(card, name="card")
+fleet = typer.Typer(help="A store of many models, to find relatives in.", no_args_is_help=True)
+app.add_typer(fleet, name="fleet")
 
+StoreFolder = Annotated[Path, typer.Option("--store", help="Folder of the store.")]
 Home = Annotated[Path, typer.Option(help="Folder for members that are not shipped.")]
 _STOPPED = 130  # the exit status of what Ctrl-C has ended
-HOME, RUN = Path("runs/zoo"), Path("runs/moe")
+HOME, RUN, FLEET = Path("runs/zoo"), Path("runs/moe"), Path("runs/fleet")
 
 
 @contextmanager
@@ -185,6 +189,15 @@ def fingerprint_command(
         typer.echo(f"  without {name}: {reason}")
 
 
+@app.command("tree")
+@_plain(status=2)
+def tree_command(models: Annotated[list[str], typer.Argument(help=f"{_PLACES}; two or more.")]) -> None:
+    """Draw models as a forest: relatives below each other, ancestors first, strangers apart."""
+    from minimoe.fleet.forest import tree_of
+
+    typer.echo(tree_of(models))
+
+
 @app.command()
 @_plain()
 def families() -> None:
@@ -233,6 +246,80 @@ def check_card_command(
     typer.echo("\n".join(map(str, findings)))
     if any(finding.status == MISMATCH for finding in findings):
         raise typer.Exit(1)
+
+
+@fleet.command("add")
+@_plain(status=2)
+def add_command(
+    names: Annotated[list[str], typer.Argument(help=f"{_PLACES}; those the store has are skipped.")],
+    store: StoreFolder = FLEET,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask cluster; this machine when left out.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes on this machine.")] = None,
+) -> None:
+    """Read models into the store. Goes on where it was interrupted; exit status 1 if some cannot be read."""
+    from minimoe.fleet.adding import add
+    from minimoe.fleet.store import Failed, Store
+
+    with Store(store) as opened:
+        found = add(opened, names, scheduler=scheduler, workers=workers)
+        failed = [one for one in found.values() if isinstance(one, Failed)]
+        for one in failed:
+            typer.secho(f"  without {one.name}: {one.reason}", fg="red", err=True)
+        typer.echo(f"{len(found) - len(failed)} of {len(names)} read now; {len(opened)} models in {store}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@fleet.command("find")
+@_plain(status=2)
+def find_command(
+    model: Annotated[str, typer.Argument(help=f"{_PLACES}.")],
+    store: StoreFolder = FLEET,
+    count: Annotated[int, typer.Option(min=1, help="How many of the nearest to list.")] = 20,
+    compared: Annotated[int, typer.Option(min=0, help="How many of them to compare, if they are at hand.")] = 3,
+) -> None:
+    """List the models of the store that are nearest to one, the first of them with a verdict."""
+    from minimoe.fleet.finding import find
+    from minimoe.fleet.store import Store
+
+    _require_store(store)
+    with Store(store) as opened:
+        typer.echo(f"{'similarity':<12}{'verdict':<32}name")
+        for found in find(opened, model, count=count, compared=compared):
+            typer.echo(f"{found.near.similarity:<12.3f}{found.verdict:<32}{', '.join(found.near.names)}")
+
+
+@fleet.command("tree")
+@_plain(status=2)
+def fleet_tree_command(store: StoreFolder = FLEET) -> None:
+    """Draw the models of the store as a forest."""
+    from minimoe.fleet.forest import tree_of_store
+    from minimoe.fleet.store import Store
+
+    _require_store(store)
+    with Store(store) as opened:
+        typer.echo(tree_of_store(opened))
+
+
+@fleet.command("stats")
+@_plain(status=2)
+def stats_command(store: StoreFolder = FLEET) -> None:
+    """Count what the store holds, and name what could not be read."""
+    from minimoe.fleet.store import Store
+
+    _require_store(store)
+    with Store(store) as opened:
+        for what, number in opened.stats().items():
+            typer.echo(f"{what:<24} {number:,}")
+        for name, reason in opened.failures().items():
+            typer.echo(f"  without {name}: {reason}")
+
+
+def _require_store(folder: Path) -> None:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: found no store, wanted one that `minimoe fleet add` made")
 
 
 @zoo.command("list")
