@@ -29,7 +29,7 @@ WIDE_SLIDES := {"SlidesExporter": {"reveal_width": "1440", "reveal_height": "810
 PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check --constraint constraints.txt
 INSTALL := $(PIP_INSTALL) $(shell grep '^torch==' constraints.txt) && \
     echo "Installing the rest: a minute or two, silent until done." && \
-    $(PIP_INSTALL) --quiet --editable '.[test,dev,text,remote,site]' && \
+    $(PIP_INSTALL) --quiet --editable '.[test,dev,text,remote,site,fleet]' && \
     mkdir -p $(LAB_SETTINGS) $(JUPYTER_CONFIG) && echo '$(NO_NEWS)' > $(LAB_SETTINGS)/overrides.json && \
     echo '$(WIDE_SLIDES)' > $(JUPYTER_CONFIG)/jupyter_nbconvert_config.json
 

@@ -1,5 +1,6 @@
-"""The command line: `minimoe train | sample | figures | compare | fingerprint | families`, `minimoe card make | check`,
-and `minimoe zoo list | show | build | path | verify`."""
+"""The command line: `minimoe train | sample | figures | compare | fingerprint | tree | families`,
+`minimoe card make | check`, `minimoe fleet add | find | tree | stats`, and
+`minimoe zoo list | show | build | path | verify`."""
 
 import os
 import shlex
@@ -23,10 +24,13 @@ zoo = typer.Typer(help="Models whose history is known.", no_args_is_help=True)
 app.add_typer(zoo, name="zoo")
 card = typer.Typer(help="What to publish with a model, so that nobody has to guess.", no_args_is_help=True)
 app.add_typer(card, name="card")
+fleet = typer.Typer(help="A store of many models, to find relatives in.", no_args_is_help=True)
+app.add_typer(fleet, name="fleet")
 
+StoreFolder = Annotated[Path, typer.Option("--store", help="Folder of the store.")]
 Home = Annotated[Path, typer.Option(help="Folder for members that are not shipped.")]
 _STOPPED = 130  # the exit status of what Ctrl-C has ended
-HOME, RUN = Path("runs/zoo"), Path("runs/moe")
+HOME, RUN, FLEET = Path("runs/zoo"), Path("runs/moe"), Path("runs/fleet")
 
 
 @contextmanager
@@ -121,7 +125,7 @@ def figures(
 @_plain(status=2)
 def compare_command(
     a: Model,
-    b: Model,
+    others: Annotated[list[str], typer.Argument(metavar="B", help="The other model; with --parents, one or more.")],
     methods: Annotated[
         str | None,
         typer.Option(help="'all', or names with commas between; those that decide the verdict when left out."),
@@ -132,16 +136,38 @@ def compare_command(
     quick: Annotated[
         bool, typer.Option("--quick", help="Look at the last layers alone, which takes a small part of the files.")
     ] = False,
+    direction: Annotated[
+        bool, typer.Option("--direction", help="Say of relatives which is the ancestor; reads all of both.")
+    ] = False,
+    parents: Annotated[
+        bool, typer.Option("--parents", help="How much A has of each of the others, which were merged in it.")
+    ] = False,
+    base: Annotated[
+        str | None, typer.Option(help="With --parents: what they were trained from, where differences were merged.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The whole report, for programs.")] = False,
 ) -> None:
     """Say what evidence there is that two models share weights. Exit status 2 where they cannot be read."""
     from minimoe import compare
+    from minimoe.fingerprints.merges import shares
+    from minimoe.fingerprints.weights import open_weights
 
+    if parents:
+        if methods or background or quick or direction:
+            raise ValueError("--parents: wanted none of --methods, --background, --quick, --direction beside it")
+        model, *opened = map(open_weights, (a, *others))
+        found = shares(model, opened, base=None if base is None else open_weights(base))
+        typer.echo(found.to_json() if as_json else str(found))
+        return
+    if len(others) != 1 or base is not None:
+        raise ValueError(
+            f"{len(others)} models beside the first, base={base}: wanted one and no base without --parents"
+        )
     if quick and methods is not None:
         raise ValueError(f"methods={methods}: wanted none beside --quick, which has its own")
     methods = "quick" if quick else methods
     chosen = {} if methods is None else {"methods": methods if methods in ("all", "quick") else methods.split(",")}
-    report = compare(a, b, background=background, **chosen)
+    report = compare(a, others[0], background=background, ask_direction=direction, **chosen)
     typer.echo(report.to_json() if as_json else str(report))
 
 
@@ -161,6 +187,15 @@ def fingerprint_command(
     typer.echo(f"{out}: {out.stat().st_size:,} bytes")
     for name, reason in found.refused.items():
         typer.echo(f"  without {name}: {reason}")
+
+
+@app.command("tree")
+@_plain(status=2)
+def tree_command(models: Annotated[list[str], typer.Argument(help=f"{_PLACES}; two or more.")]) -> None:
+    """Draw models as a forest: relatives below each other, ancestors first, strangers apart."""
+    from minimoe.fleet.forest import tree_of
+
+    typer.echo(tree_of(models))
 
 
 @app.command()
@@ -211,6 +246,80 @@ def check_card_command(
     typer.echo("\n".join(map(str, findings)))
     if any(finding.status == MISMATCH for finding in findings):
         raise typer.Exit(1)
+
+
+@fleet.command("add")
+@_plain(status=2)
+def add_command(
+    names: Annotated[list[str], typer.Argument(help=f"{_PLACES}; those the store has are skipped.")],
+    store: StoreFolder = FLEET,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask cluster; this machine when left out.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes on this machine.")] = None,
+) -> None:
+    """Read models into the store. Goes on where it was interrupted; exit status 1 if some cannot be read."""
+    from minimoe.fleet.adding import add
+    from minimoe.fleet.store import Failed, Store
+
+    with Store(store) as opened:
+        found = add(opened, names, scheduler=scheduler, workers=workers)
+        failed = [one for one in found.values() if isinstance(one, Failed)]
+        for one in failed:
+            typer.secho(f"  without {one.name}: {one.reason}", fg="red", err=True)
+        typer.echo(f"{len(found) - len(failed)} of {len(names)} read now; {len(opened)} models in {store}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@fleet.command("find")
+@_plain(status=2)
+def find_command(
+    model: Annotated[str, typer.Argument(help=f"{_PLACES}.")],
+    store: StoreFolder = FLEET,
+    count: Annotated[int, typer.Option(min=1, help="How many of the nearest to list.")] = 20,
+    compared: Annotated[int, typer.Option(min=0, help="How many of them to compare, if they are at hand.")] = 3,
+) -> None:
+    """List the models of the store that are nearest to one, the first of them with a verdict."""
+    from minimoe.fleet.finding import find
+    from minimoe.fleet.store import Store
+
+    _require_store(store)
+    with Store(store) as opened:
+        typer.echo(f"{'similarity':<12}{'verdict':<32}name")
+        for found in find(opened, model, count=count, compared=compared):
+            typer.echo(f"{found.near.similarity:<12.3f}{found.verdict:<32}{', '.join(found.near.names)}")
+
+
+@fleet.command("tree")
+@_plain(status=2)
+def fleet_tree_command(store: StoreFolder = FLEET) -> None:
+    """Draw the models of the store as a forest."""
+    from minimoe.fleet.forest import tree_of_store
+    from minimoe.fleet.store import Store
+
+    _require_store(store)
+    with Store(store) as opened:
+        typer.echo(tree_of_store(opened))
+
+
+@fleet.command("stats")
+@_plain(status=2)
+def stats_command(store: StoreFolder = FLEET) -> None:
+    """Count what the store holds, and name what could not be read."""
+    from minimoe.fleet.store import Store
+
+    _require_store(store)
+    with Store(store) as opened:
+        for what, number in opened.stats().items():
+            typer.echo(f"{what:<24} {number:,}")
+        for name, reason in opened.failures().items():
+            typer.echo(f"  without {name}: {reason}")
+
+
+def _require_store(folder: Path) -> None:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: found no store, wanted one that `minimoe fleet add` made")
 
 
 @zoo.command("list")

@@ -109,9 +109,9 @@ def imported_by(*folders: str) -> dict[str, str]:
 
 def test_every_import_is_a_declared_dependency():
     for folders, extras in {
-        ("minimoe",): ("remote",),  # imported only where it is needed
+        ("minimoe",): ("remote", "fleet"),  # imported only where it is needed
         ("workshop",): ("remote", "site", "real"),
-        ("tests", "benchmarks"): ("remote", "test", "real"),
+        ("tests", "benchmarks"): ("remote", "test", "real", "fleet"),
     }.items():
         allowed = [*RUNTIME, *(requirement for extra in extras for requirement in EXTRAS[extra])]
         modules = {IMPORT_NAME.get(requirement.name, requirement.name) for requirement in allowed}
@@ -200,7 +200,7 @@ def test_setup_installs_torch_first_and_leaves_settings_that_jupyter_can_read(cl
     _, venv, torch, rest = clone.calls()
     assert venv == "-m venv .venv"
     assert torch.endswith(f"--constraint constraints.txt torch=={constraints()['torch']}")
-    assert rest.endswith("--constraint constraints.txt --quiet --editable .[test,dev,text,remote,site]")
+    assert rest.endswith("--constraint constraints.txt --quiet --editable .[test,dev,text,remote,site,fleet]")
     for settings in ("share/jupyter/lab/settings/overrides.json", "etc/jupyter/jupyter_nbconvert_config.json"):
         assert json.loads((clone.venv / settings).read_text(encoding="utf-8"))
     assert clone.make("setup")[0] == 0

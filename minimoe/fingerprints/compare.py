@@ -20,6 +20,7 @@ from minimoe.data_files import data_path
 from minimoe.fingerprints.aligned_cka import aligned_cka
 from minimoe.fingerprints.aligned_neurons import aligned_neurons, best_part
 from minimoe.fingerprints.behaviour import hidden_cka, routing_agreement, token_agreement
+from minimoe.fingerprints.direction import direction
 from minimoe.fingerprints.expert_attribution import expert_attribution
 from minimoe.fingerprints.fingerprint import Fingerprint, as_fingerprints, compare_fingerprints
 from minimoe.fingerprints.independence import csu, match, permutation_test
@@ -29,7 +30,17 @@ from minimoe.fingerprints.report import Report
 from minimoe.fingerprints.result import Refusal, Result
 from minimoe.fingerprints.spectral import spectral
 from minimoe.fingerprints.std_profile import std_profile
-from minimoe.fingerprints.verdict import ANSWERS, CORRELATION, FEWEST_STRANGERS, P_VALUE, Evidence, Scale, judge
+from minimoe.fingerprints.verdict import (
+    ANSWERS,
+    CORRELATION,
+    FEWEST_STRANGERS,
+    P_VALUE,
+    SAME,
+    SHARED,
+    Evidence,
+    Scale,
+    judge,
+)
 from minimoe.fingerprints.virtual_response import virtual_response
 from minimoe.fingerprints.weight_cosine import weight_cosine
 from minimoe.fingerprints.weights import Weights, on_the_cpu, open_weights
@@ -93,6 +104,7 @@ def compare(
     methods: Collection[str] | Literal["all", "quick"] = DECIDING,
     background: Sequence[Source] | None = None,
     tokenizer: Any = None,
+    ask_direction: bool = False,
 ) -> Report:
     """Gather the evidence that two models share weights.
 
@@ -104,22 +116,25 @@ def compare(
             verdict is "cannot tell". Or "quick", those in `QUICK`, which never say "no evidence" or "same weights".
         background: models known to be strangers to both, at least three; None: strangers of the zoo.
         tokenizer: of the models in memory that come without one: whatever has a `get_vocab()`.
+        ask_direction: say of models that share weights which is the ancestor (direction.py), which reads all of them.
 
     Raises:
         CheckpointError: a file is missing or damaged.
-        ValueError: there is no such method, there are too few strangers, a fingerprint is damaged, or given for a quick
-            look, or a model is on the meta device.
+        ValueError: there is no such method, there are too few strangers, a fingerprint is damaged, or given where
+            weights are wanted, or a model is on the meta device.
     """
     if background is not None and len(background) < FEWEST_MODELS:
         raise ValueError(f"background: {len(background)} models, wanted at least {FEWEST_MODELS}")
     names, is_quick = _names(methods), methods == "quick"
     a, b, *known = sides = [_open(model, tokenizer) for model in (a, b, *(background or ()))]
-    if is_quick and any(isinstance(side, Fingerprint) for side in sides):
-        raise ValueError('methods="quick": found a saved fingerprint, wanted the weights of all models')
+    asked = 'methods="quick"' if is_quick else "ask_direction=True" if ask_direction else None
+    if asked and any(isinstance(side, Fingerprint) for side in sides):
+        raise ValueError(f"{asked}: found a saved fingerprint, wanted the weights of all models")
     strangers = background_of(known, a, b, names) if known else background_of_the_zoo(a, b, is_quick=is_quick)
     evidence = strangers.beside(run_methods(a, b, names))
     equal_depths, equal_files = a.num_layers == b.num_layers, not is_quick and _equal_files(a, b)
     verdict, reason, score = judge(evidence, equal_files=equal_files, equal_depths=equal_depths, is_quick=is_quick)
+    found = direction(a, b) if ask_direction and verdict in (SAME, SHARED) else None
     return Report(
         a=a.name,
         b=b.name,
@@ -129,6 +144,7 @@ def compare(
         background=strangers.about,
         methods=evidence,
         is_quick=is_quick,
+        direction=found,
         files={side: found for side, model in (("a", a), ("b", b)) if (found := getattr(model, "files", None))},
     )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from minimoe.fingerprints.direction import Direction
 from minimoe.fingerprints.verdict import EVIDENCE, Correlation, Evidence
 from minimoe.fingerprints.weights import Files
 
@@ -29,12 +30,14 @@ class Report:
     background: str
     methods: Mapping[str, Evidence]
     is_quick: bool = False  # whether a small part of both was looked at
+    direction: Direction | None = None  # None: it was not asked for, or the models are not related
     files: Mapping[str, Files] = field(default_factory=dict)  # of "a" and "b", where they lie in files
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; of files, bytes."""
         return vars(self) | {
             "methods": {name: evidence.to_dict() for name, evidence in self.methods.items()},
+            "direction": self.direction and self.direction.to_dict(),
             "files": {side: files._asdict() for side, files in self.files.items()},
         }
 
@@ -91,7 +94,8 @@ class Report:
 
     def _headline(self) -> list[str]:
         score = "" if self.score is None else f" (score {self.score:.2f}; evidence begins at {EVIDENCE:.2f})"
-        return [f"Verdict: {self.verdict}{score}", f"Reason: {self.reason}"]
+        direction = [] if self.direction is None else str(self.direction).splitlines()
+        return [f"Verdict: {self.verdict}{score}", f"Reason: {self.reason}", *direction]
 
     def _notes(self) -> list[str]:
         about = ["A quick look, at a small part of both models."] if self.is_quick else []

@@ -9,6 +9,7 @@ import torch
 from minimoe.course import figures
 from minimoe.course.figures.provenance import REWRITINGS, shallow
 from minimoe.data_files import data_path
+from minimoe.fingerprints.merges import Cell, Shares
 from minimoe.lineage.zoo import Zoo
 from minimoe.model import MoEForCausalLM
 
@@ -102,3 +103,13 @@ def test_alt_texts_say_what_the_maps_show():
     assert all(f"{layer} with {layer} (1.00)" in tuned for layer in range(6))
     assert "(1.00)" not in small and "-0.00" not in small
     assert "1 with 2 (1.00)" in figures.layers_of_a_copy()[0].get_label()
+
+
+def test_a_merge_that_cannot_be_told_leaves_cells_empty():
+    cell = Cell(0, "qk", (0.25, 0.75), (0.0, 0.0), 0.0, 1.0)
+    cells = (cell._replace(layer=None, role="head"), cell, cell._replace(role="vo", shares=None))
+    found = Shares(model="m", parents=("folder/a", "b$"), base=None, cells=cells)
+    drawn, data = figures.merge_shares(found)
+    assert data["share"] == [0.25, "", 0.75, ""] and data["parent"] == ["a", "a", "b$", "b$"]
+    assert [axes.get_title("left") for axes in drawn.axes] == ["share of a", "share of b$"]
+    assert "qk 0.25 0.75; vo not told" in drawn.get_label()

@@ -1,15 +1,18 @@
 """Which layers a model took from another: the figures of notebook 12."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from minimoe.course.figures.drawing import heatmap, new_panels
 from minimoe.course.figures.register import Drawing, cell_columns, columns, figure
 from minimoe.course.published import read_published
-from minimoe.course.shipped import zoo_model
+from minimoe.course.shipped import zoo_model, zoo_weights
 from minimoe.fingerprints.layer_cosines import layer_cosines
+from minimoe.fingerprints.merges import Shares, shares
 from minimoe.fingerprints.weights import open_weights
 from minimoe.lineage.derive import prune_layers, quantise
 from minimoe.lineage.gauge import all_gauges, permute_neurons
@@ -84,3 +87,33 @@ def layer_origins(tables: Mapping[tuple[str, str], np.ndarray]) -> Drawing:
 def _largest_in_words(table: np.ndarray) -> str:
     best = ", ".join(f"{layer} with {row.argmax()} ({row.max():z.2f})" for layer, row in enumerate(table))
     return f"Largest cosine of each layer: {best}."
+
+
+def shares_of_branches() -> Shares:
+    """Of a mixture whose experts are the MLPs of three models, and all else their mean, and which was trained on."""
+    parents = ("alder-finetuned", "alder-continued-1", "alder-lora")
+    found = shares(zoo_weights("alder-btx-trained"), list(map(zoo_weights, parents)))
+    return replace(found, parents=parents)
+
+
+@figure(found=shares_of_branches)
+def merge_shares(found: Shares) -> Drawing:
+    """What a merged model has of each parent in each role of each layer: a panel a parent. Where parents cannot be told
+    apart, the cell is empty. Data: parent, layer, role, share."""
+    cells = {(cell.layer, cell.role): cell.shares for cell in found.cells if cell.layer is not None}
+    layers, roles = (list(dict.fromkeys(part)) for part in zip(*cells, strict=True))
+    unknown = (np.nan,) * len(found.parents)
+    table = np.array([[cells.get((layer, role)) or unknown for role in roles] for layer in layers])
+    height = len(found.parents) * (0.5 + 0.32 * len(layers)) + 0.6
+    drawn, panels = new_panels(height, len(found.parents), sharex=True, ylabel="layer")
+    for axes, parent, values in zip(panels, found.parents, table.transpose(2, 0, 1), strict=True):
+        heatmap(axes, values, rows=layers, columns=roles)
+        axes.set_title(f"share of {Path(parent).name}", parse_math=False)
+    names = [Path(parent).name for parent in found.parents]
+    means = {role: found.mean(role=role)[0] for role in roles}
+    said = [
+        f"{role} {' '.join(f'{share:.2f}' for share in told) if told else 'not told'}" for role, told in means.items()
+    ]
+    alt = f"""Tables of shares by layer and role, one for each parent of a merged model: {", ".join(names)}. Means over
+        the layers, a number a parent: {"; ".join(said)}."""
+    return drawn, cell_columns({"parent": names, "layer": layers, "role": roles}, share=table.transpose(2, 0, 1)), alt
