@@ -171,10 +171,13 @@ GRID = grow(
 
 @cache
 def corpus_of(vocabulary: int) -> Corpus:
-    """The real corpus in tokens of a vocabulary of this size; but for the zoo's, its tokenizer is trained here."""
+    """The real corpus in tokens of a vocabulary of this size."""
     corpus = open_corpus("real")
-    if vocabulary == VOCAB_SIZE:
-        return corpus
+    return corpus if vocabulary == VOCAB_SIZE else retokenise(corpus, vocabulary)
+
+
+def retokenise(corpus: Corpus, vocabulary: int) -> Corpus:
+    """The same text and splits in tokens of a vocabulary of this size, whose tokenizer is trained on some of it."""
     documents = {domain: {split: corpus.documents(domain, split) for split in SPLITS} for domain in corpus.domains}
     excerpts = (excerpt for splits in documents.values() for excerpt in _excerpts(splits[TRAIN]))
     tokenizer = train_tokenizer(excerpts, vocab_size=vocabulary)
