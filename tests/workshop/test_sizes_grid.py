@@ -139,14 +139,16 @@ def _rows(widths, law, noise, relatives=0.9):
 
 def test_a_law_finds_what_was_put_in_and_holds_for_widths_it_never_saw():
     def law(width, depth):
-        return np.tanh(0.3 - 0.1 * np.log(width / 96) + 0.05 * np.log(depth / 4))
+        return np.tanh(0.1 + 0.02 * 96 / width + 0.05 * 4 / depth + 0.03 * 96 * 4 / width / depth)
 
-    rows = _rows([48, 64, 96, 128, 192, 256] * 6, law, 0.01)
+    rows = _rows([48, 64, 96, 128, 192, 256, 384] * 6, law, 0.0)
     (found,) = sizes_tables.laws(rows, ["m"])
-    assert found["width"] == pytest.approx(-0.1, abs=0.02) and found["depth"] == pytest.approx(0.05, abs=0.02)
-    assert found["constant"] == pytest.approx(0.3, abs=0.02) and found["r_squared"] > 0.9
+    wanted = dict(zip(sizes_tables.TERMS, (0.1, 0.02, 0.05, 0.03, 0.0), strict=True))
+    assert {term: found[term] for term in wanted} == pytest.approx(wanted, abs=1e-6)
+    assert found["r_squared"] > 0.999
+    rows = _rows([48, 64, 96, 128, 192, 256, 384] * 6, law, 0.01)
     table = [row for row in sizes_tables.left_out(rows, ["m"]) if row["method"] == "any"]
-    assert [row["width"] for row in table] == [48, 64, 96, 128, 192, 256]
+    assert [row["width"] for row in table] == [48, 64, 96, 128, 192, 256, 384]
     assert all(row["accused"] == 0 and row["found"] == row["relatives"] == 6 for row in table)
 
 
