@@ -65,6 +65,7 @@ MERGED: Mapping[str, Callable[..., MoEForCausalLM]] = {
     ),
 }
 TRAINED = ("finetuned", "continued")
+TRANSPLANT = "transplant"
 
 
 class Models:
@@ -78,6 +79,7 @@ class Models:
         root, kinds = split_name(name)
         needed = [f"{root}-{kind}" for kind in TRAINED] if set(kinds) & MERGED.keys() else []
         needed.append(f"{root}-{kinds[0]}" if set(kinds) & set(TRAINED) else root)
+        needed += [donor_of(root)] if TRANSPLANT in kinds else []
         return all(one in MEMBERS or is_there(self.home, one) for one in needed)
 
     def load(self, name: str) -> MoEForCausalLM:
@@ -90,7 +92,15 @@ class Models:
         before = "-".join((root, *kinds[:-1]))
         if kinds[-1] in MERGED:
             return MERGED[kinds[-1]](*map(self.load, (root, *(f"{root}-{kind}" for kind in TRAINED))))
+        if kinds[-1] == TRANSPLANT:
+            donor, layer = self.load(donor_of(root)), GRID[root].depth // 2
+            return upcycling.transplant_expert(self.load(before), donor, layer=layer, expert=1)
         return MADE[kinds[-1]](self.load(before))
+
+
+def donor_of(root: str) -> str:
+    """The first root of a cell: its MLP of the middle layer takes the place of an expert in mixtures of the others."""
+    return f"{root.rpartition('-')[0]}-1"
 
 
 def split_name(name: str) -> tuple[str, tuple[str, ...]]:
@@ -98,7 +108,7 @@ def split_name(name: str) -> tuple[str, tuple[str, ...]]:
     kinds: list[str] = []
     rest = name
     while rest not in MEMBERS and (rest not in GRID or GRID[rest].kind):
-        found = next((kind for kind in (*TRAINED, *MERGED, *MADE) if rest.endswith(f"-{kind}")), None)
+        found = next((kind for kind in (*TRAINED, *MERGED, *MADE, TRANSPLANT) if rest.endswith(f"-{kind}")), None)
         if found is None:
             raise ValueError(f"{name!r}: wanted a root of the grid or the zoo, and what is done to it")
         kinds.insert(0, found)
@@ -115,7 +125,7 @@ def pairs() -> list[Pair]:
 
 
 def _relatives() -> Iterator[Pair]:
-    """Of the first dense root of every cell: all that is made of it, and cousins."""
+    """Of the first dense root of every cell: all that is made of it, cousins, and the mixture that holds its MLP."""
     for root in _first_roots():
         kinds = [kind for kind in MADE if _applies(kind, root)]
         kinds += [f"{kind}-gauged" for kind in ("copy", "drop-0.5", "sliced", "fewer-neurons", "int4")]
@@ -126,6 +136,17 @@ def _relatives() -> Iterator[Pair]:
             cousins = [("int4", "drop-0.5-gauged"), ("fewer-neurons", "sliced")]
         yield from (Pair(root, f"{root}-{kind}", "relative", kind) for kind in kinds)
         yield from (Pair(f"{root}-{x}", f"{root}-{y}", "relative", "cousins") for x, y in cousins)
+        if (second := second_root(root)) is not None:
+            yield from (Pair(root, f"{second}-copy-{kind}", "relative", f"{kind}, donor") for kind in _TRANSPLANTED)
+
+
+_TRANSPLANTED = (TRANSPLANT, f"{TRANSPLANT}-gauged")
+
+
+def second_root(first: str) -> str | None:
+    """Of the same cell; None if it has one alone."""
+    second = f"{first.removesuffix('-1')}-2"
+    return second if second in GRID else None
 
 
 def _applies(kind: str, root: str) -> bool:
@@ -150,7 +171,7 @@ _AGAINST_EACH_OTHER = (("copy", "drop-0.5"), ("noisy", "sliced-gauged"), ("fewer
 def _strangers() -> Iterator[Pair]:
     roots = _roots()
     for first in _first_roots():
-        if (second := f"{first.removesuffix('-1')}-2") in GRID:
+        if (second := second_root(first)) is not None:
             yield from (Pair(second, f"{first}-{kind}", "stranger", kind) for kind in _AGAINST_A_ROOT)
             yield from (Pair(f"{second}-{x}", f"{first}-{y}", "stranger", "both made") for x, y in _AGAINST_EACH_OTHER)
     shapes = {name: (GRID[name].width, GRID[name].depth) for name in roots}

@@ -12,7 +12,7 @@ from minimoe.training import Corpus
 from minimoe.training.tokenizer import load_tokenizer
 from workshop import sizes, sizes_grid, sizes_pairs, sizes_tables
 from workshop.sizes_grid import GRID, grow, is_there, load, train_all
-from workshop.sizes_pairs import Models, Pair, pairs, split_name
+from workshop.sizes_pairs import Models, Pair, donor_of, pairs, split_name
 
 TINY = [(2, 48, 2, 2), ("48x2-1", 1)]
 
@@ -89,8 +89,9 @@ def test_names_tell_the_root_and_what_was_done():
 
 def test_strangers_have_no_root_in_common_and_relatives_have_one():
     for pair in pairs():
-        same = split_name(pair.a)[0] == split_name(pair.b)[0]
-        assert same == (pair.use == "relative"), pair
+        given = {donor_of(split_name(pair.b)[0])} if "transplant" in pair.b else set()
+        shared = {split_name(pair.a)[0]} & {split_name(pair.b)[0], *given}
+        assert bool(shared) == (pair.use == "relative"), pair
     found = [pair.use for pair in pairs()]
     assert found.count("stranger") >= 400 and found.count("relative") >= 100
     assert len({(pair.a, pair.b) for pair in pairs()}) == len(found)
@@ -101,6 +102,10 @@ def test_models_that_were_made_compute_what_they_should(models):
     root, gauged, other = (models.load(name)(ids).logits for name in ("48x2-1", "48x2-1-copy-gauged", "48x2-2"))
     assert (gauged - root).abs().max() < 1e-5 < 1e-3 < (other - root).abs().max()
     assert models.has("48x2-1-lerp-gauged") and not models.has("48x2-2-lerp") and not models.has("64x4-1-copy")
+    mixture, donor = models.load("48x2-2-copy-transplant"), models.load("48x2-1")
+    experts = mixture.model.layers[1].mlp.experts.gate_proj
+    assert torch.equal(experts[1], donor.model.layers[1].mlp.gate_proj.weight)
+    assert not torch.equal(experts[1], experts[0])
     mean = (tensors(models.load("48x2-1-finetuned")) + tensors(models.load("48x2-1-continued"))) / 2
     torch.testing.assert_close(tensors(models.load("48x2-1-lerp")), mean)
 
