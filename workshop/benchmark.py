@@ -281,12 +281,12 @@ def run(zoo: Zoo, out: Path, *, processes: int | None = None) -> list[dict[str, 
     computed = list(score_all(zoo, there, processes=processes))
     known = read_table("scores") if len(computed) < len(wanted) else []
     rows = with_verdicts(_in_order(wanted, [*known, *map(_as_written, computed)]))
-    write_atomically(out / "scores.csv", _to_csv([{key: row.get(key) for key in COLUMNS} for row in rows]).encode())
+    write_atomically(out / "scores.csv", to_csv([{key: row.get(key) for key in COLUMNS} for row in rows]).encode())
     tested = trials(zoo, processes=processes)
     calibration = {"calibration": tables.calibration(rows, tested["p_values"], PROMISES)}
     written = {"times": tables.times(computed, METHODS), **all_tables(rows), **tested, **calibration}
     for name, table in written.items():
-        write_atomically(out / f"{name}.csv", _to_csv(table).encode())
+        write_atomically(out / f"{name}.csv", to_csv(table).encode())
     write_atomically(out / "benchmark.md", _page(written, len(computed), len(wanted)).encode())
     return computed
 
@@ -336,7 +336,7 @@ def _digits(value: float) -> str:
     return f"{value:.5g}"
 
 
-def _to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
