@@ -294,7 +294,8 @@ def run(zoo: Zoo, out: Path, *, processes: int | None = None) -> list[dict[str, 
 def with_verdicts(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows with "verdict" and "score", reached by `judge` with the levels that calibration pairs give."""
     strangers = [row for row in rows if row["use"] == "calibration"]
-    backgrounds = {shapes: background_of_rows(strangers, shapes, "the zoo") for shapes in {row["shapes"] for row in rows}}
+    kinds = {row["shapes"] for row in rows}
+    backgrounds = {shapes: background_of_rows(strangers, shapes, "the zoo") for shapes in kinds}
     judged = []
     for row in rows:
         results = {name: Result(score=row[name], p_value=row.get(f"{name}_p")) for name in METHODS}
