@@ -103,7 +103,7 @@ for number in range(10**6):
     store.record(described(number))
     print(number, flush=True)
 """
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as writer:
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, encoding="utf-8") as writer:
         said = [int(writer.stdout.readline()) for _ in range(20)]
         with pytest.raises(OSError, match="another process has it open"):
             Store(tmp_path)
