@@ -108,9 +108,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
         self.end_headers()
         body = body[: int(len(body) * part)]
+        self.server.sent += len(body)  # before the other side can have read it
         with suppress(ConnectionError):  # who asked may have read enough
             self.wfile.write(body)
-        self.server.sent += len(body)
         self.close_connection = part < 1
         return True
 
