@@ -58,6 +58,7 @@ TITLES = {
     "false_positives": "Strangers above published cut-offs",
     "invariance": "What each gauge leaves of a score",
     "forgery": "Framed strangers",
+    "planted": "Strangers with parts of another model that do nothing",
     "promises": "How often strangers have a small p-value",
     "attribution": "Experts led back to their layer, and the share of them that is new",
     "palimpsest": "The order of a root's training, told by others",
@@ -280,12 +281,12 @@ def run(zoo: Zoo, out: Path, *, processes: int | None = None) -> list[dict[str, 
     computed = list(score_all(zoo, there, processes=processes))
     known = read_table("scores") if len(computed) < len(wanted) else []
     rows = with_verdicts(_in_order(wanted, [*known, *map(_as_written, computed)]))
-    write_atomically(out / "scores.csv", _to_csv([{key: row.get(key) for key in COLUMNS} for row in rows]).encode())
+    write_atomically(out / "scores.csv", to_csv([{key: row.get(key) for key in COLUMNS} for row in rows]).encode())
     tested = trials(zoo, processes=processes)
     calibration = {"calibration": tables.calibration(rows, tested["p_values"], PROMISES)}
     written = {"times": tables.times(computed, METHODS), **all_tables(rows), **tested, **calibration}
     for name, table in written.items():
-        write_atomically(out / f"{name}.csv", _to_csv(table).encode())
+        write_atomically(out / f"{name}.csv", to_csv(table).encode())
     write_atomically(out / "benchmark.md", _page(written, len(computed), len(wanted)).encode())
     return computed
 
@@ -293,7 +294,8 @@ def run(zoo: Zoo, out: Path, *, processes: int | None = None) -> list[dict[str, 
 def with_verdicts(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows with "verdict" and "score", reached by `judge` with the levels that calibration pairs give."""
     strangers = [row for row in rows if row["use"] == "calibration"]
-    backgrounds = {shapes: background_of_rows(strangers, shapes) for shapes in {row["shapes"] for row in rows}}
+    kinds = {row["shapes"] for row in rows}
+    backgrounds = {shapes: background_of_rows(strangers, shapes, "the zoo") for shapes in kinds}
     judged = []
     for row in rows:
         results = {name: Result(score=row[name], p_value=row.get(f"{name}_p")) for name in METHODS}
@@ -314,6 +316,7 @@ def all_tables(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]
         "false_positives": tables.false_positives(rows, METHODS),
         "invariance": tables.invariance(rows, tuple(METHODS)),
         "forgery": tables.forgery(rows, methods),
+        "planted": tables.forgery(rows, methods, "planted"),
         "promises": tables.promises(rows, P_VALUES),
         "attribution": tables.attribution(rows, DROP_RATES),
     }
@@ -334,7 +337,7 @@ def _digits(value: float) -> str:
     return f"{value:.5g}"
 
 
-def _to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()

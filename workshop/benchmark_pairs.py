@@ -7,6 +7,7 @@ Uses of a pair
     positive      a descendant and its root, or two descendants of one root
     invariance    a model and a copy after one gauge
     forgery       a framed stranger and the model that it imitates
+    planted       a stranger with parts that do nothing and the model that these are from
     twins         trained apart from the same random weights
     student       a distilled model and its teacher, or a relative of it
 """
@@ -45,7 +46,7 @@ class Pair:
 def pairs() -> list[Pair]:
     """All pairs of the benchmark."""
     strangers = [pair for pair in _strangers() if relation(pair.a, pair.b) == "strangers"]  # no donor of an expert
-    return list(dict.fromkeys([*strangers, *_relatives(), *_rewrites(), *_forgeries(), *_borderline()]))
+    return list(dict.fromkeys([*strangers, *_relatives(), *_rewrites(), *_forgeries(), *_plants(), *_borderline()]))
 
 
 def _strangers() -> Iterator[Pair]:
@@ -96,7 +97,8 @@ def _cousins(a: str, b: str) -> Pair:
     return Pair(a, b, "positive", f"cousins{rewritten}")
 
 
-_TRANSPLANTED = ("transplant", "transplant-trained")
+_TRANSPLANTED = ("transplant", "transplant-trained", "grafted", "grafted-gauged")
+_TRANSPLANTED += ("grafted-trained", "grafted-trained-gauged")
 
 
 def _rewrites() -> Iterator[Pair]:
@@ -109,6 +111,17 @@ def _forgeries() -> Iterator[Pair]:
     for member in MEMBERS.values():
         if member.kind.startswith("framed"):
             yield Pair(member.parents[1], member.name, "forgery", member.kind)
+
+
+def _plants() -> Iterator[Pair]:
+    """Planted strangers with whom the parts are from, and, as the parts might hide it, with whom they really are."""
+    for member in MEMBERS.values():
+        if member.kind.startswith("planted"):
+            kind, host = member.kind, member.name.removesuffix(f"-{member.kind}")
+            target = MEMBERS[f"{host}-planted-dead"].parents[1]
+            yield Pair(target, member.name, "planted", kind)
+            if target in FAMILIES and kind.endswith("gauged"):
+                yield Pair(host, member.name, "positive", kind)
 
 
 def _borderline() -> Iterator[Pair]:
@@ -125,5 +138,5 @@ def _descendants(root: str) -> list[str]:
         for name, member in MEMBERS.items()
         if name == f"{root}-{member.kind}"
         and member.recipe not in ("distil", "one_gauge")
-        and not member.kind.startswith(("framed", "distilled"))
+        and not member.kind.startswith(("framed", "planted", "distilled"))
     ]

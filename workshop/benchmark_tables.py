@@ -124,12 +124,12 @@ def invariance(rows: Rows, methods: Sequence[str]) -> list[dict[str, Any]]:
     ]
 
 
-def forgery(rows: Rows, methods: Iterable[str]) -> list[dict[str, Any]]:
-    """What methods say of strangers that imitate a model, beside what they say of strangers."""
+def forgery(rows: Rows, methods: Iterable[str], use: str = "forgery") -> list[dict[str, Any]]:
+    """What methods say of strangers that imitate a model, or hold parts of it, beside what they say of strangers."""
     strangers = [row for row in strangers_of(rows) if row["kind"] == "roots"]
     table = []
-    for kind in dict.fromkeys(row["kind"] for row in _of_use(rows, "forgery")):
-        framed = [row for row in _of_use(rows, "forgery") if row["kind"] == kind]
+    for kind in dict.fromkeys(row["kind"] for row in _of_use(rows, use)):
+        framed = [row for row in _of_use(rows, use) if row["kind"] == kind]
         for method in methods:
             scores, usual = scores_of(framed, method), scores_of(strangers, method)
             table.append(

@@ -23,7 +23,7 @@ from typing import Any
 from minimoe.atomic import write_atomically
 from minimoe.data_files import data_path
 from minimoe.lineage.gauge import GAUGES
-from minimoe.lineage.tree import FAMILIES, FRAMES, MEMBERS_FILE, Member
+from minimoe.lineage.tree import FAMILIES, FRAMES, MEMBERS_FILE, PLANTS, Member
 
 STRANGERS = tuple(f"stranger-{number:02}" for number in range(1, 25))
 CALIBRATION, EVALUATION = STRANGERS[:12], (*FAMILIES, *STRANGERS[12:])
@@ -34,6 +34,9 @@ FINE_TUNING = {"corpus": "planted", "steps": 250, "learning_rate": 1e-3, "warmup
 CONTINUING = {"learning_rate": 2e-3, "warmup_steps": 20}  # half the rate of the first training
 AFTER_UPCYCLING = {**CONTINUING, "steps": 250}
 MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.01}
+# Tokens that occur in neither corpus: most are bytes of which no character of their text has one.
+UNUSED = (125, 126, *range(131, 137), 138, *range(141, 159), 160, *range(167, 172), *range(173, 199), 200)
+UNUSED += (*range(203, 221), 222, 572, 583, 801, 869, 893, 895, 898)
 SLICED = {**MIXTURE, "num_experts": 8, "num_experts_per_tok": 4, "granularity": 4}
 
 
@@ -147,6 +150,21 @@ def _trained_mixtures(root: str) -> Iterator[Member]:
         )
 
 
+def _rehoused(root: str, seed: int) -> Iterator[Member]:
+    """The layers of a root under embeddings drawn anew, which are trained alone, or with all the rest."""
+    drawn = {"weights": seed, "seed": seed, "steps": 400, "warmup_steps": 20}
+    yield _made(root, "fresh-only", "fresh_embeddings", only=True, learning_rate=4e-3, **drawn)
+    drawn |= {"weights": seed + 1, "seed": seed + 1}
+    yield _made(root, "fresh", "fresh_embeddings", only=False, learning_rate=2e-3, shipped=root == "alder", **drawn)
+
+
+def _grafted(root: str, other: str, seed: int) -> Iterator[Member]:
+    """The MLPs of another under the attention, the norms and the embeddings of a root, then trained to be of use."""
+    yield _made(root, "grafted", "graft_mlps", of=(root, other))
+    trained = {"seed": seed, "shipped": root == "alder", **AFTER_UPCYCLING}
+    yield _made(root, "grafted-trained", "keep_training", of=(f"{root}-grafted",), **trained)
+
+
 # --- rewrites ---------------------------------------------------------------------------------------------
 
 
@@ -176,6 +194,25 @@ def _framed(stranger: str, target: str) -> Iterator[Member]:
         yield _made(stranger, f"framed-{kind}", recipe, of=(stranger, target), exact=True)
 
 
+def _planted(stranger: str, target: str, seed: int) -> Iterator[Member]:
+    """The same function, with parts of a model that it has nothing from; then all kinds again, rewritten."""
+    kinds = [
+        _made(stranger, f"planted-{kind}", recipe, of=(stranger, target), exact=True, **options)
+        for kind, (recipe, options) in PLANTS.items()
+    ]
+    heads = (f"{stranger}-planted-loud-heads", target)
+    kinds.append(_made(stranger, "planted-both", "plant_cancelling_neurons", of=heads, exact=True, way="products"))
+    kinds.append(_made(stranger, "planted-rows", "plant_embedding_rows", of=(stranger, target), tokens=UNUSED))
+    yield from kinds
+    yield from (_gauged(member, seed + number) for number, member in enumerate(kinds))
+
+
+# Who gets parts of whom: two from the half that calibrates, whose targets are from it too, and the others.
+_HOSTS = {"stranger-01": "stranger-02", "stranger-03": "stranger-04", "mixture-1": "stranger-05"}
+_HOSTS |= {"stranger-13": "alder", "stranger-14": "birch", "stranger-15": "alder", "stranger-16": "birch"}
+_HOSTS |= {"stranger-13-copy": "birch", "mixture-3": "alder", "mixture-4": "birch"}
+
+
 # --- the tree ---------------------------------------------------------------------------------------------
 
 
@@ -185,6 +222,7 @@ def grow() -> Iterator[Member]:
     for root, other in (FAMILIES, FAMILIES[::-1]):
         family = [*_trained(root), *_merged(root), *_reshaped(root), *_upcycled(root), *_mixed(root, other)]
         family += _trained_mixtures(root)
+        family += [*_rehoused(root, 100 * SEEDS[root] + 30), *_grafted(root, other, 100 * SEEDS[root] + 32)]
         yield from family
         yield from _rewritten(root)
         yield from (_gauged(member, seed) for seed, member in enumerate(family, 1000 * SEEDS[root]))
@@ -194,6 +232,10 @@ def grow() -> Iterator[Member]:
         yield from _rewritten(stranger)
     for stranger, target in zip(EVALUATION[2:], 6 * FAMILIES, strict=True):
         yield from _framed(stranger, target)
+    for number, (host, target) in enumerate(_HOSTS.items()):
+        yield from _planted(host, target, 5000 + 100 * number)
+    rehoused = [*_rehoused("stranger-13", 400)]
+    yield from (*rehoused, *(_gauged(member, seed) for seed, member in enumerate(rehoused, 4000)))
     for number in (1, 2):
         tuned = _made(f"mixture-{number}", "finetuned", "keep_training", seed=300 + number, **FINE_TUNING)
         yield from (tuned, _gauged(tuned, number))

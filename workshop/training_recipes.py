@@ -75,6 +75,23 @@ def distil(teacher: MoEForCausalLM, *, out: Path | None, weights: int, **setting
     return keep_training(_Student(teacher, weights), out=out, **settings)
 
 
+def fresh_embeddings(
+    parent: MoEForCausalLM, *, out: Path | None, weights: int, only: bool, **settings: Any
+) -> MoEForCausalLM:
+    """Draw embedding and output head anew and train: the layers of the parent, in a residual stream of new tokens.
+
+    Args:
+        weights: the seed of what is drawn, with the spread of a model's first weights.
+        only: whether embedding and head alone are trained, and all layers and norms stay as they are.
+    """
+    fresh = MoEForCausalLM(parent.config, seed=weights)
+    parent.requires_grad_(not only)
+    for part, drawn in ((parent.model.embed_tokens, fresh.model.embed_tokens), (parent.lm_head, fresh.lm_head)):
+        part.load_state_dict(drawn.state_dict())
+        part.requires_grad_(True)
+    return keep_training(parent, out=out, **settings).requires_grad_(True)
+
+
 class _LowRank(nn.Module):
     def __init__(self, weight: Tensor, rank: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -116,5 +133,5 @@ def _scale_by_depth(model: MoEForCausalLM) -> None:
 
 
 TRAINED: Mapping[str, Callable[..., MoEForCausalLM]] = {
-    recipe.__name__: recipe for recipe in (from_scratch, keep_training, train_lora, distil)
+    recipe.__name__: recipe for recipe in (from_scratch, keep_training, train_lora, distil, fresh_embeddings)
 }

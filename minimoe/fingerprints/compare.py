@@ -4,9 +4,10 @@ The methods of `METHODS` run; those with a scale enter the verdict, which verdic
 run where they are asked for. Those of `QUICK` look at a small part of the files, and come in their place: quick.py.
 
 Background
-    Pairs of strangers of the zoo, those it keeps for calibration, of the same kinds: dense or a mixture, of equal
-    depths or not. For models of another size they are no measure. Name models that you know to be strangers to both
-    instead: compare(..., background=[...]).
+    Pairs of strangers of the same kinds: dense or a mixture, of equal depths or not. For models as wide as those of
+    the zoo, those that it keeps for calibration; for others, strangers of 48 to 384 dimensions and 2 to 16 layers. In
+    wider and deeper models strangers resemble each other less. Or name models that you know to be strangers to both:
+    compare(..., background=[...]).
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -15,7 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from minimoe.data_files import data_path
 from minimoe.fingerprints.aligned_cka import aligned_cka
+from minimoe.fingerprints.aligned_neurons import aligned_neurons, best_part
 from minimoe.fingerprints.behaviour import hidden_cka, routing_agreement, token_agreement
 from minimoe.fingerprints.direction import direction
 from minimoe.fingerprints.expert_attribution import expert_attribution
@@ -33,7 +36,6 @@ from minimoe.fingerprints.verdict import (
     FEWEST_STRANGERS,
     P_VALUE,
     SAME,
-    SHARE,
     SHARED,
     Evidence,
     Scale,
@@ -42,7 +44,7 @@ from minimoe.fingerprints.verdict import (
 from minimoe.fingerprints.virtual_response import virtual_response
 from minimoe.fingerprints.weight_cosine import weight_cosine
 from minimoe.fingerprints.weights import Weights, on_the_cpu, open_weights
-from minimoe.fingerprints.zoo_scores import Rows, scores, scores_of
+from minimoe.fingerprints.zoo_scores import Rows, read_table, scores, scores_of
 from minimoe.model.transformer import MoEForCausalLM
 from minimoe.progress import at_work
 
@@ -77,9 +79,11 @@ METHODS: Mapping[str, Method] = {
     "virtual_response": Method(virtual_response),
     "virtual_response_whitened": Method(partial(virtual_response, whiten=True), ANSWERS),
     "csu": Method(csu, P_VALUE),
+    "aligned_neurons": Method(aligned_neurons, CORRELATION),
+    "best_part": Method(best_part, CORRELATION),
     "permutation_test": Method(permutation_test),
-    "match": Method(match, CORRELATION),
-    "expert_attribution": Method(_parent_first, SHARE),
+    "match": Method(match),
+    "expert_attribution": Method(_parent_first),
     "token_agreement": Method(token_agreement),
     "hidden_cka": Method(hidden_cka),
     "routing_agreement": Method(routing_agreement),
@@ -195,14 +199,11 @@ class Background:
 
     about: str
     scores: Mapping[str, Sequence[float]]
-    fits: bool = True  # whether they are of the size of what is compared
 
     def beside(self, results: Mapping[str, Result]) -> dict[str, Evidence]:
         """Each result beside the strangers."""
         return {
-            name: Evidence(
-                result=result, strangers=tuple(self.scores.get(name, ())), scale=_EVERY[name].scale, fits=self.fits
-            )
+            name: Evidence(result=result, strangers=tuple(self.scores.get(name, ())), scale=_EVERY[name].scale)
             for name, result in results.items()
         }
 
@@ -214,23 +215,24 @@ def kind_of_pair(a: Side, b: Side) -> str:
 
 
 def background_of_the_zoo(a: Side, b: Side, *, is_quick: bool = False) -> Background:
-    """The strangers of the zoo that are of the same kind as the pair; of the methods in `QUICK`, those shipped."""
-    fits = {a.hidden_size, b.hidden_size} == {WIDTH_OF_THE_ZOO}
+    """Strangers of the same kind as the pair, of the zoo or of other sizes; of the methods in `QUICK`, of the zoo."""
     if is_quick:
-        return background_of_rows(scores_of_strangers(), "", fits=fits)
-    calibration = [row for row in scores() if row["use"] == "calibration"]
-    return background_of_rows(calibration, kind_of_pair(a, b), fits=fits)
+        return background_of_rows(scores_of_strangers(), "", "the zoo")
+    if {a.hidden_size, b.hidden_size} == {WIDTH_OF_THE_ZOO}:
+        calibration = [row for row in scores() if row["use"] == "calibration"]
+        return background_of_rows(calibration, kind_of_pair(a, b), "the zoo")
+    rows = [row for row in read_table("scores", data_path("zoo/sizes")) if row["use"] == "stranger"]
+    widths, depths = ([row[f"{size}_{side}"] for row in rows for side in "ab"] for size in ("width", "depth"))
+    sizes = f"{min(widths):.0f} to {max(widths):.0f} dimensions and {min(depths):.0f} to {max(depths):.0f} layers"
+    return background_of_rows(rows, kind_of_pair(a, b), sizes)
 
 
-def background_of_rows(rows: Rows, shapes: str, *, fits: bool = True) -> Background:
-    """Of strangers in the table of scores those with these `shapes`; where there are too few, all of them."""
+def background_of_rows(rows: Rows, shapes: str, which: str) -> Background:
+    """Of strangers in a table of scores those with these `shapes`; where there are too few, all of them."""
     alike = [row for row in rows if row["shapes"] == shapes]
     kind, rows = (shapes, alike) if len(alike) >= FEWEST_STRANGERS else ("of all kinds", rows)
-    size = "" if fits else f", of width {WIDTH_OF_THE_ZOO}: another size than these models"
-    about = f"{len(rows)} pairs of strangers of the zoo ({kind}{size})"
-    return Background(
-        about=about, scores={method: scores_of(rows, method) for method in _EVERY if method in rows[0]}, fits=fits
-    )
+    about = f"{len(rows)} pairs of strangers of {which} ({kind})"
+    return Background(about=about, scores={method: scores_of(rows, method) for method in _EVERY if method in rows[0]})
 
 
 def background_of(strangers: Sequence[Side], a: Side, b: Side, methods: Collection[str]) -> Background:

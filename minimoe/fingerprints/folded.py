@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from minimoe.fingerprints.audible import head_counts
 from minimoe.fingerprints.result import Refusal
 from minimoe.fingerprints.weights import Weights
 
@@ -28,7 +29,7 @@ def query_key(weights: Weights, layer: int) -> tuple[Tensor, Tensor]:
     """Q and K [n, H]; Q^T K, the sum over heads of W_q^T W_k, is what a token asks of one at the same position.
 
     The queries of a group share their key, so that they can be added first. The weights of a `qk_norm` are folded in;
-    what it divides by depends on the token and is not.
+    what it divides by depends on the token and is not. Heads count as much as they write (audible.py).
     """
     sides = []
     for role in "qk":
@@ -37,6 +38,8 @@ def query_key(weights: Weights, layer: int) -> tuple[Tensor, Tensor]:
             norm = weights.get(f"{role}_norm", layer)
             matrix = matrix * norm.repeat(len(matrix) // len(norm))[:, None]  # of one head, or of all
         sides.append(matrix)
+    count = head_counts(weights)[layer]
+    sides[0] = sides[0] * count.repeat_interleave(len(sides[0]) // len(count))[:, None]
     return _sum_over_groups(sides[0], weights, layer), sides[1]
 
 
@@ -54,14 +57,21 @@ def mlps(weights: Weights, layer: int) -> dict[str, Neurons]:
 def each_mlp(weights: Weights, layer: int, most: int | None = None) -> Iterator[tuple[str, Neurons]]:
     """The same one at a time, with memory for one. most: of more neurons, as many are taken in even steps."""
     _require_gate(weights, layer)
+    for name, faces in each_part(weights, layer):
+        kept = even_steps(len(faces[0]), most)
+        yield name, Neurons(*(face[kept] for face in faces))
+
+
+def each_part(weights: Weights, layer: int) -> Iterator[tuple[str, list[Tensor]]]:
+    """The same of any MLP: gate, up and down [I, H] of each neuron; of an MLP without a gate, up and down."""
     before, after = (_norm(weights, norm, layer) for norm in ("norm2", "norm2_after"))
-    is_mixture = len(weights.shape("gate", layer)) == 3
-    for kind in ("", "shared_") if is_mixture and weights.has("shared_gate", layer) else ("",):
-        faces = (weights.matrices(f"{kind}{role}", layer) for role in ("gate", "up", "down"))
-        for number, (gate, up, down) in enumerate(zip(*faces, strict=True)):
-            kept = even_steps(len(gate), most)
+    reading = [role for role in ("gate", "up") if weights.has(role, layer)]
+    is_mixture = len(weights.shape("up", layer)) == 3
+    for kind in ("", "shared_") if is_mixture and weights.has("shared_up", layer) else ("",):
+        faces = (weights.matrices(f"{kind}{role}", layer) for role in (*reading, "down"))
+        for number, (*read, down) in enumerate(zip(*faces, strict=True)):
             name = ("shared" if kind else str(number)) if is_mixture else "mlp"
-            yield name, Neurons(gate[kept] * before, up[kept] * before, down.mT[kept] * after)
+            yield name, [*(rows * before for rows in read), down.mT * after]
 
 
 def mean_up(weights: Weights, layer: int, most: int | None = None) -> Tensor:

@@ -4,30 +4,28 @@ Verdicts
     "same weights"                   the files are equal, or every layer answers alike to rounding: a rewritten copy
     "shared lineage"                 some method's score is above its level, far above that of any stranger
     "no evidence of shared lineage"  every method that applies finds no more than it finds among strangers
-    "cannot tell"                    no method applies; or there are no strangers of this size to compare with; or the
-                                     only evidence is the order of neurons, which can be forged; or a quick look finds
-                                     nothing
+    "cannot tell"                    no method applies; or the only evidence is the order of neurons, which can be
+                                     forged; or a quick look finds nothing
 How they are reached
     Each method that enters the verdict has a scale, which turns its score into a standing: 0 at the median stranger
     (of p-values, at p = 1), 0.5 at the level where evidence begins, 1 where nothing differs. The score of the report
     is the highest standing; above 0.5 the verdict is "shared lineage".
-Correlations and shares
+Correlations
     level = median + 5 (highest - median) of the strangers' scores, all on Fisher's scale of correlations, artanh. Which
     stranger is the highest depends on which ones there are: with 3 in place of 5, a second build of the zoo had a
-    student that was called a relative; 5 costs no relative in either build. Where strangers share no neurons at all,
-    the formula gives 0, so the level of a share is at least 0.02. No gauge, that is, no rewrite of the weights that
-    keeps the function, changes the scores of these methods.
+    student that was called a relative; 5 costs no relative in either build. No gauge, that is, no rewrite of the
+    weights that keeps the function, changes the scores of these methods.
 P-values
     0.5 is p = 1e-6, on a scale of log p. The one method of this scale, csu, finds what the others miss: one
     transplanted expert among many. But anyone can forge it without changing what a stranger computes, by putting its
     neurons in the order of those of the other model that they resemble most (`minimoe.lineage.frame`). So a p-value
     raises the score of a report to 0.5 and no further, and where nothing else does, the verdict is "cannot tell".
-Strangers of another size
-    They are a poor measure. The levels of correlations and shares move half the way to 1, and a score below them gives
-    "cannot tell" in place of "no evidence".
+Parts that do nothing
+    Dead neurons or heads, those that undo each other, experts that no token meets: they do not count. Where they would
+    have been evidence, the reason says so.
 
-A verdict says that weights are shared. It does not say whether they do anything (notebook 09 plants dead neurons of
-another model), who had them first, by what right, or whether two teams began from the same published model.
+A verdict says that weights are shared. It does not say who had them first, by what right, or whether two teams began
+from the same published model.
 """
 
 import math
@@ -52,7 +50,6 @@ FEWEST_STRANGERS = 5  # pairs of them with a score, to set a level
 class Correlation:
     """The scale of scores that are 1 where nothing differs; their level is set by strangers."""
 
-    lowest_level: float = -1.0
     same_from: float | None = None  # from this score on, two models of equal depth are the same
     most = 1.0  # to which it may raise the score of a report
 
@@ -64,13 +61,12 @@ class Correlation:
         """Where the median stranger lies."""
         return median(strangers)
 
-    def level(self, strangers: Sequence[float], fits: bool) -> float | None:
-        """Where evidence begins; None: there are too few strangers. `fits`: they are of the size of the two models."""
+    def level(self, strangers: Sequence[float]) -> float | None:
+        """Where evidence begins; None: there are too few strangers."""
         if len(strangers) < FEWEST_STRANGERS:
             return None
         usual, highest = (math.atanh(min(score, HIGHEST_LEVEL)) for score in (median(strangers), max(strangers)))
-        level = min(max(math.tanh(usual + MARGIN * (highest - usual)), self.lowest_level), HIGHEST_LEVEL)
-        return level if fits else (1 + level) / 2
+        return min(math.tanh(usual + MARGIN * (highest - usual)), HIGHEST_LEVEL)
 
     def describe(self, name: str, evidence: "Evidence") -> str:
         """What was found, for the reason of a verdict."""
@@ -89,7 +85,7 @@ class PValue:
     def usual(self, strangers: Sequence[float]) -> float:
         return 0.0
 
-    def level(self, strangers: Sequence[float], fits: bool) -> float:
+    def level(self, strangers: Sequence[float]) -> float:
         return math.log10(RARE_P) / math.log10(SMALLEST_P)
 
     def describe(self, name: str, evidence: "Evidence") -> str:
@@ -97,7 +93,7 @@ class PValue:
 
 
 Scale = Correlation | PValue
-CORRELATION, SHARE, P_VALUE = Correlation(), Correlation(lowest_level=0.02), PValue()
+CORRELATION, P_VALUE = Correlation(), PValue()
 ANSWERS = Correlation(same_from=0.9999)  # of whole layers; rounding to 16 bits leaves so much
 
 
@@ -108,12 +104,11 @@ class Evidence:
     result: Result
     strangers: Sequence[float]
     scale: Scale | None  # None: the method does not enter the verdict
-    fits: bool = True  # whether the strangers are of the size of the two models
 
     @property
     def level(self) -> float | None:
         """Where evidence begins, on the scale; None: the method does not enter the verdict."""
-        return None if self.scale is None else self.scale.level(self.strangers, self.fits)
+        return None if self.scale is None else self.scale.level(self.strangers)
 
     @property
     def percentile(self) -> float | None:
@@ -181,6 +176,13 @@ def judge(
         return CANNOT_TELL, f"{found} and stands alone: {alone}", score
     if is_quick:
         return CANNOT_TELL, f"{found}, comes closest; a quick look may miss what the whole comparison finds", score
-    if evidence[name].fits:
-        return NO_EVIDENCE, f"{found}, comes closest, and is no more than strangers may have", score
-    return CANNOT_TELL, f"{found}, comes closest; name strangers of the same size with `background` to tell more", score
+    return NO_EVIDENCE, f"{found}, comes closest, and is no more than strangers may have{_idle_parts(applying)}", score
+
+
+def _idle_parts(evidence: Mapping[str, Evidence]) -> str:
+    """What is to be said of parts that would be evidence if they did anything."""
+    for name, found in evidence.items():
+        idle = found.result.details.get("idle")
+        if idle is not None and found.level is not None and idle > found.level:
+            return f"; one model holds parts of the other that do nothing ({name} would be {idle:.3f} if they counted)"
+    return ""

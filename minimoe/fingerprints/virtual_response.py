@@ -1,7 +1,8 @@
 """What each layer would answer if it were given single tokens (HuRef, corrected).
 
 What it measures
-    Per layer three N x N tables over shared tokens: A, how much each token attends to each, positions aside; OV, what
+    Per layer three N x N tables over shared tokens: A, how much each token attends to each, positions aside, by heads
+    that count as much as they write; OV, what
     attending to a token says about the next one; M, the same for the MLP, where a mixture of experts is run as the
     function that it is. Inputs are normed embeddings, outputs are read by the head. Tables are compared by Pearson's r.
     `whiten=True` first gives all their directions equal weight: the strongest ones hold what strangers share.
@@ -25,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minimoe.fingerprints.anchors import mean_of_pairs, read_anchors, shared_tokens
+from minimoe.fingerprints.audible import head_counts
 from minimoe.fingerprints.result import Features, Refusal, Result, explain_refusals
 from minimoe.fingerprints.weights import Weights, read_once
 
@@ -61,6 +63,7 @@ def read_responses(weights: Weights, tokens: Sequence[str]) -> Features:
     for layer in range(weights.num_layers):
         x = anchors.inputs * weights.get("norm1", layer)
         q, k = (_heads(weights, role, layer, x) for role in "qk")
+        q = q * head_counts(weights)[layer][:, None]
         asked = q.unflatten(1, (weights.num_kv_heads, -1)).sum(2)  # the queries of a group share their key
         tables["A"].append(asked.flatten(1) @ k.flatten(1).mT)
         v = _heads(weights, "v", layer, x).repeat_interleave(weights.num_heads // weights.num_kv_heads, dim=1)

@@ -150,6 +150,18 @@ def _require_alike(models: Sequence[MoEForCausalLM], base: MoEForCausalLM | None
             require(alike, name, found, f"{wanted[name]!r}, as in the model it is merged with")
 
 
+@torch.no_grad()
+def graft_mlps(model: MoEForCausalLM, donor: MoEForCausalLM) -> MoEForCausalLM:
+    """Put all MLPs of `donor` in the place of those of `model`, as they are: each layer's, mixtures with their routers.
+
+    Between residual streams that have nothing in common they say nothing of use; training makes the two one model.
+    Raises ValueError: configurations differ.
+    """
+    _require_alike([model, donor])
+    taken = {name: tensor for name, tensor in donor.state_dict().items() if ".mlp." in name}
+    return build_from(model, model.state_dict() | taken)
+
+
 # --- width ------------------------------------------------------------------------------------------------
 
 

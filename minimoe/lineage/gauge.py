@@ -147,7 +147,7 @@ def rotate_residual(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) ->
             raise ValueError(f"{found}: wanted one number throughout, for rotate_residual; fold_norms does that")
     changed, generator = _begin(model, seed)
     rotation = _skew(model.config.hidden_size, amount, generator).matrix_exp()
-    _change_basis(changed, lambda vectors: vectors @ rotation.T)
+    change_basis(changed, lambda vectors: vectors @ rotation.T)
     return changed
 
 
@@ -157,14 +157,14 @@ def permute_residual(model: MoEForCausalLM, *, seed: int) -> MoEForCausalLM:
     changed, generator = _begin(model, seed)
     order = torch.randperm(model.config.hidden_size, generator=generator, device="cpu")
     sign = 1.0 - 2.0 * torch.randint(2, order.shape, generator=generator, device="cpu")
-    _change_basis(changed, lambda vectors: vectors[..., order] * sign)
+    change_basis(changed, lambda vectors: vectors[..., order] * sign)
     for name in _readers(changed):
         norm = changed.get_submodule(name).weight
         norm.copy_(norm[order])
     return changed
 
 
-def _change_basis(model: MoEForCausalLM, change: Callable[[Tensor], Tensor]) -> None:
+def change_basis(model: MoEForCausalLM, change: Callable[[Tensor], Tensor]) -> None:
     """Apply `change` to all that reads the residual stream or writes to it, [..., H] in float64, in place."""
     embedding, named = model.model.embed_tokens.weight, dict(model.named_parameters())
     vectors = [embedding, *(tensor for name, tensor in named.items() if name.endswith("o_proj.bias"))]

@@ -7,7 +7,7 @@ says everything. It may change the model it starts from.
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from minimoe.lineage import derive, frame, upcycling
+from minimoe.lineage import derive, frame, plant, upcycling
 from minimoe.lineage.gauge import GAUGES, all_gauges, fold_norms
 from minimoe.model import MoEForCausalLM
 from minimoe.training.presets import small_config
@@ -37,10 +37,12 @@ def frame_both(model: MoEForCausalLM, target: MoEForCausalLM) -> MoEForCausalLM:
 
 _PRUNED = derive.prune_neurons, derive.prune_heads, derive.prune_layers
 _RESHAPED = derive.depth_upscale, derive.extend_vocabulary, derive.quantise
-_MERGED = derive.lerp, derive.slerp, upcycling.upcycle, upcycling.transplant_expert
+_MERGED = derive.lerp, derive.slerp, derive.graft_mlps, upcycling.upcycle, upcycling.transplant_expert
 _REWRITTEN = one_gauge, all_gauges, frame.frame_std_profile, frame.frame_norms, frame_both, frame.frame_neuron_order
+_PLANTED = plant.plant_dead_neurons, plant.plant_cancelling_neurons, plant.plant_dead_heads
+_PLANTED += plant.plant_cancelling_heads, plant.plant_unreached_expert, plant.plant_embedding_rows
 INSTANT: Mapping[str, Callable[..., MoEForCausalLM]] = {
-    recipe.__name__: recipe for recipe in (*_PRUNED, *_RESHAPED, *_MERGED, *_REWRITTEN)
+    recipe.__name__: recipe for recipe in (*_PRUNED, *_RESHAPED, *_MERGED, *_REWRITTEN, *_PLANTED)
 } | {  # which take their models as a list
     "merge_by_ties": lambda base, *models, density: derive.ties(base, models, density=density),
     "mix_branches": lambda *parents, **options: upcycling.branch_train_mix(parents, **options),

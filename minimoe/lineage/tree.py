@@ -31,6 +31,19 @@ class Member:
 MEMBERS_FILE = "zoo/members.json"
 FAMILIES = ("alder", "birch")
 FRAMES = {"std": "frame_std_profile", "norms": "frame_norms", "both": "frame_both", "order": "frame_neuron_order"}
+PLANTS = {
+    "dead": ("plant_dead_neurons", {}),
+    "dead-first": ("plant_dead_neurons", {"share": 0.5, "first": True}),
+    **{
+        way: ("plant_cancelling_neurons", {"way": way}) for way in ("opposite", "halves", "sums", "products", "squares")
+    },
+    "heads": ("plant_dead_heads", {}),
+    "loud-heads": ("plant_dead_heads", {"gain": 4.0, "turn": True}),
+    "louder-heads": ("plant_dead_heads", {"gain": 8.0}),
+    "deafening-heads": ("plant_dead_heads", {"gain": 3e4, "turn": True}),
+    "opposite-heads": ("plant_cancelling_heads", {"gain": 2.0, "turn": True}),
+    "expert": ("plant_unreached_expert", {}),
+}  # the recipe and the options of each kind
 
 
 def _tuples(row: dict[str, Any]) -> dict[str, Any]:

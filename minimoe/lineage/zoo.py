@@ -95,12 +95,13 @@ def ancestors(name: str) -> list[str]:
 def origins(name: str) -> frozenset[str]:
     """The members trained from random weights from which a member inherited weights.
 
-    A student has none of its teacher, a framed model none of the one it imitates.
+    A student has none of its teacher, a framed model none of the one it imitates; parts that were planted, and do
+    nothing, do not count.
     """
     member = _find(name)
     if member.recipe in ("from_scratch", "distil"):
         return frozenset([name])
-    givers = member.parents[:1] if member.recipe.startswith("frame") else member.parents
+    givers = member.parents[:1] if member.recipe.startswith(("frame", "plant")) else member.parents
     return frozenset().union(*map(origins, givers))
 
 

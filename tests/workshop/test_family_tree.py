@@ -60,6 +60,7 @@ def test_there_are_270_pairs_of_strangers_alike_in_all_but_their_seed():
 
 DENSE_KINDS = "finetuned lora continued-0.1 continued-1 continued-4 int8 int4 fewer-neurons fewer-heads fewer-layers"
 DENSE_KINDS += " deepened lerp slerp ties extended distilled"
+DENSE_KINDS += " fresh fresh-only grafted grafted-trained"
 MIXED_KINDS = "copy noisy sliced virtual-groups drop-0.25 drop-0.5 drop-0.9 btx transplant"
 
 

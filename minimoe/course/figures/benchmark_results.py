@@ -9,6 +9,7 @@ from statistics import NormalDist
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from sklearn.metrics import auc, roc_curve
 
 from minimoe.course.figures.drawing import heatmap, label_rows, new_panels
@@ -16,9 +17,11 @@ from minimoe.course.figures.profile import BINS, CLAIM_LINE
 from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.published import CLAIMED
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES
+from minimoe.data_files import data_path
 from minimoe.fingerprints.compare import METHODS
+from minimoe.fingerprints.verdict import CORRELATION
 from minimoe.fingerprints.zoo_scores import Row, Rows, is_rewritten, read_table, scores, scores_of, strangers_of
-from minimoe.lineage.tree import FAMILIES, FRAMES
+from minimoe.lineage.tree import FAMILIES, FRAMES, PLANTS
 
 CURVES = {
     "std profile": "std_profile",
@@ -30,6 +33,7 @@ CURVES = {
 LOWEST = -2.0  # below every score: a method that refuses a pair has found nothing in it
 LEAST_P = 1e-3  # where the axes of p-values by promise begin
 RARE, EXAMPLES = 0.01, 800  # a p-value that is marked; examples in the order of a root, one from each step
+GRAFTED = ("", "-gauged", "-trained", "-trained-gauged")
 GROUPS = {
     "trained further": ("finetuned", "lora", "continued-0.1", "continued-1", "continued-4", "mixture-finetuned"),
     "merged": ("lerp", "slerp", "ties"),
@@ -43,6 +47,9 @@ GROUPS = {
     "upcycled, then trained": (),  # all that end in "-trained"
     "donor of one expert": ("transplant, donor", "transplant-trained, donor"),
     "two descendants": ("cousins", "cousins, one gauged", "cousins, both gauged"),
+    "new embeddings": ("fresh", "fresh-only"),
+    "MLPs under another's attention": ("grafted", *(f"grafted{end}, donor" for end in GRAFTED)),
+    "behind planted parts": tuple(f"planted-{kind}-gauged" for kind in (*PLANTS, "both", "rows")),
     "nothing else": ("gauged",),
     "before upcycling": ("gauged-copy", "gauged-drop-0.5"),
 }
@@ -105,25 +112,88 @@ def framed_strangers(scores: Rows) -> Drawing:
     """What frames do to four scores: strangers that imitate a model, beside strangers that do not.
     Data: frame, method, score; one row a pair."""
     methods = {"std profile": "std_profile", "norms": "norm_profile", "csu": "csu", "combined": "score"}
-    kinds = {
-        "strangers as they are": [row for row in scores if row["use"] == "evaluation" and row["kind"] == "roots"],
-        **{f"framed-{frame}": [row for row in scores if row["kind"] == f"framed-{frame}"] for frame in FRAMES},
-    }
-    rows = []
-    drawn, panels = new_panels(3.4, 1, len(methods), sharey=True)
-    drawn.get_layout_engine().set(wspace=0.06)  # the outer tick labels of neighbours need room
-    for axes, (label, method) in zip(panels, methods.items(), strict=True):
-        for place, (kind, pairs) in enumerate(kinds.items()):
-            found = scores_of(pairs, method)
-            draw_strip(axes, found, place, PALE if place == 0 else MAIN)
-            rows += [(kind, label, score) for score in found]
-        axes.set(title=label, xlim=(-1.05, 1.05), xticks=(-1, 0, 1), xlabel="score")
-    label_rows(panels[0], [kind.replace("-", ", ") for kind in kinds])
+    drawn, panels, rows = _draw_strangers(scores, [f"framed-{frame}" for frame in FRAMES], methods)
+    for axes in panels:
+        axes.set(xlim=(-1.05, 1.05), xticks=(-1, 0, 1), xlabel="score")
     panels[-1].set(xlim=(-0.03, 1.03), xticks=(0, 0.5, 1))
     panels[-1].axvline(0.5, color=INK, linestyle="--", linewidth=1)
     alt = """Scores of strangers and of framed strangers under four methods: the std profile, the norm profile and csu
         reach 1 for those that imitate them; the combined score does not cross the dashed line at 0.5."""
     return drawn, columns(("frame", "method", "score"), rows), alt
+
+
+@figure(scores=scores)
+def planted_strangers(scores: Rows) -> Drawing:
+    """What planted neurons do to four scores: the first two count all parts, the last two those that do something.
+    Data: plant, method, score; one row a pair."""
+    methods = {name.replace("_", " "): name for name in ("match", "expert_attribution", "aligned_neurons", "best_part")}
+    kinds = [f"planted-{kind}" for kind in ("dead", "opposite", "sums", "products", "squares")]
+    drawn, panels, rows = _draw_strangers(scores, kinds, methods)
+    for axes in panels:
+        axes.set(xlim=(-0.25, 1.05), xticks=(0, 0.5, 1), xlabel="score")
+    told = [
+        f"{label} {max(score for kind, method, score in rows if method == label and kind in kinds):.2f}"
+        for label in methods
+    ]
+    alt = f"""Scores of strangers, and of strangers with planted neurons that do nothing with the model that these are
+        from, under four methods. The highest of those with planted neurons: {", ".join(told)}."""
+    return drawn, columns(("plant", "method", "score"), rows), alt
+
+
+def _draw_strangers(
+    scores: Rows, kinds: Sequence[str], methods: Mapping[str, str]
+) -> tuple[Figure, list[Axes], list[tuple[str, str, float]]]:
+    """A panel for each method with a row of dots for plain strangers, and for each kind of made ones; and the dots."""
+    groups = {
+        "strangers as they are": [row for row in scores if row["use"] == "evaluation" and row["kind"] == "roots"],
+        **{kind: [row for row in scores if row["kind"] == kind and row["use"] != "positive"] for kind in kinds},
+    }
+    drawn, panels = new_panels(1 + 0.6 * len(groups), 1, len(methods), sharey=True)
+    drawn.get_layout_engine().set(wspace=0.06)  # the outer tick labels of neighbours need room
+    rows = []
+    for axes, (label, method) in zip(panels, methods.items(), strict=True):
+        axes.set_title(label)
+        for place, (kind, pairs) in enumerate(groups.items()):
+            found = scores_of(pairs, method)
+            draw_strip(axes, found, place, PALE if place == 0 else MAIN)
+            rows += [(kind, label, score) for score in found]
+    label_rows(panels[0], [kind.replace("-", ", ") for kind in groups])
+    return drawn, panels, rows
+
+
+@figure(sizes=partial(read_table, "scores", data_path("zoo/sizes")))
+def strangers_by_width(
+    sizes: Rows, methods: Sequence[str] = ("virtual_response_whitened", "aligned_neurons")
+) -> Drawing:
+    """Scores of strangers and of relatives of many sizes, against the width of the narrower one of each pair, and
+    where evidence begins if one level is to serve all of them. Donors of a single expert are left out.
+    Data: method, use, width, score; one row a pair."""
+    pairs = [row for row in sizes if not row["kind"].endswith("donor")]
+    rows, told = [], []
+    drawn, panels = new_panels(3.6, 1, len(methods), sharey=True, xlabel="width of the narrower model")
+    for axes, method in zip(panels, methods, strict=True):
+        for style, use, aside in zip(SERIES, ("stranger", "relative"), (0.95, 1.05), strict=False):
+            found = [
+                (use, min(row["width_a"], row["width_b"]), row[method])
+                for row in pairs
+                if row["use"] == use and row[method] is not None
+            ]
+            places, heights = [aside * width for _, width, _ in found], [score for *_, score in found]
+            look = style | {"linestyle": "", "markersize": 4, "alpha": 0.5}
+            axes.plot(places, heights, label=f"{use}s", **look)
+            rows += [(method, *pair) for pair in found]
+            told.append(f"{method} of {len(found)} {use}s {min(heights):.2f} to {max(heights):.2f}")
+        level = CORRELATION.level([score for name, use, _, score in rows if (name, use) == (method, "stranger")])
+        axes.axhline(level, color=INK, linestyle="--", linewidth=1, label="evidence begins")
+        widths = sorted({width for _, _, width, _ in rows})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(widths, [f"{width:.0f}" for width in widths], fontsize=8)
+        axes.minorticks_off()
+        axes.set_title(method.replace("_", " "))
+    panels[0].set(ylabel="score", ylim=(-0.1, 1.05))
+    drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    alt = f"Scores against the width of models, strangers low and relatives high at each: {'; '.join(told)}."
+    return drawn, columns(("method", "use", "width", "score"), rows), alt
 
 
 def draw_strip(axes: Axes, values: list[float], height: float, colour: str) -> None:

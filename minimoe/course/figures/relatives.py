@@ -34,11 +34,11 @@ DESCENDANTS = (
     *("distilled", "twin", "gauged"),
 )
 _RECIPES = {
-    "trained further": ("keep_training", "train_lora"),
+    "trained further": ("keep_training", "train_lora", "fresh_embeddings"),
     "merged": ("lerp", "slerp", "merge_by_ties"),
     "reshaped": ("quantise", "prune_neurons", "prune_heads", "prune_layers", "depth_upscale", "extend_vocabulary"),
     "upcycled": ("upcycle",),
-    "mixed of several": ("mix_branches", "transplant_expert"),
+    "mixed of several": ("mix_branches", "transplant_expert", "graft_mlps"),
     "rewritten": ("one_gauge", "all_gauges"),
 }
 _DONE = {recipe: done for done, recipes in _RECIPES.items() for recipe in recipes}
