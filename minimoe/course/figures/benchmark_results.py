@@ -130,7 +130,7 @@ def planted_strangers(scores: Rows) -> Drawing:
     kinds = [f"planted-{kind}" for kind in ("dead", "opposite", "sums", "products", "squares")]
     drawn, panels, rows = _draw_strangers(scores, kinds, methods)
     for axes in panels:
-        axes.set(xlim=(-0.25, 1.05), xticks=(0, 0.5, 1), xlabel="score")
+        axes.set(xlim=(-0.25, 1.1), xticks=(0, 0.5, 1), xlabel="score")
     told = [
         f"{label} {max(score for kind, method, score in rows if method == label and kind in kinds):.2f}"
         for label in methods
@@ -148,11 +148,11 @@ def _draw_strangers(
         "strangers as they are": [row for row in scores if row["use"] == "evaluation" and row["kind"] == "roots"],
         **{kind: [row for row in scores if row["kind"] == kind and row["use"] != "positive"] for kind in kinds},
     }
-    drawn, panels = new_panels(1 + 0.6 * len(groups), 1, len(methods), sharey=True)
+    drawn, panels = new_panels(1.2 + 0.45 * len(groups), 1, len(methods), sharey=True)
     drawn.get_layout_engine().set(wspace=0.06)  # the outer tick labels of neighbours need room
     rows = []
     for axes, (label, method) in zip(panels, methods.items(), strict=True):
-        axes.set_title(label)
+        axes.set_title(label.replace(" ", "\n"))
         for place, (kind, pairs) in enumerate(groups.items()):
             found = scores_of(pairs, method)
             draw_strip(axes, found, place, PALE if place == 0 else MAIN)
@@ -170,7 +170,7 @@ def strangers_by_width(
     Data: method, use, width, score; one row a pair."""
     pairs = [row for row in sizes if not row["kind"].endswith("donor")]
     rows, told = [], []
-    drawn, panels = new_panels(3.6, 1, len(methods), sharey=True, xlabel="width of the narrower model")
+    drawn, panels = new_panels(3.6, 1, len(methods), sharey=True)
     for axes, method in zip(panels, methods, strict=True):
         for style, use, aside in zip(SERIES, ("stranger", "relative"), (0.95, 1.05), strict=False):
             found = [
@@ -189,7 +189,7 @@ def strangers_by_width(
         axes.set_xscale("log", base=2)
         axes.set_xticks(widths, [f"{width:.0f}" for width in widths], fontsize=8)
         axes.minorticks_off()
-        axes.set_title(method.replace("_", " "))
+        axes.set(title=method.replace("_", " "), xlabel="width of the narrower model")
     panels[0].set(ylabel="score", ylim=(-0.1, 1.05))
     drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     alt = f"Scores against the width of models, strangers low and relatives high at each: {'; '.join(told)}."
