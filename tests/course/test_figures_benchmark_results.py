@@ -69,6 +69,35 @@ def test_frames_reach_what_the_table_says():
             assert max(found) == pytest.approx(float(highest[frame, method]), rel=1e-4)
 
 
+def test_planted_strangers_are_shown_with_whom_the_parts_are_from():
+    """Not with whom they really are, and not those that were rewritten besides."""
+    methods = ("match", "expert_attribution", "aligned_neurons", "best_part")
+    pairs = [("roots", "evaluation", 0.1), ("roots", "calibration", 0.2), ("planted-dead", "planted", 0.3)]
+    pairs += [
+        ("planted-dead", "positive", 0.4),
+        ("planted-dead-gauged", "planted", 0.5),
+        ("planted-sums", "planted", 0.6),
+    ]
+    some = [{"kind": kind, "use": use, **dict.fromkeys(methods, score)} for kind, use, score in pairs]
+    drawn, data = figures.planted_strangers(some)
+    shown = [(row["plant"], row["score"]) for row in rows(data) if row["method"] == "best part"]
+    assert shown == [("strangers as they are", 0.1), ("planted-dead", 0.3), ("planted-sums", 0.6)]
+    assert len(drawn.axes) == len(methods) and "expert attribution 0.60" in drawn.get_label()
+
+
+def test_strangers_by_width_stand_at_the_narrower_model_beside_a_level_that_they_set():
+    made = [("stranger", "roots", 48, score) for score in (0.0, 0.02, 0.02, 0.02, 0.04)]
+    made += [("relative", "copy", 384, 0.9), ("relative", "transplant, donor", 384, 0.01)]
+    some = [
+        {"use": use, "kind": kind, "width_a": width, "width_b": 96, "csu": score} for use, kind, width, score in made
+    ]
+    drawn, data = figures.strangers_by_width(some, methods=["csu"])
+    assert data["width"] == [48] * 5 + [96] and data["score"][-1] == 0.9  # the donor is left out
+    level = np.tanh(np.arctanh(0.02) + 5 * (np.arctanh(0.04) - np.arctanh(0.02)))
+    dashed = [line for line in drawn.axes[0].lines if line.get_label() == "evidence begins"]
+    assert dashed[0].get_ydata()[0] == pytest.approx(level)
+
+
 def test_the_gauge_map_is_the_table_of_invariances():
     found = {(row["gauge"], row["method"]): row["score"] for row in rows(figures.gauge_map()[1])}
     for row in table("invariance"):
