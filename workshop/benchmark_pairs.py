@@ -114,13 +114,17 @@ def _forgeries() -> Iterator[Pair]:
 
 
 def _plants() -> Iterator[Pair]:
-    """Planted strangers with whom the parts are from, and, as the parts might hide it, with whom they really are."""
+    """Planted strangers with whom the parts are from; of one host also rewritten, and with whom they really are.
+
+    A rewrite leaves their scores as they are, and parts that do nothing hide no relative: one host shows it.
+    """
     for member in MEMBERS.values():
         if member.kind.startswith("planted"):
             kind, host = member.kind, member.name.removesuffix(f"-{member.kind}")
             target = MEMBERS[f"{host}-planted-dead"].parents[1]
-            yield Pair(target, member.name, "planted", kind)
-            if target in FAMILIES and kind.endswith("gauged"):
+            if host == "stranger-13" or not kind.endswith("gauged"):
+                yield Pair(target, member.name, "planted", kind)
+            if host == "stranger-13" and kind.endswith("gauged"):
                 yield Pair(host, member.name, "positive", kind)
 
 

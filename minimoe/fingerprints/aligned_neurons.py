@@ -44,8 +44,8 @@ MOST_NEURONS, MOST_EXPERTS = 512, 8  # of a part of a wide model, and of a layer
 MOST_FITS = 8  # parts that get a rotation of their own, in even steps
 STEPS = 8  # of iterative closest points
 DIRECTIONS = 256  # of a wide residual stream, in which rotations are looked for
-INPUTS = 2048  # for which neurons are heard
-QUIET = 1e-8  # of the largest mean square of a combination of neurons: those below are silent
+INPUTS = 2048  # for which neurons are heard; twice as many as neurons where those are more
+QUIET = 1e-6  # the mean square of a combination of neurons, each of 1: those below are silent, half precision included
 SILENT, FEWEST_SILENT = 0.01, 0.01  # a neuron that counts less does nothing; the share of them that is looked into
 FAINTEST = 0.01  # of that of the loudest layer: a layer below counts less
 
@@ -151,10 +151,9 @@ def read_parts(weights: Weights, all_count: bool) -> list[list[Part]]:
     inputs = _inputs(weights)
     read = [_read_layer(weights, layer, inputs, all_count) for layer in weights.layers_with("up")]
     basis = _main_directions([parts for parts, _ in read]) if weights.hidden_size > WIDE else None
-    faintest = 0.0 if all_count else FAINTEST * max(mean for _, mean in read)
-    return [
-        [_look(part, basis, min(mean / faintest, 1.0) if faintest else 1.0) for part in parts] for parts, mean in read
-    ]
+    faintest = FAINTEST * max(mean for _, mean in read)
+    shares = [1.0 if all_count or not faintest else min(mean / faintest, 1.0) for _, mean in read]
+    return [[_look(part, basis, share) for part in parts] for (parts, _), share in zip(read, shares, strict=True)]
 
 
 def _main_directions(layers: Sequence[list[Part]]) -> Tensor:
@@ -173,7 +172,10 @@ def _look(part: Part, basis: Tensor | None, share: float) -> Part:
 
 
 def _read_layer(weights: Weights, layer: int, inputs: Tensor, all_count: bool) -> tuple[list[Part], float]:
-    """The parts of a layer, with lengths for traits, and the root mean square of what its neurons write."""
+    """The parts of a layer, with lengths for traits, and the root mean square of what its neurons write.
+
+    Where all count, nobody listens, and that is infinite.
+    """
     longest: list[tuple[float, str, list[Tensor]]] = []
     for name, faces in each_part(weights, layer):
         lengths = faces[0].norm(dim=1)
@@ -181,15 +183,18 @@ def _read_layer(weights: Weights, layer: int, inputs: Tensor, all_count: bool) -
         kept = kept[:MOST_NEURONS] if weights.hidden_size > WIDE else kept
         longest.append((float(lengths[kept].mean()), name, [face[kept].to(inputs) for face in faces]))
         longest = sorted(longest, key=lambda part: -part[0])[:MOST_EXPERTS]
-    use, faces = _use(weights, layer, inputs), [_faces(rows) for _, _, rows in longest]
-    loud = [
-        _loudness(rows, unit, inputs) * use.get(name, 1.0) for (_, name, rows), unit in zip(longest, faces, strict=True)
-    ]
-    mean = float(torch.cat(loud).square().mean().sqrt())
+    faces = [_faces(rows) for _, _, rows in longest]
+    if all_count:
+        counts, mean = [torch.ones_like(unit[0, :, 0]) for unit in faces], math.inf
+    else:
+        use = _use(weights, layer, inputs)
+        heard = zip(longest, faces, strict=True)
+        loud = [_loudness(rows, unit, inputs) * use.get(name, 1.0) for (_, name, rows), unit in heard]
+        mean = float(torch.cat(loud).square().mean().sqrt())
+        counts = [counts_of(each, mean) for each in loud]
     parts = [
-        Part(layer, name, unit, unit, _lengths(rows), counts)
-        for (_, name, rows), unit, heard in zip(longest, faces, loud, strict=True)
-        for counts in (torch.ones_like(heard) if all_count else counts_of(heard, mean),)
+        Part(layer, name, unit, unit, _lengths(rows), count)
+        for (_, name, rows), unit, count in zip(longest, faces, counts, strict=True)
     ]
     return parts, mean
 
@@ -202,12 +207,14 @@ def _faces(rows: Sequence[Tensor]) -> Tensor:
 
 
 def _inputs(weights: Weights) -> Tensor:
-    """Sums of two rows of the embedding, of root mean square 1: [INPUTS, H]; float32 if a model is wide, for speed."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(weights.shape("embedding")[0], (2 * INPUTS,), generator=generator)
+    """Sums of two rows of the embedding, of root mean square 1: [N, H]; float32 if a model is wide, for speed."""
+    is_wide = weights.hidden_size > WIDE
+    neurons = MOST_NEURONS if is_wide else max(weights.shape("up", layer)[-2] for layer in weights.layers_with("up"))
+    generator, count = torch.Generator().manual_seed(0), max(INPUTS, 2 * neurons)
+    ids = torch.randint(weights.shape("embedding")[0], (2 * count,), generator=generator)
     rows = F.normalize(weights.rows("embedding", ids.tolist()), dim=1)
-    inputs = F.normalize(rows[:INPUTS] + rows[INPUTS:], dim=1) * rows.shape[1] ** 0.5
-    return inputs.to(torch.float32 if weights.hidden_size > WIDE else torch.float64)
+    inputs = F.normalize(rows[:count] + rows[count:], dim=1) * rows.shape[1] ** 0.5
+    return inputs.to(torch.float32 if is_wide else torch.float64)
 
 
 def _use(weights: Weights, layer: int, inputs: Tensor) -> dict[str, float]:
@@ -236,12 +243,13 @@ def _loudness(rows: Sequence[Tensor], faces: Tensor, inputs: Tensor) -> Tensor:
     alike = (gate @ gate.mT) ** 2 + (across @ gate.mT) ** 2 > ALIKE**2  # which gates read in the plane of which neuron
     alike = (alike | alike.mT).float()
     alike = (alike @ alike) > 0  # and those that read like a third
-    near = loudness(alike, (active.mT @ active) * (down @ down.mT) / len(inputs))
-    sizes = active.norm(dim=0) / len(inputs) ** 0.5
-    active = (active / sizes.clamp(min=torch.finfo(sizes.dtype).tiny)).double()
-    values, combinations = torch.linalg.eigh(active.mT @ active)
-    heard = combinations[:, values > QUIET * values[-1]]
-    return torch.minimum(near, (heard @ (heard.mT @ (down * sizes[:, None]).double())).norm(dim=1).to(near))
+    moments = (active.mT @ active).double() / len(inputs)
+    near = loudness(alike, moments * (down @ down.mT))
+    sizes = moments.diagonal().clamp(min=torch.finfo(moments.dtype).tiny).sqrt()
+    values, combinations = torch.linalg.eigh(moments / sizes / sizes[:, None])
+    silent = combinations[:, values < QUIET]
+    written = sizes[:, None] * down
+    return torch.minimum(near, (written - silent @ (silent.mT @ written)).norm(dim=1)).to(down)
 
 
 def _lengths(rows: Sequence[Tensor]) -> Tensor:

@@ -37,6 +37,7 @@ PLANTS = {
     **{
         way: ("plant_cancelling_neurons", {"way": way}) for way in ("opposite", "halves", "sums", "products", "squares")
     },
+    "spans": ("plant_cancelling_neurons", {"way": "spans", "share": 0.5}),
     "heads": ("plant_dead_heads", {}),
     "loud-heads": ("plant_dead_heads", {"gain": 4.0, "turn": True}),
     "louder-heads": ("plant_dead_heads", {"gain": 8.0}),

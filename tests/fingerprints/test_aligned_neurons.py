@@ -56,7 +56,7 @@ def test_a_counterpart_is_found_by_traits_and_the_rotation_from_it():
 @pytest.mark.parametrize("is_gauged", [False, True])
 def test_one_expert_of_another_model_is_found_and_named(is_gauged):
     parent, host = random_model(1), mixture(random_model(2))
-    suspect = transplant_expert(host, mixture(parent), layer=1, expert=2)
+    suspect = transplant_expert(host, parent, layer=1, expert=2)
     suspect = disturbed(all_gauges(suspect, 3) if is_gauged else suspect, 0.1)
     found = best_part(weights(parent), weights(suspect))
     scores = {name: score for name, score in found.details.items() if name.startswith("layer")}
