@@ -30,7 +30,7 @@ from minimoe.course.figures import benchmark_results
 from minimoe.course.figures.register import FIGURES, make
 from minimoe.data_files import data_path
 from minimoe.fingerprints.behaviour import token_agreement
-from minimoe.fingerprints.compare import METHODS, background_of_rows, kind_of_pair
+from minimoe.fingerprints.compare import METHODS, Background, background_of_rows, kind_of_pair
 from minimoe.fingerprints.expert_attribution import attribute_experts
 from minimoe.fingerprints.palimpsest import compare_order, log_likelihoods, palimpsest
 from minimoe.fingerprints.result import Result
@@ -296,14 +296,14 @@ def with_verdicts(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     strangers = [row for row in rows if row["use"] == "calibration"]
     kinds = {row["shapes"] for row in rows}
     backgrounds = {shapes: background_of_rows(strangers, shapes, "the zoo") for shapes in kinds}
-    judged = []
-    for row in rows:
-        results = {name: Result(score=row[name], p_value=row.get(f"{name}_p")) for name in METHODS}
-        verdict, _, total = judge(
-            backgrounds[row["shapes"]].beside(results), equal_depths=row["shapes"].endswith("equal depths")
-        )
-        judged.append({**row, "verdict": verdict, "score": total})
-    return judged
+    return [judge_row(row, backgrounds[row["shapes"]]) for row in rows]
+
+
+def judge_row(row: Mapping[str, Any], background: Background) -> dict[str, Any]:
+    """A row of scores with "verdict" and "score"."""
+    results = {name: Result(score=row[name], p_value=row.get(f"{name}_p")) for name in METHODS if name in row}
+    verdict, _, total = judge(background.beside(results), equal_depths=row["shapes"].endswith("equal depths"))
+    return {**row, "verdict": verdict, "score": total}
 
 
 def all_tables(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

@@ -4,7 +4,7 @@
     python -m workshop.sizes score [--home runs/sizes] [--zoo runs/zoo] [--out data/zoo/sizes]
 
 The first trains the models of sizes_grid.py, in its order, on one thread. The second compares the pairs of
-sizes_pairs.py whose models are at hand, by the methods that enter the verdict and virtual_response, and writes
+sizes_pairs.py whose models are at hand, by the methods that enter the verdict, and writes
 scores.csv, one row a pair, and the tables of sizes_tables.py. Both go on where they were interrupted; a row that lacks
 a method is made anew.
 """
@@ -36,11 +36,10 @@ from workshop.sizes_grid import GRID, HOME, train_all
 from workshop.sizes_pairs import Models, Pair, pairs, split_name
 
 OUT = Path("data/zoo/sizes")
-ASKED = tuple(name for name in METHODS if name in (*DECIDING, "virtual_response"))
-P_VALUES = tuple(name for name in ASKED if METHODS[name].scale is P_VALUE)
-CORRELATIONS = tuple(name for name in ASKED if name not in P_VALUES)
+P_VALUES = tuple(name for name in DECIDING if METHODS[name].scale is P_VALUE)
+CORRELATIONS = tuple(name for name in DECIDING if name not in P_VALUES)
 SIZES = tuple(f"{fact}_{side}" for fact in ("width", "depth", "steps", "tokens") for side in "ab")
-COLUMNS = ("a", "b", "use", "kind", "shapes", *SIZES, "shared_tokens", *ASKED, *(f"{name}_p" for name in P_VALUES))
+COLUMNS = ("a", "b", "use", "kind", "shapes", *SIZES, "shared_tokens", *DECIDING, *(f"{name}_p" for name in P_VALUES))
 SAVE_EVERY = 20  # pairs
 
 
@@ -55,7 +54,7 @@ def score(pair: Pair, a: Weights, b: Weights) -> dict[str, Any]:
         tokens = steps * Settings.batch_size * Settings.seq_len
         facts = {"width": weights.hidden_size, "depth": weights.num_layers, "steps": steps, "tokens": tokens}
         row |= {f"{fact}_{side}": value for fact, value in facts.items()}
-    for name in ASKED:
+    for name in DECIDING:
         result = METHODS[name](a, b)
         row |= {name: result.score, f"{name}_p": result.p_value}
     return {column: row[column] for column in COLUMNS}
@@ -103,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     given.out.mkdir(parents=True, exist_ok=True)
     rows = score_all(Models(given.home, Zoo(given.zoo)), pairs(), given.out)
-    for name, table in tables.all_tables(rows, ASKED, CORRELATIONS).items():
+    for name, table in tables.all_tables(rows, DECIDING, CORRELATIONS).items():
         write_atomically(given.out / f"{name}.csv", to_csv(table).encode())
     return 0
 

@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from minimoe.fingerprints.verdict import HIGHEST_LEVEL, MARGIN
+from minimoe.fingerprints.compare import background_of_rows
+from minimoe.fingerprints.result import Result
+from minimoe.fingerprints.verdict import CANNOT_TELL, EVIDENCE, HIGHEST_LEVEL, SAME, SHARED
 from minimoe.fingerprints.zoo_scores import Row, Rows
+from workshop.benchmark import judge_row
 
-LOWEST_LEVEL = 0.02  # of a share: strangers may have none at all
 TERMS = ("constant", "1 / width", "1 / depth", "1 / (width depth)", "other depths")
 USUAL = {"width": 96, "depth": 4}  # of the zoo, by which sizes are divided: for it, the first four terms are 1
 FACTS = (*USUAL, "tokens")
@@ -33,15 +35,6 @@ class Law:
     coefficients: np.ndarray  # of TERMS
     r_squared: float
     residuals: np.ndarray  # of the pairs that it was fitted on, on Fisher's scale
-
-    def expected(self, row: Row) -> float:
-        """The score of a pair that shares nothing."""
-        return float(np.tanh(_terms([row]) @ self.coefficients)[0])
-
-    def level(self, row: Row) -> float:
-        """Where evidence begins, for a pair of this size."""
-        position = float((_terms([row]) @ self.coefficients)[0]) + MARGIN * max(self.residuals.max(), 0.0)
-        return min(max(float(np.tanh(position)), LOWEST_LEVEL), HIGHEST_LEVEL)
 
 
 def fit(rows: Rows, method: str) -> Law:
@@ -118,27 +111,29 @@ def laws(rows: Rows, methods: Iterable[str]) -> Rows:
 
 
 def left_out(rows: Rows, methods: Sequence[str]) -> Rows:
-    """What laws that never saw a width say of the pairs that have a model of it; the last rows: of any method."""
-    strangers = [row for row in rows if row["use"] == "stranger"]
+    """What the verdict says of each pair, and each method by itself, from strangers none of which has a width of it.
+
+    A row for each smaller width of a pair and one for all; "cannot_tell" counts verdicts of strangers and relatives.
+    """
+    judged = [_judge_by_other_widths(rows, row, methods) for row in rows]
     table = []
-    for width in sorted({row[side] for row in strangers for side in ("width_a", "width_b")}):
-        here = [row for row in rows if width in (row["width_a"], row["width_b"])]
-        others = [row for row in strangers if width not in (row["width_a"], row["width_b"])]
-        known = {method: fit(others, method) for method in methods}
-        hits = {method: [_is_above(law, row, method) for row in here] for method, law in known.items()}
-        hits["any"] = [any(each) for each in zip(*hits.values(), strict=True)]
-        for method, above in hits.items():
-            table.append({"width": width, "method": method, "fitted_on": len(others), **_counts(here, above)})
+    for width in [*sorted({_smaller("width")(row) for row in rows}), "all"]:
+        here = [row for row in judged if width in ("all", _smaller("width")(row))]
+        for by in ("verdict", *methods):
+            counted = {"width": width, "by": by}
+            for use, verb in (("stranger", "accused"), ("relative", "found")):
+                some = [row for row in here if row["use"] == use]
+                counted |= {f"{use}s": len(some), verb: sum(row["above"][by] for row in some)}
+            unsure = sum(row["verdict"] == CANNOT_TELL for row in here)
+            table.append({**counted, "cannot_tell": unsure if by == "verdict" else None})
     return table
 
 
-def _is_above(law: Law, row: Row, method: str) -> bool:
-    return row[method] is not None and row[method] > law.level(row)
-
-
-def _counts(rows: Rows, above: Sequence[bool]) -> dict[str, int]:
-    counted = {}
-    for use, verb in (("stranger", "accused"), ("relative", "found")):
-        of_use = [is_above for row, is_above in zip(rows, above, strict=True) if row["use"] == use]
-        counted |= {f"{use}s": len(of_use), verb: sum(of_use)}
-    return counted
+def _judge_by_other_widths(rows: Rows, row: Row, methods: Sequence[str]) -> Row:
+    widths = {row["width_a"], row["width_b"]}
+    others = [one for one in rows if one["use"] == "stranger" and not widths & {one["width_a"], one["width_b"]}]
+    background = background_of_rows(others, row["shapes"], "other widths")
+    judged = judge_row(row, background)
+    evidence = background.beside({name: Result(score=row[name]) for name in methods})
+    above = {name: (found.standing or 0.0) > EVIDENCE for name, found in evidence.items()}
+    return {**judged, "above": {"verdict": judged["verdict"] in (SAME, SHARED), **above}}

@@ -26,7 +26,7 @@ Shapes: F faces, 3 or 2 where MLPs have no gate; H hidden size, I neurons; K tra
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -277,24 +277,19 @@ def _traits(lengths: Tensor, faces: Tensor, counts: Tensor) -> Tensor:
 # --- which part goes with which ---------------------------------------------------------------------------
 
 
-def _widen(left: list[list[Part]], right: list[list[Part]]) -> tuple[list[list[Part]], list[list[Part]]]:
+def _widen(left: list[list[Part]], right: list[list[Part]]) -> Iterator[list[list[Part]]]:
     """Both in the wider residual stream, zeros for what the narrower one does not have."""
-    sides = left, right
-    width, most = (max(getattr(layers[0][0], faces).shape[-1] for layers in sides) for faces in ("faces", "narrow"))
-    dtype = min((layers[0][0].faces.dtype for layers in sides), key=lambda dtype: dtype.itemsize)
-    return tuple(
-        [
-            [
-                part._replace(
-                    faces=F.pad(part.faces, (0, width - part.faces.shape[-1])).to(dtype),
-                    narrow=F.pad(part.narrow, (0, most - part.narrow.shape[-1])).to(dtype),
-                )
-                for part in parts
-            ]
-            for parts in layers
-        ]
-        for layers in sides
-    )
+    firsts = left[0][0], right[0][0]
+    dtype = min((part.faces.dtype for part in firsts), key=lambda dtype: dtype.itemsize)
+    widths = {name: max(getattr(part, name).shape[-1] for part in firsts) for name in ("faces", "narrow")}
+
+    def widen(part: Part) -> Part:
+        faces = {name: getattr(part, name) for name in widths}
+        return part._replace(
+            **{name: F.pad(face, (0, widths[name] - face.shape[-1])).to(dtype) for name, face in faces.items()}
+        )
+
+    return ([[widen(part) for part in parts] for parts in layers] for layers in (left, right))
 
 
 def _pair_parts(left: list[list[Part]], right: list[list[Part]]) -> list[Pair]:

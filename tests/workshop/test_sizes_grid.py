@@ -131,6 +131,9 @@ def test_a_vocabulary_of_another_size_spells_the_same_text():
     assert 256 < len(corpus.tokenizer.get_vocab().keys() & load_tokenizer().get_vocab().keys()) < 512
 
 
+METHOD = "aligned_neurons"
+
+
 def _rows(widths, law, noise, relatives=0.9):
     generator, rows = np.random.default_rng(0), []
     for place, width in enumerate(widths):
@@ -138,36 +141,42 @@ def _rows(widths, law, noise, relatives=0.9):
             depth, tokens = (2, 4, 8)[place % 3], (4e5, 8e5)[place // 3 % 2]
             score = law(width, depth) + noise * generator.uniform(-1, 1) if use == "stranger" else relatives
             sizes_of = {f"{fact}_{x}": v for x in "ab" for fact, v in (("width", width), ("depth", depth))}
-            rows.append({"use": use, **sizes_of, "tokens_a": tokens, "tokens_b": tokens, "m": float(score)})
+            known = {"use": use, "shapes": "dense, dense, equal depths", METHOD: float(score)}
+            rows.append({**known, **sizes_of, "tokens_a": tokens, "tokens_b": tokens})
     return rows
 
 
-def test_a_law_finds_what_was_put_in_and_holds_for_widths_it_never_saw():
+def test_a_law_finds_what_was_put_in():
     def law(width, depth):
         return np.tanh(0.1 + 0.02 * 96 / width + 0.05 * 4 / depth + 0.03 * 96 * 4 / width / depth)
 
-    rows = _rows([48, 64, 96, 128, 192, 256, 384] * 6, law, 0.0)
-    (found,) = sizes_tables.laws(rows, ["m"])
+    (found,) = sizes_tables.laws(_rows([48, 64, 96, 128, 192, 256, 384] * 6, law, 0.0), [METHOD])
     wanted = dict(zip(sizes_tables.TERMS, (0.1, 0.02, 0.05, 0.03, 0.0), strict=True))
     assert {term: found[term] for term in wanted} == pytest.approx(wanted, abs=1e-6)
     assert found["r_squared"] > 0.999
-    rows = _rows([48, 64, 96, 128, 192, 256, 384] * 6, law, 0.01)
-    table = [row for row in sizes_tables.left_out(rows, ["m"]) if row["method"] == "any"]
-    assert [row["width"] for row in table] == [48, 64, 96, 128, 192, 256, 384]
-    assert all(row["accused"] == 0 and row["found"] == row["relatives"] == 6 for row in table)
 
 
-def test_a_law_that_does_not_hold_is_seen_to_fail():
+def test_widths_that_are_like_the_others_are_judged_right_by_them():
+    rows = _rows([48, 64, 96, 128] * 6, lambda width, depth: 0.1, 0.005)
+    table = [row for row in sizes_tables.left_out(rows, [METHOD]) if row["by"] == "verdict"]
+    assert [row["width"] for row in table] == [48, 64, 96, 128, "all"]
+    assert all(row["accused"] == row["cannot_tell"] == 0 and row["found"] == row["relatives"] for row in table)
+    assert (table[-1]["strangers"], table[-1]["relatives"]) == (48, 24)
+
+
+def test_a_width_that_is_unlike_all_others_is_seen_to_fail():
     rows = _rows([48, 64, 96, 128, 192] * 6, lambda width, depth: 0.1, 0.005)
     rows += _rows([384] * 6, lambda width, depth: 0.8, 0.005)
-    last = sizes_tables.left_out(rows, ["m"])[-1]
-    assert (last["width"], last["strangers"], last["accused"]) == (384, 12, 12)
+    table = {(row["width"], row["by"]): row for row in sizes_tables.left_out(rows, [METHOD])}
+    for by in ("verdict", METHOD):
+        assert (table[384, by]["strangers"], table[384, by]["accused"]) == (12, 12)
+        assert table["all", by]["accused"] == 12
 
 
 def test_quantiles_count_what_a_method_refuses():
     rows = _rows([48, 64], lambda width, depth: 0.1, 0.0)
-    rows[0]["m"] = None
-    first = sizes_tables.quantiles(rows, ["m"])[0]
+    rows[0][METHOD] = None
+    first = sizes_tables.quantiles(rows, [METHOD])[0]
     assert (first["smaller"], first["pairs"], first["refused"], first["highest"]) == (48, 2, 1, pytest.approx(0.1))
 
 
