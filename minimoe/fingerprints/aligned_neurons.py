@@ -246,10 +246,12 @@ def _loudness(rows: Sequence[Tensor], faces: Tensor, inputs: Tensor) -> Tensor:
     moments = (active.mT @ active).double() / len(inputs)
     near = loudness(alike, moments * (down @ down.mT))
     sizes = moments.diagonal().clamp(min=torch.finfo(moments.dtype).tiny).sqrt()
-    values, combinations = torch.linalg.eigh(moments / sizes / sizes[:, None])
-    silent = combinations[:, values < QUIET]
-    written = sizes[:, None] * down
-    return torch.minimum(near, (written - silent @ (silent.mT @ written)).norm(dim=1)).to(down)
+    moments, written = moments / sizes / sizes[:, None], sizes[:, None] * down
+    if torch.linalg.cholesky_ex(moments - QUIET * torch.eye(len(moments))).info:  # some combinations stay silent
+        values, combinations = torch.linalg.eigh(moments)
+        silent = combinations[:, values < QUIET]
+        written = written - silent @ (silent.mT @ written)
+    return torch.minimum(near, written.norm(dim=1)).to(down)
 
 
 def _lengths(rows: Sequence[Tensor]) -> Tensor:

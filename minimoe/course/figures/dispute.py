@@ -34,7 +34,7 @@ CHANCE = ("independent", "wandering", "shared trend")
 TRENDS = (0.9, 0.93)  # a little below the claimed value, and a little above it
 METHODS = (
     *("std_profile", "norm_profile", "weight_cosine", "aligned_cka", "spectral", "virtual_response_whitened"),
-    *("csu", "match", "expert_attribution", "token_agreement"),
+    *("csu", "aligned_neurons", "best_part", "token_agreement"),
 )
 Range = tuple[float, float, float]  # lower end, estimate, upper end
 Similarities = dict[str, dict[str, dict[str, float]]]  # group -> pair -> statistic -> value
