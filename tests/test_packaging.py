@@ -61,7 +61,7 @@ def test_environment_yml_agrees_with_pyproject():
         assert line.count("=") < 2 or ">=" in line, f"{line!r} names a build string, which ties it to one platform"
     expected = [f"{CONDA_NAME.get(each.name, each.name)}{each.specifier}" for each in RUNTIME]
     assert lines == ["python=3.11", *expected, "pip"]
-    assert environment["dependencies"][-1] == {"pip": ["-e ."]}
+    assert environment["dependencies"][-1] == {"pip": ["-e .[fleet]"]}, "notebook 12 keeps a fleet"
     assert PROJECT["requires-python"] == ">=3.11"
 
 
