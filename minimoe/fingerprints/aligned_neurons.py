@@ -41,7 +41,7 @@ from minimoe.fingerprints.result import Refusal, Result, explain_refusals
 from minimoe.fingerprints.weights import Weights, read_once
 
 MOST_NEURONS, MOST_EXPERTS = 512, 8  # of a part of a wide model, and of a layer: those with the longest rows
-MOST_FITS = 8  # parts that get a rotation of their own, in even steps
+MOST_FITS, MOST_OWN = 8, 16  # parts, in even steps, from which one rotation is sought; and that get one of their own
 STEPS = 8  # of iterative closest points
 DIRECTIONS = 256  # of a wide residual stream, in which rotations are looked for
 INPUTS = 2048  # for which neurons are heard; twice as many as neurons where those are more
@@ -120,7 +120,8 @@ def align(a: Weights, b: Weights, all_count: bool = False) -> Alignment:
     if tried[0][1].layer != tried[-1][1].layer:
         bodies.append(_score_all(pairs, _fit_to_other_layers(pairs, tried)))
     best = torch.stack(bodies).max(0).values
-    for place, (source, found) in zip(range(0, len(pairs), step), tried, strict=True):
+    for place in sorted(range(len(pairs)), key=lambda place: -_likeness(*pairs[place]))[:MOST_OWN]:
+        source, found = pairs[place]
         own = _score(source, _half(found, 1), _fit(source, _half(found, 0)))
         best[place] = max(best[place], own)
     names = [f"layer {part.layer} {'mlp' if part.name == 'mlp' else f'expert {part.name}'}" for _, part in pairs]

@@ -127,7 +127,7 @@ def planted_strangers(scores: Rows) -> Drawing:
     """What planted neurons do to four scores: the first two count all parts, the last two those that do something.
     Data: plant, method, score; one row a pair."""
     methods = {name.replace("_", " "): name for name in ("match", "expert_attribution", "aligned_neurons", "best_part")}
-    kinds = [f"planted-{kind}" for kind in ("dead", "opposite", "sums", "products", "squares")]
+    kinds = [f"planted-{kind}" for kind in ("dead", "opposite", "sums", "products", "squares", "spans")]
     drawn, panels, rows = _draw_strangers(scores, kinds, methods)
     for axes in panels:
         axes.set(xlim=(-0.25, 1.1), xticks=(0, 0.5, 1), xlabel="score")
