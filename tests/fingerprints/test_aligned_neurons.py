@@ -7,6 +7,7 @@ from minimoe.fingerprints.aligned_neurons import _compare_traits, _fit, aligned_
 from minimoe.fingerprints.audible import head_counts
 from minimoe.lineage import plant, transplant_expert, upcycle
 from minimoe.lineage.gauge import all_gauges
+from minimoe.lineage.zoo import Zoo
 from tests.fingerprints.toys import KINDS, disturbed, gauged, random_model, weights
 
 BOTH = aligned_neurons, best_part
@@ -54,9 +55,10 @@ def test_a_counterpart_is_found_by_traits_and_the_rotation_from_it():
 
 
 @pytest.mark.parametrize("is_gauged", [False, True])
-def test_one_expert_of_another_model_is_found_and_named(is_gauged):
-    parent, host = random_model(1), mixture(random_model(2))
-    suspect = transplant_expert(host, parent, layer=1, expert=2)
+@pytest.mark.parametrize("expert", [1, 2])
+def test_one_expert_of_another_model_is_found_and_named_wherever_it_stands(expert, is_gauged):
+    parent, host = random_model(1, num_hidden_layers=4), mixture(random_model(2, num_hidden_layers=4))
+    suspect = transplant_expert(host, parent, layer=1, expert=expert)
     suspect = disturbed(all_gauges(suspect, 3) if is_gauged else suspect, 0.1)
     found = best_part(weights(parent), weights(suspect))
     scores = {name: score for name, score in found.details.items() if name.startswith("layer")}
@@ -102,9 +104,20 @@ def test_planted_neurons_that_do_nothing_do_not_count(kind, is_gauged):
 
 def test_an_expert_that_no_token_meets_does_not_count():
     other, model = random_model(1), mixture(random_model(2))
-    suspect = plant.plant_unreached_expert(model, mixture(other))
+    ends = {name: tensor for name, tensor in model.state_dict().items() if "layers" not in name}
+    other.load_state_dict(other.state_dict() | ends)  # so that planted neurons are what they were
+    suspect = plant.plant_unreached_expert(model, other)
     found = best_part(weights(other), weights(suspect))
-    assert found.score < 0.5 < found.details["idle"]
+    assert found.score < 0.5 < 0.9 < found.details["idle"]
+
+
+@pytest.mark.parametrize("way", ["squares", "spans"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_others_undo_stays_silent_in_half_precision(way, dtype):
+    alder, stranger = Zoo().load("alder"), Zoo().load("stranger-13")
+    planted = plant.plant_cancelling_neurons(stranger, alder, way=way, share=0.25).to(dtype).float()
+    found = aligned_neurons(weights(alder), weights(planted))
+    assert found.score < 0.1 < found.details["idle"]
 
 
 def test_heads_that_write_nothing_or_undo_each_other_do_not_count():
