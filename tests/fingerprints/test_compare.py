@@ -210,14 +210,14 @@ def test_random_models_in_memory_compare_as_their_folders_do_and_stay_as_they_ar
         for name, tensor in model.state_dict().items():
             assert tensor.dtype == tensors[name].dtype and torch.equal(tensor, tensors[name])
     nameless = compare(*models)
-    assert "0 shared tokens" in nameless.methods["match"].result.refused
+    assert "0 shared tokens" in nameless.methods["aligned_cka"].result.refused
 
 
 def test_the_tokenizer_of_a_model_is_used_before_the_one_that_is_given():
     model, other = random_model(1), random_model(1)
     model.tokenizer_json = Tokenizer(WordLevel({f"own{i}": i for i in range(160)}, unk_token="own0")).to_str()
     report = compare(model, other, tokenizer=Vocabulary())
-    assert "0 shared tokens" in report.methods["match"].result.refused
+    assert "0 shared tokens" in report.methods["aligned_cka"].result.refused
 
 
 def test_another_default_device_changes_nothing(tmp_path):

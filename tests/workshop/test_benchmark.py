@@ -293,13 +293,14 @@ def test_orders_are_told_by_the_model_itself_its_rewrite_and_its_student_and_by_
 def test_targets_of_the_combined_verdict(rows):
     found = {row["method"]: row for row in tables.by_method(rows, ["score"])}["score"]
     assert found["auc"] >= 0.995 and found["tpr"] >= 0.95
+    assert found["strangers"] >= 1000 and found["tpr_at_0.1%"] >= 0.95
     said = Counter((row["use"], row["verdict"]) for row in rows)
-    assert not said["forgery", "shared lineage"] and not said["forgery", "same weights"]
-    assert not any(said[use, "same weights"] for use in (*STRANGERS, "twins", "student"))
+    unrelated = (*STRANGERS, "twins", "student", "forgery", "planted")
+    assert not any(said[use, verdict] for use in unrelated for verdict in ("same weights", "shared lineage"))
     students = [row["score"] for row in rows if row["use"] == "student"]
     assert max(students) < 0.4  # others may learn more from their teacher
     left_open = {row["kind"] for row in rows if row["verdict"] == "cannot tell"}
-    assert left_open == {"framed-order", "transplant, donor", "transplant-trained, donor"}
+    assert left_open == {"framed-order"}
 
 
 def test_targets_of_expert_attribution(rows):
