@@ -137,7 +137,7 @@ def losses_while_training(run: str, domain: str = ALL) -> tuple[np.ndarray, np.n
 
 
 def better(gap: np.ndarray) -> str:
-    """Who ends lower with every seed, "mixture" or "dense", or "open" where the seeds differ; of dense minus mixture."""
+    """Who ends lower with every seed, "mixture" or "dense", or "open" where seeds differ; of dense minus mixture."""
     return "mixture" if gap.min() > 0 else "dense" if gap.max() < 0 else "open"
 
 

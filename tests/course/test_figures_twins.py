@@ -70,9 +70,8 @@ def test_gaps_by_domain_mark_who_is_better_with_every_seed(twins):
     assert shown[1, 1].get_text() == "-0.250" and shown[1, 1].get_weight() == "bold"
     assert shown[0, 0].get_text() == "+0.250" and shown[0, 0].get_weight() == "normal"
     assert (axes.images[0].get_array() > 0).tolist() == [[True, True], [True, False], [False, False]]
-    assert "mixture 3, dense 2, open 1. Where it is the dense model: dense, equal total same tokens: prose; mine: code" in (
-        drawn.get_label()
-    )
+    counts = "mixture 3, dense 2, open 1. Where it is the dense model: dense, equal total same tokens: prose; mine"
+    assert counts in drawn.get_label()
 
 
 def test_who_is_better_only_where_all_seeds_agree():

@@ -12,7 +12,7 @@ from minimoe.course.cost import place_experts
 from minimoe.course.figures.drawing import heatmap, label_right, new_panels, note, span
 from minimoe.course.figures.register import Drawing, cell_columns, columns, figure
 from minimoe.course.runs import Table, read_runs, where
-from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, expert_colour
+from minimoe.course.style import INK, QUIET, SERIES, expert_colour
 from minimoe.model import RouterOutput, route_topk
 from minimoe.model.balance import expert_load, load_balancing_loss
 

@@ -40,7 +40,7 @@ Routes = Mapping[str, RouterOutput]
 
 @figure(listed=False)
 def draw_routes(tokens: Sequence[str], routes: Routes, asked: Routes | None = None) -> Drawing:
-    """One grid a router: which token goes to which expert, with what weight, what is dropped, and which token gets none.
+    """One grid a router: which token goes to which expert, with what weight, what is dropped, and who gets none.
 
     Drawn of T pieces of text, of what each router decided for them [T, K], and, in `asked`, of what it chose before a
     capacity cut that.
@@ -117,13 +117,14 @@ def _label_grids(grids: Sequence[Axes], tokens: Sequence[str]) -> None:
 
 @figure(listed=False)
 def draw_changes(tokens: Sequence[str], before: Routes, after: Routes, edited: int) -> Drawing:
-    """One grid a router: which token goes to which expert before and after the tokens from place `edited` on were replaced.
+    """One grid a router: who goes to which expert before and after the tokens from place `edited` on were replaced.
 
     Drawn of the T pieces of text before the edit, and of what each router decided for both texts, equally long.
     Data: router, token, expert, before, after (weights, 0 where they do not meet).
     """
-    note = "■ in both texts   − only before the edit   + only after it   hatched: no expert   grey: the word replaced"
-    drawn, grids = new_pairs(len(before), 1.75, 0.85, xlabel=note)
+    note = "■ in both texts    − only before the edit    + only after it\n"
+    note += "hatched: no expert    grey: the word that was replaced"
+    drawn, grids = new_pairs(len(before), 1.75, 1.05, xlabel=note)
     rows, counts = [], []
     for axes, name in zip(grids, before, strict=True):
         weights = [_weights(routes[name]) for routes in (before, after)]

@@ -39,8 +39,8 @@ def expert_use(trace: RoutingTrace, label: str = "domain", layer: int = 1) -> Dr
     share, chance, low, _ = (field[layer] for field in measured)
     names = [*labels(trace, label).names, "all"]
     row, expert = np.unravel_index((share - chance).argmax(), share.shape)
-    alt = f"""A table of {label} by expert in layer {layer}: how many per cent of the tokens go to the expert. It is most
-        above all tokens for {names[row]} and expert {expert}: {share[row, expert]:.0%} against
+    alt = f"""A table of {label} by expert in layer {layer}: how many per cent of the tokens go to the expert. It is
+        most above all tokens for {names[row]} and expert {expert}: {share[row, expert]:.0%} against
         {chance[row, expert]:.0%}. Of the {share.size} shares, {(low > chance).sum()} are more than chance."""
 
     title = f"Layer {layer}: per cent of the tokens that go to an expert"

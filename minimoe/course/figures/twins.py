@@ -1,4 +1,4 @@
-"""A mixture and dense models of equal size: how they learnt, given the same tokens, compute or time, and where they ended."""
+"""A mixture and dense models: how they learnt, given the same tokens, compute or time, and where they ended."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -123,5 +123,6 @@ def gaps_by_domain(mixture: Table, twins: Mapping[str, Table]) -> Drawing:
     counts = ", ".join(f"{each} {(who == each).sum()}" for each in ("mixture", "dense", "open"))
     won = "; ".join(f"{_label(run, ' ')}: {domain}" for run, domain, _, ahead in rows if ahead == "dense")
     alt = f"""A table of final held-out losses minus the mixture's, dense models by kinds of text. Who is better with
-        every seed, in how many cells (open: seeds differ): {counts}. Where it is the dense model: {won or "nowhere"}."""
+        every seed, in how many cells (open: seeds differ): {counts}. Where it is the dense model:
+        {won or "nowhere"}."""
     return drawn, columns(("run", "domain", "gap", "better"), rows), alt

@@ -8,7 +8,7 @@ from minimoe.course.figures.drawing import label_rows, new_pairs, new_panels
 from minimoe.course.figures.register import Drawing, cell_columns, columns, figure
 from minimoe.course.figures.tokens import draw_tile, token_map, visible
 from minimoe.course.shipped import PLANTED_SEED, planted_trace, real_text_model, route_text, shipped_model
-from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, expert_colour, token_fonts
+from minimoe.course.style import INK, PALE, QUIET, SERIES, expert_colour, token_fonts
 from minimoe.inspection import RoutingTrace
 from minimoe.inspection.metrics import frequent_tokens, repetition, repetition_by_token, vocabulary_specialization
 from minimoe.model import MoEForCausalLM
@@ -42,7 +42,8 @@ def token_path(texts: tuple[str, ...] = FULL_STOPS, *, model: MoEForCausalLM) ->
                 axes.text(expert, layer, f"{100 * weight:.0f}", ha="center", va="center", zorder=3)
         paths.append(f"“{text.strip()}” {', '.join(map(str, firsts))}")
     alt = f"""One panel for each text: layers downwards, experts across, and a box with the weight for each expert of
-        the last token, in a thick frame for the first choice. The first choices from the first layer to the last: {"; ".join(paths)}."""
+        the last token, in a thick frame for the first choice. The first choices from the first layer to the last:
+        {"; ".join(paths)}."""
     return drawn, columns(("text", "layer", "expert", "weight"), rows), alt
 
 
