@@ -30,7 +30,7 @@ RUNS = {
     "compute": {MIXTURE: "moe", EQUAL_ACTIVE: "dense-active", EQUAL_TOTAL: "dense-total-compute"},
     "time": {MIXTURE: "moe", EQUAL_ACTIVE: "dense-active-clock", EQUAL_TOTAL: "dense-total-clock"},
 }
-# Every twin and what it was given as much of as the mixture; each run once.
+# Every dense model and what it was given as much of as the mixture; each run once.
 TWINS = {
     "dense-active": (EQUAL_ACTIVE, "same tokens and compute"),
     "dense-active-clock": (EQUAL_ACTIVE, "same time"),
@@ -137,8 +137,8 @@ def losses_while_training(run: str, domain: str = ALL) -> tuple[np.ndarray, np.n
 
 
 def better(gap: np.ndarray) -> str:
-    """Who ends lower with every seed, "mixture" or "twin", or "open" where the seeds differ; of twin minus mixture."""
-    return "mixture" if gap.min() > 0 else "twin" if gap.max() < 0 else "open"
+    """Who ends lower with every seed, "mixture" or "dense", or "open" where seeds differ; of dense minus mixture."""
+    return "mixture" if gap.min() > 0 else "dense" if gap.max() < 0 else "open"
 
 
 def losses(table: Table, domain: str = ALL) -> np.ndarray:

@@ -69,10 +69,16 @@ def route_text(text: str, model: MoEForCausalLM) -> tuple[list[str], list[Router
 
 @cache
 def planted_trace() -> RoutingTrace:
-    """Planted documents through `shipped_model()`, which was trained on none of them: 0 to 19 of every domain, in the
-    order of `DOMAINS`, labelled with the kind of text, which is the language, code or arithmetic."""
-    model, tokenizer = shipped_model()
-    with torch.no_grad(), record_routing(model) as trace:
+    """Planted documents through `shipped_model()`, which was trained on none of them, as `record_planted` runs them."""
+    return record_planted(real_text_model())
+
+
+@torch.no_grad()
+def record_planted(model: MoEForCausalLM) -> RoutingTrace:
+    """How `model` routes planted documents that no corpus holds: 0 to 19 of every domain, in the order of `DOMAINS`,
+    labelled with the kind of text, which is the language, code or arithmetic."""
+    tokenizer = tokenizer_of(model)
+    with record_routing(model) as trace:
         for domain in DOMAINS:
             trace.label(domain.split("/")[0])
             for index in range(PLANTED_DOCUMENTS):

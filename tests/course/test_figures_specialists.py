@@ -93,13 +93,14 @@ def followed(metrics, steps=(800,), layers=2, seeds=3):
 def test_followed_labels_draws_the_last_step_by_layer():
     table = followed(FOLLOWED, steps=(400, 800))
     drawn, data = figures.followed_labels(table)
-    assert len(data["metric"]) == 6 * 2 * 3
+    assert len(data["metric"]) == 5 * 2 * 3 and "position" not in data["metric"]
     for metric, layer, seed, value, chance in zip(*data.values(), strict=True):
         assert value == pytest.approx(0.8 + layer / 10 + seed / 100 + FOLLOWED.index(metric))
         assert chance == pytest.approx(value / 10)
     alone, given = drawn.axes
     means = {line.get_label(): line for line in alone.lines if not line.get_label().startswith("_")}
-    assert list(means) == ["token", "language", "topic", "position"]
+    assert list(means) == ["token", "language", "topic"]
+    assert [text.get_text() for text in alone.texts] == list(means)
     np.testing.assert_allclose(means["topic"].get_ydata(), [0.81 + 2, 0.91 + 2])
     assert means["topic"].get_xdata().tolist() == [0, 1] and alone.get_xlabel() == "layer"
     same_look = {line.get_label(): line.get_color() for line in given.lines}
@@ -173,11 +174,11 @@ def test_load_and_worth_draws_means_over_groups_and_every_group():
     assert share.shape == nats.shape == (2, 2, 3, 2)
     assert nats[1, 0, 2, 1] == pytest.approx(1.021) and share[1, 0, 2, 1] == pytest.approx(1 - 0.1021)
     drawn, data = figures.load_and_worth(table)
-    whole, by_group = drawn.axes
-    assert len(data["view"]) == 2 * 2 * 3 + 2 * 2 * 3 * 2
-    np.testing.assert_allclose(whole.lines[1].get_ydata(), nats[:, 1].mean(-1).ravel())
-    np.testing.assert_allclose(by_group.lines[1].get_xdata(), share[:, 1].ravel())
-    assert whole.get_xlabel().startswith("share") and whole.get_ylabel().startswith("nats")
+    assert len(data["view"]) == 2 * 2 * 3 + 2 * 2 * 3 * 2 and data["view"][0] == "expert"
+    by_group, whole = drawn.axes[1].lines  # of layer 1
+    np.testing.assert_allclose(whole.get_ydata(), nats[:, 1].mean(-1).ravel())
+    np.testing.assert_allclose(by_group.get_xdata(), share[:, 1].ravel())
+    assert drawn.get_supxlabel().startswith("share") and drawn.get_supylabel().startswith("nats")
     assert "over all text -1.00, within one group of domains -1.00" in drawn.get_label()
 
 

@@ -1,4 +1,4 @@
-"""The figures of dense twins, drawn of runs with a known truth: they give back that truth."""
+"""The figures of dense models, drawn of runs with a known truth: they give back that truth."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_final_gaps_are_the_true_ones_seed_by_seed(twins):
     zero, *marks = axes.lines
     assert list(zero.get_xdata()) == [0, 0]
     assert [mark.get_xdata().mean() for mark in marks] == pytest.approx([0.25, 0.0, -0.625])
-    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first twin at the top
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first dense model at the top
     assert [label.get_text() for label in axes.get_yticklabels()][2] == "mine"
     assert "dense, equal active same tokens and compute +0.250, +0.250 to +0.250" in drawn.get_label()
 
@@ -61,8 +61,8 @@ def test_gaps_by_domain_mark_who_is_better_with_every_seed(twins):
     found = {(run, domain): row for run, domain, *row in zip(*data.values(), strict=True)}
     assert {place: who for place, (_, who) in found.items()} == {
         ("dense-active", "code"): "mixture", ("dense-active", "prose"): "mixture",
-        ("dense-total", "code"): "mixture", ("dense-total", "prose"): "twin",
-        ("mine", "code"): "twin", ("mine", "prose"): "open",
+        ("dense-total", "code"): "mixture", ("dense-total", "prose"): "dense",
+        ("mine", "code"): "dense", ("mine", "prose"): "open",
     }  # fmt: skip
     assert found["dense-total", "prose"][0] == pytest.approx(-0.25)
     (axes,) = drawn.axes
@@ -70,13 +70,12 @@ def test_gaps_by_domain_mark_who_is_better_with_every_seed(twins):
     assert shown[1, 1].get_text() == "-0.250" and shown[1, 1].get_weight() == "bold"
     assert shown[0, 0].get_text() == "+0.250" and shown[0, 0].get_weight() == "normal"
     assert (axes.images[0].get_array() > 0).tolist() == [[True, True], [True, False], [False, False]]
-    assert "mixture 3, twin 2, open 1. Where it is the twin: dense, equal total same tokens: prose; mine: code" in (
-        drawn.get_label()
-    )
+    counts = "mixture 3, dense 2, open 1. Where it is the dense model: dense, equal total same tokens: prose; mine"
+    assert counts in drawn.get_label()
 
 
 def test_who_is_better_only_where_all_seeds_agree():
-    cases = {"mixture": [0.1, 0.2, 0.3], "twin": [-0.1, -0.2, -0.3], "open": [0.3, 0.3, -0.01]}
+    cases = {"mixture": [0.1, 0.2, 0.3], "dense": [-0.1, -0.2, -0.3], "open": [0.3, 0.3, -0.01]}
     assert {name: runs.better(np.array(gap)) for name, gap in cases.items()} == {name: name for name in cases}
     assert runs.better(np.array([0.1, 0.0])) == "open"
 

@@ -12,7 +12,7 @@ from minimoe.course.cost import place_experts
 from minimoe.course.figures.drawing import heatmap, label_right, new_panels, note, span
 from minimoe.course.figures.register import Drawing, cell_columns, columns, figure
 from minimoe.course.runs import Table, read_runs, where
-from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, expert_colour
+from minimoe.course.style import INK, QUIET, SERIES, expert_colour
 from minimoe.model import RouterOutput, route_topk
 from minimoe.model.balance import expert_load, load_balancing_loss
 
@@ -154,11 +154,11 @@ def device_simulator(experts: int = 64, k: int = 8, devices: int = 8, skew: floa
     lost = 1 - here["MoGE"].kept / here["top-k"].kept
     drawn, (*bars, below_left, below_right) = new_panels(5.6, 2, 2)
     rows = []
-    for axes, colour, style, (rule, placed) in zip(bars, (MAIN, PALE), SERIES, here.items(), strict=False):
+    for axes, style, (rule, placed) in zip(bars, SERIES, here.items(), strict=False):
         work = placed.work.numpy()  # [devices, experts on each]
-        stacks = {"bottom": (work.cumsum(1) - work).flat, "edgecolor": "white", "linewidth": 0.7}
-        axes.bar(np.indices(work.shape)[0].flat, work.flat, 0.8, color=colour, **stacks)
-        axes.bar(range(devices), work.sum(1), 0.8, facecolor="none", edgecolor=MAIN)
+        stacks = {"bottom": (work.cumsum(1) - work).flat, "edgecolor": "white", "linewidth": 1}
+        axes.bar(np.indices(work.shape)[0].flat, work.flat, 0.8, color=style["color"], **stacks)
+        axes.bar(range(devices), work.sum(1), 0.8, facecolor="none", edgecolor=style["color"])
         axes.axhline(1, color=INK, linestyle="--", linewidth=1)
         axes.set(title=f"{rule}: the step takes {placed.time:.2f}", xlabel="device", xticks=range(devices))
         axes.set_ylim(0, 1.15 * max(each.time for each in here.values()))

@@ -40,7 +40,7 @@ Routes = Mapping[str, RouterOutput]
 
 @figure(listed=False)
 def draw_routes(tokens: Sequence[str], routes: Routes, asked: Routes | None = None) -> Drawing:
-    """One grid a router: which token meets which expert, with what weight, what is dropped, and who meets nobody.
+    """One grid a router: which token goes to which expert, with what weight, what is dropped, and who gets none.
 
     Drawn of T pieces of text, of what each router decided for them [T, K], and, in `asked`, of what it chose before a
     capacity cut that.
@@ -49,7 +49,7 @@ def draw_routes(tokens: Sequence[str], routes: Routes, asked: Routes | None = No
     kept = {name: _weights(output) for name, output in routes.items()}
     chosen = kept | {name: _weights(output) for name, output in (asked or {}).items()}
     experts = max(weights.shape[1] for weights in kept.values())
-    drawn, (*grids, key) = new_pairs(len(routes) + 1, 0.16 * experts + 0.36, 1.35)
+    drawn, (*grids, key) = new_pairs(len(routes) + 1, 0.092 * experts + 0.36, 1.2)
     rows, findings = [], []
     for place, (axes, (name, weights)) in enumerate(zip(grids, kept.items(), strict=True), 1):
         dropped, nobody = _met(chosen[name]) & ~_met(weights), ~_met(weights).any(1)
@@ -61,9 +61,11 @@ def draw_routes(tokens: Sequence[str], routes: Routes, asked: Routes | None = No
             f"{_met(weights).sum(0).max()}, slots dropped {dropped.sum()}, tokens with no expert {nobody.sum()}."
         )
     _label_grids(grids, tokens)
+    for axes in grids:  # lines are too low for every number
+        axes.set_yticks(np.arange(0, experts, 2) + 0.5, range(0, experts, 2), size=10)
     shades = [Patch(facecolor=_SHADES(weight), label=f"weight {weight:g}") for weight in (0.05, 0.5, 1.0)]
     cross = Line2D([], [], **_DROPPED, label="dropped: the expert was full")
-    hatch = Patch(**_NOBODY, label="the token meets no expert")
+    hatch = Patch(**_NOBODY, label="no expert for this token")
     key.set_axis_off()
     key.legend(handles=[*shades, cross, hatch], loc="center", handlelength=1)
     for line, dim in (("column", 1), ("row", 0)):
@@ -115,13 +117,14 @@ def _label_grids(grids: Sequence[Axes], tokens: Sequence[str]) -> None:
 
 @figure(listed=False)
 def draw_changes(tokens: Sequence[str], before: Routes, after: Routes, edited: int) -> Drawing:
-    """One grid a router: who met whom before and after the tokens from place `edited` on were replaced.
+    """One grid a router: who goes to which expert before and after the tokens from place `edited` on were replaced.
 
     Drawn of the T pieces of text before the edit, and of what each router decided for both texts, equally long.
     Data: router, token, expert, before, after (weights, 0 where they do not meet).
     """
-    note = "■ in both texts    − only before the edit    + only after it    hatched: no expert"
-    drawn, grids = new_pairs(len(before), 1.75, 0.85, xlabel=note)
+    note = "■ in both texts    − only before the edit    + only after it\n"
+    note += "hatched: no expert    grey: the word that was replaced"
+    drawn, grids = new_pairs(len(before), 1.75, 1.05, xlabel=note)
     rows, counts = [], []
     for axes, name in zip(grids, before, strict=True):
         weights = [_weights(routes[name]) for routes in (before, after)]
@@ -138,7 +141,7 @@ def draw_changes(tokens: Sequence[str], before: Routes, after: Routes, edited: i
             rows.append((name, *slot, *(each[*slot].nan_to_num().item() for each in weights)))
     _label_grids(grids, [*tokens[:edited], *"?" * (len(tokens) - edited)])
     alt = f"""Grids of tokens by experts, before and after the last word was replaced. Of the {edited} tokens before
-        that word, so many meet other experts after the edit: {"; ".join(counts)}."""
+        that word, so many go to other experts after the edit: {"; ".join(counts)}."""
     return drawn, columns(("router", "token", "expert", "before", "after"), rows), alt
 
 

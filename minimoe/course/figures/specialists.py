@@ -1,6 +1,6 @@
 """What the experts of a mixture follow, and what each is worth: of a trace, or of tables as `read_run` returns them.
 
-A share of information is that of `mutual_information`: 1 says that the label decides which experts a token meets.
+A share of information is that of `mutual_information`: 1 says that the label decides which experts a token goes to.
 """
 
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ from minimoe.course.figures.drawing import curve_with_seeds, heatmap, new_pairs,
 from minimoe.course.figures.register import Drawing, cell_columns, columns, figure
 from minimoe.course.runs import PLANTED, Table, pivot, read_run, read_runs, where
 from minimoe.course.shipped import held_out_trace
-from minimoe.course.style import QUIET, SERIES
+from minimoe.course.style import INK, QUIET, SERIES
 from minimoe.inspection import RoutingTrace
 from minimoe.inspection.labels import labels
 from minimoe.inspection.metrics import domain_specialization
 from minimoe.model.config import require
 
 _FOLLOWED = {
-    "alone": ("token", "language", "topic", "position"),
+    "alone": ("token", "language", "topic"),
     "once the token is known": ("language given token", "topic given token"),
 }
 _BALANCES = {"loss over the batch": PLANTED[0], "loss in each sequence": PLANTED[1]}
@@ -28,7 +28,7 @@ _BALANCES = {"loss over the batch": PLANTED[0], "loss in each sequence": PLANTED
 
 @figure(trace=held_out_trace)
 def expert_use(trace: RoutingTrace, label: str = "domain", layer: int = 1) -> Drawing:
-    """Share of the tokens of each domain, language or topic that meet each expert, and of all tokens.
+    """Share of the tokens of each domain, language or topic that go to each expert, and of all tokens.
 
     Data: label (the last is "all"), expert, share, chance and low: of the load-aware null, and the lower end of the
     95 % interval; empty for "all". For topics both keep the language fixed.
@@ -39,11 +39,11 @@ def expert_use(trace: RoutingTrace, label: str = "domain", layer: int = 1) -> Dr
     share, chance, low, _ = (field[layer] for field in measured)
     names = [*labels(trace, label).names, "all"]
     row, expert = np.unravel_index((share - chance).argmax(), share.shape)
-    alt = f"""A table of {label} by expert in layer {layer}: how many per cent of the tokens meet the expert. It is most
-        above all tokens for {names[row]} and expert {expert}: {share[row, expert]:.0%} against
+    alt = f"""A table of {label} by expert in layer {layer}: how many per cent of the tokens go to the expert. It is
+        most above all tokens for {names[row]} and expert {expert}: {share[row, expert]:.0%} against
         {chance[row, expert]:.0%}. Of the {share.size} shares, {(low > chance).sum()} are more than chance."""
 
-    title = f"Layer {layer}: per cent of the tokens that meet an expert"
+    title = f"Layer {layer}: per cent of the tokens that go to an expert"
     drawn, (axes,) = new_panels(0.33 * len(names) + 1.35, title=title)
     nothing = np.full_like(chance[:1], np.nan)
     share, chance, low = (np.vstack(rows) for rows in ((share, chance[:1]), (chance, nothing), (low, nothing)))
@@ -59,7 +59,7 @@ def followed_labels(table: Table) -> Drawing:
     """Share of the routing that each label accounts for, by layer, in each trained model; and what chance gives.
     Drawn of the last step of a table "specialization". Data: metric, layer, seed, value, chance."""
     table = where(table, step=table["step"].max())
-    drawn, both = new_panels(4.2, 1, 2, sharey=True, title="What tells which experts a token meets")
+    drawn, both = new_panels(4.2, 1, 2, sharey=True, title="How much of the routing each label explains")
     styles = dict(zip(_FOLLOWED["alone"], SERIES, strict=False))
     parts = []
     for axes, (title, metrics) in zip(both, _FOLLOWED.items(), strict=True):
@@ -69,11 +69,13 @@ def followed_labels(table: Table) -> Drawing:
             chance, *_ = pivot(here, "null", "seed", "layer")
             curve_with_seeds(axes, layers, value, styles[label], label)
             axes.plot(layers, chance.mean(0), **styles[label] | {"marker": ""}, linewidth=1)
+            name = {"xy": (layers[1], value.mean(0)[1]), "xytext": (0, 7), "color": styles[label]["color"]}
+            axes.annotate(label, **name, textcoords="offset points", ha="center", va="bottom", weight="bold")
             parts.append(f"{metric} {span(value, 4)}, chance up to {chance.max():.4f}")
         axes.set(title=title, xticks=layers, xlabel="layer", yscale="log", ylim=(5e-5, 1))
     both[0].set_ylabel("share of the routing information")
-    both[1].legend(*both[0].get_legend_handles_labels(), loc=(0.02, 0.12))
-    both[1].text(0.05, 0.04, "no markers: chance", transform=both[1].transAxes, color=QUIET, size=10)
+    key = "large marks: mean of the models\nsmall dots: each model\nthin lines: chance"
+    both[1].text(0.05, 0.05, key, transform=both[1].transAxes, color=QUIET, size=10, linespacing=1.5)
     alt = f"Curves over {len(layers)} layers, of {len(seeds)} trained models. Share of the routing: {'; '.join(parts)}."
     shown = np.isin(table["metric"], sum(_FOLLOWED.values(), ()))
     cells = zip(*(table[name][shown] for name in ("metric", "layer", "seed", "value", "null")), strict=True)
@@ -175,7 +177,7 @@ def ablation_map(table: Table, seed: int = 0) -> Drawing:
 
 
 def use_and_worth(table: Table) -> tuple[np.ndarray, np.ndarray]:
-    """The share of a group's tokens that meet an expert, and the nats per token that the group loses without it, both
+    """The share of a group's tokens that go to an expert, and the nats per token that the group loses without it, both
     [seeds, L, E, groups], of a table "ablation"."""
     share, nats = (pivot(table, column, "seed", "layer", "expert", "group")[0] for column in ("share", "nats"))
     return share, nats
@@ -183,24 +185,28 @@ def use_and_worth(table: Table) -> tuple[np.ndarray, np.ndarray]:
 
 @figure(table=partial(read_run, PLANTED[0], "ablation"))
 def load_and_worth(table: Table) -> Drawing:
-    """How much an expert is used against what its removal costs: over all text, and within one group of domains.
-    Drawn of a table "ablation". Data: view ("expert" or "expert and group"), seed, layer, share, nats."""
+    """How much an expert is used against what its removal costs, a panel each layer: over all text, and within one
+    group of domains. Drawn of a table "ablation". Data: view ("expert" or "expert and group"), seed, layer, share,
+    nats."""
     share, nats = use_and_worth(table)
     views = {"expert": (share.mean(-1), nats.mean(-1)), "expert and group": (share, nats)}
-    titles = ("each expert, all groups alike", "each expert in each group")
-    drawn, both = new_panels(4.0, 1, 2, sharey=True)
+    looks = {
+        "expert": {"label": "an expert, mean of the groups", "color": INK, "marker": "D"},
+        "expert and group": {"label": "an expert in one group", **SERIES[1], "marker": "o", "fillstyle": "none"},
+    }
+    texts = {"xlabel": "share of the tokens that go to the expert", "ylabel": "nats lost without it (at least 0.001)"}
+    drawn, panels = new_pairs(share.shape[1], 2.3, 0.6, **texts)
     rows = []
-    for axes, title, (view, (x, y)) in zip(both, titles, views.items(), strict=True):
-        for layer, style in zip(range(x.shape[1]), SERIES, strict=False):
-            points = x[:, layer].flatten(), y[:, layer].clip(1e-3).flatten()
-            axes.plot(*points, **style | {"linestyle": ""}, markersize=4, label=f"layer {layer}")
-        rows += [(view, *place[:2], x[place], y[place]) for place in np.ndindex(x.shape)]
-        axes.set(title=title, xlabel="share of the tokens that meet it", yscale="log", xlim=(0, None))
-    both[0].set_ylabel("nats lost without it (log; at least 0.001)")
-    both[0].legend(loc=(0, 0.43), handletextpad=0.1)
+    for view, (x, y) in reversed(views.items()):
+        for layer, axes in enumerate(panels):
+            look = {**looks[view], "linestyle": "", "markersize": 4}
+            axes.plot(x[:, layer].ravel(), y[:, layer].clip(1e-3).ravel(), **look)
+            axes.set(title=f"layer {layer}", yscale="log", xlim=(0, 1))
+        rows = [(view, *place[:2], x[place], y[place]) for place in np.ndindex(x.shape)] + rows
+    drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     overall = rank_correlations(share.mean(-1), nats.mean(-1)).mean()
     within = np.mean([rank_correlations(share[..., group], nats[..., group]) for group in range(share.shape[-1])])
-    alt = f"""Two scatter plots of the loss that removing an expert adds against the share of the tokens that meet it.
+    alt = f"""Scatter plots, one a layer, of the loss that removing an expert adds against its share of the tokens.
         Mean rank correlation within a layer of a model: over all text {overall:.2f}, within one group of domains
         {within:.2f}."""
     return drawn, columns(("view", "seed", "layer", "share", "nats"), rows), alt

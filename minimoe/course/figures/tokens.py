@@ -51,7 +51,7 @@ def token_map(text: str = SHOWCASE, layer: int = 0, *, model: MoEForCausalLM) ->
     """
     tokens, routers = route_text(text, model)
     require(layer in range(len(routers)), "layer", layer, f"0 to {len(routers) - 1}")
-    title, height = f"Which expert each token meets first (layer {layer})", _LINE * _wrap(tokens)[1]
+    title, height = f"First-choice expert of each token (layer {layer})", _LINE * _wrap(tokens)[1]
     drawn, (grid, legend) = new_panels(height + 0.95, 2, height_ratios=[height, 0.45], title=title)
     data = columns(("token", "expert", "probability", "margin"), _draw_tiles(grid, tokens, routers[layer]))
     shares = [data["expert"].count(expert) / len(tokens) for expert in range(routers[layer].scores.shape[1])]
@@ -188,19 +188,19 @@ def token_journey(text: str = "The river was", token: int = -1, layer: int = 1, 
 
 @figure(configs=lambda: {name: model.config for name, model in REAL_MODELS.items()})
 def parameters_total_active(configs: Mapping[str, MoEConfig]) -> Drawing:
-    """Parameters of models, the largest first: all that must be stored, and those that one token meets.
+    """Parameters of models, the largest first: all that must be stored, and those that are active for one token.
     Data: model, total and active (billions of parameters, embedding and output head included)."""
     rows = [(name, c.num_parameters() / 1e9, c.num_parameters(active=True) / 1e9) for name, c in configs.items()]
     rows.sort(key=lambda row: row[1], reverse=True)
     names, total, active = zip(*rows, strict=True)
-    drawn, (axes,) = new_panels(0.5 * len(names) + 1.2, title="What a model stores, and what one token meets")
+    drawn, (axes,) = new_panels(0.5 * len(names) + 1.2, title="What a model stores, and what is active for one token")
     bars = axes.barh(names, total, 0.62, color=PALE, edgecolor=MAIN, hatch="///", label="stored")
-    axes.barh(names, active, 0.62, color=MAIN, edgecolor=MAIN, label="met by one token")
+    axes.barh(names, active, 0.62, color=MAIN, edgecolor=MAIN, label="active for one token")
     notes = [f"{t:.1f} B, dense" if a == t else f"{a:.1f} of {t:.1f} B" for _, t, a in rows]
     axes.bar_label(bars, notes, padding=6, size=10)
     axes.set(xlabel="parameters, billions", xlim=(0, 1.27 * max(total)))
     axes.invert_yaxis()
     axes.legend(loc="lower right")
     shares = "; ".join(f"{name} {a:.1f} of {t:.1f}" for name, t, a in rows)
-    alt = f"Bars of the parameters that one token meets, within all that are stored, in billions: {shares}."
+    alt = f"Bars of the parameters that are active for one token, within all that are stored, in billions: {shares}."
     return drawn, columns(("model", "total", "active"), rows), alt

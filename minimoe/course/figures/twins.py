@@ -1,4 +1,4 @@
-"""A mixture and its dense twins: how they learnt, given the same tokens, compute or time, and where they ended."""
+"""A mixture and dense models: how they learnt, given the same tokens, compute or time, and where they ended."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -76,10 +76,10 @@ def learning_curves(runs: Mapping[str, Mapping[str, Progress]], domain: str = AL
 
 @figure(**_SHIPPED)
 def final_gaps(mixture: Table, twins: Mapping[str, Table]) -> Drawing:
-    """By how much each dense twin ends above or below the mixture with the same seed; mean over the domains.
+    """By how much each dense model ends above or below the mixture with the same seed; mean over the domains.
     Drawn of tables "final". Data: run, seed, gap (nats per token; positive: the mixture is better)."""
     gaps = {run: losses(final) - losses(mixture) for run, final in twins.items()}
-    title = "Right of the line the mixture ends lower, left of it the twin"
+    title = "Right of the line the mixture ends lower, left of it the dense model"
     drawn, (axes,) = new_panels(0.5 * len(gaps) + 1.5, title=title)
     axes.axvline(0, color=INK, linewidth=1)
     for place, (run, gap) in enumerate(gaps.items()):
@@ -91,7 +91,7 @@ def final_gaps(mixture: Table, twins: Mapping[str, Table]) -> Drawing:
     axes.margins(x=0.2)
     axes.set_xlabel("nats per token more than the mixture; marks: seeds, number: mean", size=10, loc="right")
     parts = [f"{_label(run, ' ')} {gap.mean():+.3f}, {gap.min():+.3f} to {gap.max():+.3f}" for run, gap in gaps.items()]
-    alt = f"""Marks on a line for each dense twin, one a seed: its final held-out loss minus that of the mixture, in
+    alt = f"""Marks on a line for each dense model, one a seed: its final held-out loss minus that of the mixture, in
         nats per token, mean over the domains. Mean, and range over the seeds: {"; ".join(parts)}."""
     rows = [(run, *of_seed) for run, gap in gaps.items() for of_seed in enumerate(gap)]
     return drawn, columns(("run", "seed", "gap"), rows), alt
@@ -105,8 +105,8 @@ def _label(run: str, between: str = "\n") -> str:
 def gaps_by_domain(mixture: Table, twins: Mapping[str, Table]) -> Drawing:
     """The same for each kind of text, mean over the seeds, marked where all seeds agree on who is better.
 
-    Data: run, domain, gap (mean over the seeds, nats per token), better ("mixture", "twin", or "open" where the seeds
-    differ).
+    Data: run, domain, gap (mean over the seeds, nats per token), better ("mixture", "dense", or "open" where the
+    seeds differ).
     """
     domains = list(dict.fromkeys(mixture["domain"].tolist()))
     gaps = {(run, domain): losses(twins[run], domain) - losses(mixture, domain) for run in twins for domain in domains}
@@ -114,14 +114,15 @@ def gaps_by_domain(mixture: Table, twins: Mapping[str, Table]) -> Drawing:
     mean, who = (np.reshape([row[column] for row in rows], (len(twins), len(domains))) for column in (2, 3))
     texts = {
         "title": "Nats per token more than the mixture, by kind of text",
-        "xlabel": "shaded: the mixture is better with every seed; bold: the twin; neither: seeds differ",
+        "xlabel": "shaded: the mixture is better with every seed; bold: the dense model; neither: seeds differ",
     }
     drawn, (axes,) = new_panels(0.46 * len(twins) + 1.5, **texts)
     shade = np.where(who == "mixture", 0.25, 0)
-    heatmap(axes, mean, "+.3f", rows=[*map(_label, twins)], columns=domains, shade=shade, bold=who == "twin")
+    heatmap(axes, mean, "+.3f", rows=[*map(_label, twins)], columns=domains, shade=shade, bold=who == "dense")
     axes.tick_params(labeltop=True, labelbottom=False, labelsize=10)
-    counts = ", ".join(f"{each} {(who == each).sum()}" for each in ("mixture", "twin", "open"))
-    won = "; ".join(f"{_label(run, ' ')}: {domain}" for run, domain, _, ahead in rows if ahead == "twin")
-    alt = f"""A table of final held-out losses minus the mixture's, dense twins by kinds of text. Who is better with
-        every seed, in how many cells (open: seeds differ): {counts}. Where it is the twin: {won or "nowhere"}."""
+    counts = ", ".join(f"{each} {(who == each).sum()}" for each in ("mixture", "dense", "open"))
+    won = "; ".join(f"{_label(run, ' ')}: {domain}" for run, domain, _, ahead in rows if ahead == "dense")
+    alt = f"""A table of final held-out losses minus the mixture's, dense models by kinds of text. Who is better with
+        every seed, in how many cells (open: seeds differ): {counts}. Where it is the dense model:
+        {won or "nowhere"}."""
     return drawn, columns(("run", "domain", "gap", "better"), rows), alt

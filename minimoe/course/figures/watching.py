@@ -8,7 +8,7 @@ from minimoe.course.figures.drawing import label_rows, new_pairs, new_panels
 from minimoe.course.figures.register import Drawing, cell_columns, columns, figure
 from minimoe.course.figures.tokens import draw_tile, token_map, visible
 from minimoe.course.shipped import PLANTED_SEED, planted_trace, real_text_model, route_text, shipped_model
-from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES, expert_colour, token_fonts
+from minimoe.course.style import INK, PALE, QUIET, SERIES, expert_colour, token_fonts
 from minimoe.inspection import RoutingTrace
 from minimoe.inspection.metrics import frequent_tokens, repetition, repetition_by_token, vocabulary_specialization
 from minimoe.model import MoEForCausalLM
@@ -22,9 +22,9 @@ _FAVOURITES = 5  # tokens to a row, at most
 
 @figure(model=real_text_model)
 def token_path(texts: tuple[str, ...] = FULL_STOPS, *, model: MoEForCausalLM) -> Drawing:
-    """The last token of each text on its way through the layers: the experts it meets, and with which weight.
-    Data: text, layer, expert, weight; a row for each expert it meets, best first. Raises what `route_text` raises."""
-    title = "The last token in each layer, with the weights in %"
+    """The last token of each text on its way through the layers: its experts, and with which weight.
+    Data: text, layer, expert, weight; a row for each of its experts, best first. Raises what `route_text` raises."""
+    title = "The last token in each layer: weights in %, first choice in a thick frame"
     drawn, panels = new_pairs(len(texts), 2.2, 0.5, title=title, xlabel="expert", ylabel="layer")
     rows, paths = [], []
     for text, axes in zip(texts, panels, strict=True):
@@ -33,7 +33,6 @@ def token_path(texts: tuple[str, ...] = FULL_STOPS, *, model: MoEForCausalLM) ->
         axes.set_title(f"“{''.join(map(visible, tokens))}”", size=10, family=token_fonts(), parse_math=False)
         axes.set(xlim=(-0.6, experts - 0.4), ylim=(layers - 0.45, -0.55), xticks=range(experts), yticks=range(layers))
         firsts = [int(router.indices[-1, 0]) for router in routers]
-        axes.plot(firsts, range(layers), color=INK, linewidth=1.2, zorder=1)
         for layer, router in enumerate(routers):
             for expert, weight in zip(router.indices[-1].tolist(), router.weights[-1].tolist(), strict=True):
                 rows.append((text, layer, expert, weight))
@@ -42,8 +41,9 @@ def token_path(texts: tuple[str, ...] = FULL_STOPS, *, model: MoEForCausalLM) ->
                 axes.add_patch(Rectangle((expert - 0.42, layer - 0.4), 0.84, 0.8, **style))
                 axes.text(expert, layer, f"{100 * weight:.0f}", ha="center", va="center", zorder=3)
         paths.append(f"“{text.strip()}” {', '.join(map(str, firsts))}")
-    alt = f"""One panel for each text: layers downwards, experts across, and a box with the weight for each expert that
-        the last token meets. The first choices from the first layer to the last: {"; ".join(paths)}."""
+    alt = f"""One panel for each text: layers downwards, experts across, and a box with the weight for each expert of
+        the last token, in a thick frame for the first choice. The first choices from the first layer to the last:
+        {"; ".join(paths)}."""
     return drawn, columns(("text", "layer", "expert", "weight"), rows), alt
 
 
@@ -91,19 +91,18 @@ def repetition_by_kind(trace: RoutingTrace) -> Drawing:
     measured = [(*repetition(part), repetition_by_token(part)) for part in map(trace.select, kinds)]
     value, by_load, low, high, by_token = np.array(measured).transpose(1, 2, 0)  # each [layers, kinds]
     height = np.arange(len(kinds))
-    drawn, panels = new_pairs(trace.num_layers, 2.6, xlabel="neighbours with the same first choice, % of pairs")
+    even = f" (even load: {100 / trace.num_experts:.4g})"
+    drawn, panels = new_pairs(trace.num_layers, 2.6, xlabel=f"neighbours with the same first choice, % of pairs{even}")
     for layer, axes in enumerate(panels):
-        load_bars = {"color": PALE, "edgecolor": MAIN, "hatch": "///", "label": "from the load, Σp²"}
-        axes.barh(height, 100 * by_load[layer], 0.62, **load_bars)
+        axes.barh(height, 100 * by_load[layer], 0.62, color=PALE, label="from the load, Σp²")
         spread = 100 * np.stack([value - low, high - value])[:, layer]
-        style = {"fmt": "o", "color": INK, "markersize": 6, "capsize": 3, "label": "counted"}
+        style = {"fmt": "o", "color": INK, "markersize": 6, "label": "counted"}
         axes.errorbar(100 * value[layer], height, xerr=spread, **style)
-        axes.axvline(100 / trace.num_experts, color=INK, linestyle="--", linewidth=1.2, label="even load, 1/E")
         axes.plot(100 * by_token[layer], height, **_TICK, label="from each token by itself")
         axes.set_title(f"layer {layer}")
     panels[0].set(yticks=height, yticklabels=kinds, xlim=(0, max(75, 105 * value.max())))
     panels[0].invert_yaxis()
-    drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     layer, kind = np.unravel_index(value.argmax(), value.shape)
     away = [f"{100 * points:.1f}" for points in abs(value - by_token).max(1)]
     alt = f"""{trace.num_layers} panels, one a layer, with the repetition of {len(kinds)} kinds of text:
@@ -149,7 +148,7 @@ def language_agreement(trace: RoutingTrace, shuffles: int = 1000, seed: int = 0)
         by_luck = np.mean([_mispaired(across, *pairs, rng) >= same for _ in range(shuffles)])
         rows.append((layer, same, across[..., other].mean(), within[..., other].mean(), by_luck))
     layers, translations, other_meaning, one_language, _ = np.array(rows).T
-    drawn, (axes,) = new_panels(3.3, title="Do translations meet the same experts?")
+    drawn, (axes,) = new_panels(3.3, title="Are translations routed to the same experts?")
     series = {
         "other text, same language": one_language,
         "translations": translations,
@@ -157,8 +156,7 @@ def language_agreement(trace: RoutingTrace, shuffles: int = 1000, seed: int = 0)
     }
     for (label, values), shift, style in zip(series.items(), (-0.22, 0.0, 0.22), SERIES, strict=False):
         axes.plot(100 * values, layers + shift, **style | {"linestyle": "none"}, markersize=8, label=label)
-    lowest = min(60, 100 * min(map(np.min, series.values())) - 2)
-    axes.set(xlim=(lowest, 100), xlabel="agreement in the use of the experts, %")
+    axes.set(xlim=(0, 100), xlabel="agreement in the use of the experts, %")
     label_rows(axes, [f"layer {layer:g}" for layer in layers])
     axes.grid(axis="x", color=PALE)
     drawn.legend(loc="outside lower center", ncols=3, columnspacing=1.2)
