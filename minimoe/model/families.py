@@ -5,10 +5,10 @@ between a `config.json` and a `MoEConfig`, `Family.on_disk` between the names of
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from minimoe.model.config import MIXTURE_FIELDS, ROPE_SETTINGS, MoEConfig, require
+from minimoe.model.config import MIXTURE_FIELDS, ROPE_OPTIONS, ROPE_SETTINGS, MoEConfig, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,7 @@ class Family:
     keys: Mapping[str, str]  # MoEConfig field -> key of config.json
     defaults: Mapping[str, Any]  # MoEConfig field -> what an absent key means
     fixed: Mapping[str, Any]  # MoEConfig field -> its one value in this family, which no key sets
+    supported: Mapping[str, tuple] = field(default_factory=dict)  # further keys, as in `_SUPPORTED_VALUES`
     optional: tuple[str, ...] = ("router_z_loss_coef",)  # keys that are written only where they say something
     renames: tuple[tuple[str, str], ...] = ()  # parts of tensor names: ours, on disk
     rows: tuple[str, ...] = ()  # tensors (by the end of their name on disk) stored as [1, n] instead of [n]
@@ -34,7 +35,7 @@ class Family:
 
 
 _OF_THEIR_OWN = ("model_type", "rope_theta", "rope_scaling")  # are read and written by code of their own
-_DEFAULTS = {field.name: field.default for field in fields(MoEConfig) if field.name not in _OF_THEIR_OWN}
+_DEFAULTS = {each.name: each.default for each in fields(MoEConfig) if each.name not in _OF_THEIR_OWN}
 _SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
     *("num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
@@ -52,7 +53,7 @@ def _sizes(*sizes: int | None) -> dict[str, Any]:
 
 
 _DECODER = _same(*_SIZES, "rms_norm_eps", "initializer_range", "tie_word_embeddings")
-_HEAD_DIM = _same("head_dim")
+_HEAD_DIM, _WINDOW = _same("head_dim"), _same("sliding_window")
 _ONE_BIAS_KEY = {"attention_bias": "attention_bias", "attention_output_bias": "attention_bias"}
 _MIXTURE = _same("num_experts", "num_experts_per_tok", "router_aux_loss_coef", "router_z_loss_coef")
 _QWEN_MIXTURE = _MIXTURE | _same("moe_intermediate_size", "decoder_sparse_step", "mlp_only_layers", "norm_topk_prob")
@@ -65,6 +66,14 @@ LLAMA = Family(
     architecture="LlamaForCausalLM",
     keys=_DECODER | _HEAD_DIM | _ONE_BIAS_KEY,
     defaults=_sizes(32000, 4096, 11008, 32, 32, None, 2048),
+    fixed={"num_experts": 0},
+)
+
+MISTRAL = Family(
+    model_type="mistral",
+    architecture="MistralForCausalLM",
+    keys=_DECODER | _HEAD_DIM | _WINDOW,
+    defaults=_sizes(32000, 4096, 14336, 32, 32, 8, 131072) | {"sliding_window": 4096},
     fixed={"num_experts": 0},
 )
 
@@ -87,7 +96,7 @@ QWEN3 = Family(
 MIXTRAL = Family(
     model_type="mixtral",
     architecture="MixtralForCausalLM",
-    keys=_DECODER | _HEAD_DIM | _MIXTURE | _EXPERTS_ONLY | {"num_experts": "num_local_experts"},
+    keys=_DECODER | _HEAD_DIM | _WINDOW | _MIXTURE | _EXPERTS_ONLY | {"num_experts": "num_local_experts"},
     defaults=_sizes(32000, 4096, 14336, 32, 32, 8, 131072, 8, 2, 14336)
     | {"rms_norm_eps": 1e-5, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001},
     fixed={"norm_topk_prob": True},
@@ -145,7 +154,7 @@ MINIMOE = Family(
     model_type="minimoe", architecture="MoEForCausalLM", keys=_same(*_DEFAULTS), defaults={}, fixed={}, optional=()
 )
 
-_ALL = LLAMA, QWEN2, QWEN3, MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE, PANGU_PRO_MOE, MINIMOE
+_ALL = LLAMA, MISTRAL, QWEN2, QWEN3, MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE, PANGU_PRO_MOE, MINIMOE
 FAMILIES = {family.model_type: family for family in _ALL}
 
 # Keys that would change what the model computes, and the values that leave it as it is here. Not among them are those
@@ -183,8 +192,8 @@ def read_config(raw: Mapping[str, Any]) -> MoEConfig:
         said = f"model_type={BERT!r}: an encoder, which can be compared but not run"
         raise ValueError(f"{said}; wanted one of {', '.join(FAMILIES)}")
     family = find_family(raw.get("model_type"))
-    for key, (usual, *others) in _SUPPORTED_VALUES.items():
-        found = raw.get(key, usual)
+    for key, (usual, *others) in (_SUPPORTED_VALUES | family.supported).items():
+        found = usual if key in family.keys.values() else raw.get(key, usual)
         require(found in (usual, *others), key, found, f"{usual!r}, all that is supported")
     quantised = raw.get("quantization_config")
     method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
@@ -194,7 +203,9 @@ def read_config(raw: Mapping[str, Any]) -> MoEConfig:
     config = MoEConfig(**_read_fields(family, raw), model_type=family.model_type)
     if family is not MINIMOE and (key := family.keys.get("num_experts")):
         require(config.num_experts > 0, key, 0, f"at least 1 for model_type={family.model_type!r}")
-    _check_windows(raw, config)
+    kinds = raw.get("layer_types") or []
+    fits = "layer_types" in family.keys or all(kind == "full_attention" for kind in kinds)
+    require(fits, "layer_types", kinds, "'full_attention' for every layer")
     return config
 
 
@@ -261,19 +272,11 @@ def _read_rope(raw: Mapping[str, Any], theta: float, max_positions: int) -> tupl
     require(part == 1, f"{key}['partial_rotary_factor']", part, "1, all that is supported")
     if kind == "default":
         return theta, None
-    missing = {"original_max_position_embeddings": max_positions} if kind == "llama3" else {}
-    return theta, {"rope_type": kind, **{name: found.get(name, missing.get(name)) for name in ROPE_SETTINGS[kind]}}
-
-
-def _check_windows(raw: Mapping[str, Any], config: MoEConfig) -> None:
-    """Refuse attention that does not see all earlier positions."""
-    window, positions = raw.get("sliding_window"), config.max_position_embeddings
-    # Qwen writes a width even where `use_sliding_window` switches it off; Mixtral has no such switch.
-    if config.model_type == "mixtral" and window is not None:
-        wide = isinstance(window, int) and window >= positions
-        require(wide, "sliding_window", window, f"null or at least max_position_embeddings={positions}")
-    kinds = raw.get("layer_types") or []
-    require(all(kind == "full_attention" for kind in kinds), "layer_types", kinds, "'full_attention' for every layer")
+    missing = {"original_max_position_embeddings": max_positions, "beta_fast": 32, "beta_slow": 1, "truncate": True}
+    settings = {name: found.get(name) for name in ROPE_SETTINGS[kind]}
+    settings = {name: missing.get(name) if value is None else value for name, value in settings.items()}
+    options = {name: found[name] for name in ROPE_OPTIONS.get(kind, ()) if found.get(name)}
+    return theta, {"rope_type": kind, **settings, **options}
 
 
 def _require_expressible(config: MoEConfig, family: Family, raw: Mapping[str, Any]) -> None:

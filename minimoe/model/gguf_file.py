@@ -371,6 +371,8 @@ def _count_blocks(stored: Mapping[str, _Blocks]) -> int:
 
 def _require_same(metadata: Mapping[str, Any], architecture: str, head_dim: int) -> None:
     """Refuse what would change the function, and no family here has."""
+    key = f"{architecture}.rope.scaling.type"
+    require(metadata.get(key) != "yarn", key, "yarn", "none or linear, all that is read")
     fixed = {"rope.dimension_count": head_dim, "attention.value_length": head_dim}
     fixed |= {"expert_gating_func": 1, "expert_weights_scale": 1.0}  # 1 is the softmax
     for key, wanted in fixed.items():

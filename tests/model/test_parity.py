@@ -26,11 +26,12 @@ from tests.rounding import SLACK
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
-DENSE = ("llama", "qwen2", "qwen3")
+DENSE = ("llama", "mistral", "qwen2", "qwen3")
 SPARSE = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
 # Of the cases drawn below those that show every kind of setting in every family; a test holds them to it.
 CASES = [
     *(("llama", 0), ("llama", 4), ("llama", 11)),
+    *(("mistral", 0), ("mistral", 6), ("mistral", 23)),
     *(("qwen2", 0), ("qwen2", 9), ("qwen2", 11)),
     *(("qwen3", 0), ("qwen3", 3), ("qwen3", 4)),
     *(("mixtral", 0), ("mixtral", 2), ("mixtral", 6), ("mixtral", 7)),
@@ -82,6 +83,8 @@ def random_settings(family: str, number: int) -> dict:
         settings["shared_expert_intermediate_size"] = draw.choice([8, 20])
     if family == "olmoe":
         settings["clip_qkv"] = draw.choice([None, 0.5])
+    if family in ("mistral", "mixtral"):
+        settings["sliding_window"] = draw.choice([None, 3, 64])
     return settings
 
 
@@ -253,6 +256,8 @@ def test_the_cases_cover_what_the_families_can_do():
         for key in ("attention_bias", "qkv_bias", "norm_topk_prob", "decoder_sparse_step", "clip_qkv"):
             values = {settings.get(key) for settings in drawn}
             assert len(values) == 1 + any(key in settings for settings in drawn), (family, key)
+        windows = {settings["sliding_window"] for settings in drawn if "sliding_window" in settings}
+        assert not windows or windows > {3}, family
         if family in SPARSE:
             assert {1, 2} <= {settings["num_experts_per_tok"] for settings in drawn}
             assert len({settings["num_experts_per_tok"] for settings in drawn}) >= 3
