@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from minimoe.model.config import MoEConfig, require
-from minimoe.model.families import Family, find_family, read_config
+from minimoe.model.families import OTHERWISE, Family, find_family, read_config
 from minimoe.model.formats import Readable, find_quantised, without_quantisation
 from minimoe.model.stored import (
     DTYPES,
@@ -37,6 +37,8 @@ TOKENIZER = "tokenizer.json"
 ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"  # of PEFT, see adapter.py
 
 _ROTARY_BUFFER = "rotary_emb.inv_freq"  # stored in files before 2023, and computed anyway
+# Of a layer that predicts a token further on (DeepSeek-V3: arXiv 2412.19437, section 2.2), which is not run here.
+_MULTI_TOKEN = "eh_proj.weight"
 KEPT_IN_FLOAT32 = "e_score_correction_bias"  # tensors whose names end so stay in float32 or wider (see moe.Router)
 _PIECE = 2**20  # numbers of two tensors that are compared at once
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -196,7 +198,8 @@ class Checkpoint:
         try:
             config = read_config(self._config_to_run())
             family = find_family(config.model_type)
-            check_sizes(self, config, family.on_disk, family.keys)
+            keys = {field: key for field, key in family.keys.items() if key not in OTHERWISE}
+            check_sizes(self, config, family.on_disk, keys)
         except ValueError as error:
             raise CheckpointError(f"{self.config_file}: {error}") from error
         return replace(config, tie_word_embeddings=config.tie_word_embeddings and not self._has_own_head())
@@ -385,6 +388,8 @@ def _inside(folder: Path, file: str) -> Path:
 def _check_tensors(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> None:
     """Compare names and shapes."""
     ignored = {name for name in checkpoint if name.endswith(_ROTARY_BUFFER)}  # in old files
+    further = tuple(name.removesuffix(_MULTI_TOKEN) for name in checkpoint if name.endswith(f".{_MULTI_TOKEN}"))
+    ignored |= {name for name in checkpoint if name.startswith(further)}
     if "lm_head.weight" not in wanted:  # the embedding once more
         ignored.add("lm_head.weight")
     found = set(checkpoint) - ignored

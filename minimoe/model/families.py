@@ -4,7 +4,8 @@ One table per family; the functions at the end interpret them. `read_config` and
 between a `config.json` and a `MoEConfig`, `Family.on_disk` between the names of tensors.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -18,10 +19,11 @@ class Family:
     model_type: str
     architecture: str  # the class that transformers builds
     keys: Mapping[str, str]  # MoEConfig field -> key of config.json
-    defaults: Mapping[str, Any]  # MoEConfig field -> what an absent key means
+    defaults: Mapping[str, Any]  # MoEConfig field -> the value that an absent key stands for
     fixed: Mapping[str, Any]  # MoEConfig field -> its one value in this family, which no key sets
     supported: Mapping[str, tuple] = field(default_factory=dict)  # further keys, as in `_SUPPORTED_VALUES`
     optional: tuple[str, ...] = ("router_z_loss_coef",)  # keys that are written only where they say something
+    written: Mapping[str, Any] = field(default_factory=dict)  # further keys of every configuration, which are not read
     renames: tuple[tuple[str, str], ...] = ()  # parts of tensor names: ours, on disk
     rows: tuple[str, ...] = ()  # tensors (by the end of their name on disk) stored as [1, n] instead of [n]
     disk_type: str | None = None  # model_type in config.json, where it is spelt differently
@@ -58,6 +60,11 @@ _ONE_BIAS_KEY = {"attention_bias": "attention_bias", "attention_output_bias": "a
 _MIXTURE = _same("num_experts", "num_experts_per_tok", "router_aux_loss_coef", "router_z_loss_coef")
 _QWEN_MIXTURE = _MIXTURE | _same("moe_intermediate_size", "decoder_sparse_step", "mlp_only_layers", "norm_topk_prob")
 _SHARED = _same("shared_expert_intermediate_size")
+_DEEPSEEK_MIXTURE = _same("num_experts_per_tok", "moe_intermediate_size", "n_group", "topk_group")
+_DEEPSEEK_MIXTURE |= _same("routed_scaling_factor", "router_z_loss_coef") | {"num_experts": "n_routed_experts"}
+_DEEPSEEK_MIXTURE |= {"mlp_only_layers": "first_k_dense_replace", "shared_expert_intermediate_size": "n_shared_experts"}
+_SHARED_EXPERTS = ((".shared_expert.", ".shared_experts."),)
+_SIGMOID = {"score_func": "sigmoid", "e_score_correction_bias": True}
 _EXPERTS_ONLY = {"moe_intermediate_size": "intermediate_size"}  # no dense layer, hence one width
 
 # The defaults are those of transformers' configuration classes; a test compares them.
@@ -131,6 +138,23 @@ OLMOE = Family(
     fixed={"qk_norm": "full"},
 )
 
+GLM4_MOE = Family(
+    model_type="glm4_moe",
+    architecture="Glm4MoeForCausalLM",
+    keys=_DECODER
+    | _HEAD_DIM
+    | _DEEPSEEK_MIXTURE
+    | _same("attention_bias", "norm_topk_prob", "partial_rotary_factor")
+    | {"qk_norm": "use_qk_norm", "router_aux_loss_coef": "router_aux_loss_coef"},
+    defaults=_sizes(151552, 4096, 10944, 46, 96, 8, 131072, 128, 8, 1408)
+    | {"rms_norm_eps": 1e-5, "partial_rotary_factor": 0.5, "qk_norm": False}
+    | {"mlp_only_layers": 1, "shared_expert_intermediate_size": 1},
+    fixed=_SIGMOID,
+    optional=("router_aux_loss_coef", "router_z_loss_coef"),
+    renames=_SHARED_EXPERTS,
+    written={"num_nextn_predict_layers": 0},
+)
+
 # As in its published configuration and vllm-ascend's implementation. Neither has a key for the number of groups: it is
 # that of the active experts. `n_group` is ours, for models where it is not.
 PANGU_PRO_MOE = Family(
@@ -154,7 +178,7 @@ MINIMOE = Family(
     model_type="minimoe", architecture="MoEForCausalLM", keys=_same(*_DEFAULTS), defaults={}, fixed={}, optional=()
 )
 
-_ALL = LLAMA, MISTRAL, QWEN2, QWEN3, MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE, PANGU_PRO_MOE, MINIMOE
+_ALL = LLAMA, MISTRAL, QWEN2, QWEN3, MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE, GLM4_MOE, PANGU_PRO_MOE, MINIMOE
 FAMILIES = {family.model_type: family for family in _ALL}
 
 # Keys that would change what the model computes, and the values that leave it as it is here. Not among them are those
@@ -165,6 +189,20 @@ _SUPPORTED_VALUES: dict[str, tuple] = {
     "use_sliding_window": (False, None),
     "pretraining_tp": (1, None),
     "partial_rotary_factor": (1, None),
+}
+# Keys that do not hold the value of their field: how it is read, given the fields before it, and how it is written.
+OTHERWISE: dict[str, tuple[Callable[[Any, Mapping[str, Any]], Any], Callable[[MoEConfig], Any]]] = {
+    "first_k_dense_replace": (
+        lambda count, given: tuple(range(_whole("first_k_dense_replace", count, given["num_hidden_layers"]))),
+        lambda config: len(config.mlp_only_layers),
+    ),
+    "n_shared_experts": (
+        lambda count, given: (
+            _whole("n_shared_experts", count) * _whole("moe_intermediate_size", given["moe_intermediate_size"])
+        ),
+        lambda config: config.shared_expert_intermediate_size // config.moe_intermediate_size,
+    ),
+    "use_qk_norm": (lambda used, _: "head" if used else None, lambda config: config.qk_norm == "head"),
 }
 _OTHER_NAME = {"num_experts": "num_local_experts", "num_local_experts": "num_experts"}
 
@@ -216,8 +254,8 @@ def write_config(config: MoEConfig, model_type: str | None, dtype: str) -> dict[
     Raises ValueError: the family cannot express the model; the message names the fields.
     """
     family = find_family(config.model_type if model_type is None else model_type)
-    rope = _read_rope({"rope_scaling": config.rope_scaling}, config.rope_theta, config.max_position_embeddings)[1]
-    config = replace(config, rope_scaling=rope)  # in the one form that reading gives
+    rope = _canonical(config.rope_scaling or {}, "rope_scaling", config.max_position_embeddings)
+    config = replace(config, rope_scaling=rope)
     raw = {
         "architectures": [family.architecture],
         "model_type": family.disk_type or family.model_type,
@@ -232,7 +270,8 @@ def write_config(config: MoEConfig, model_type: str | None, dtype: str) -> dict[
         "rope_scaling": rope,
         "rope_parameters": {"rope_theta": float(config.rope_theta), **(rope or {"rope_type": "default"})},
     }
-    raw |= {key: getattr(config, field) for field, key in family.keys.items()}
+    raw |= {key: getattr(config, name) for name, key in family.keys.items() if key not in OTHERWISE}
+    raw |= {key: OTHERWISE[key][1](config) for key in family.keys.values() if key in OTHERWISE} | family.written
     _require_expressible(config, family, raw)
     for key in family.optional:
         shorter = {name: value for name, value in raw.items() if name != key}
@@ -242,13 +281,20 @@ def write_config(config: MoEConfig, model_type: str | None, dtype: str) -> dict[
 
 
 def _read_fields(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
-    given = {field: _lookup(raw, key, (_DEFAULTS | family.defaults)[field]) for field, key in family.keys.items()}
+    given = {name: _lookup(raw, key, (_DEFAULTS | family.defaults)[name]) for name, key in family.keys.items()}
+    given |= {name: OTHERWISE[key][0](given[name], given) for name, key in family.keys.items() if key in OTHERWISE}
     if given.get("mlp_only_layers", ()) is None:
         given["mlp_only_layers"] = ()
     if given.get("n_group", 1) is None:  # Pangu Pro MoE: one expert from each group
         given["n_group"] = given["num_experts_per_tok"]
-    theta, scaling = _read_rope(raw, family.defaults.get("rope_theta", 10000.0), given["max_position_embeddings"])
-    return {**family.fixed, **given, "rope_theta": theta, "rope_scaling": scaling}
+    return {**family.fixed, **given, **_read_rope(raw, family, given)}
+
+
+def _whole(key: str, found: Any, most: Any = math.inf) -> int:
+    """A count, checked before anything is made of it."""
+    fits = type(found) is int and isinstance(most, int | float) and 0 <= found <= most
+    require(fits, key, found, f"a whole number from 0 to {most}")
+    return found
 
 
 def _lookup(raw: Mapping[str, Any], key: str, default: Any) -> Any:
@@ -258,25 +304,33 @@ def _lookup(raw: Mapping[str, Any], key: str, default: Any) -> Any:
     return raw.get(key, raw.get(other, default))
 
 
-def _read_rope(raw: Mapping[str, Any], theta: float, max_positions: int) -> tuple[float, dict[str, Any] | None]:
-    """Base and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
+def _read_rope(raw: Mapping[str, Any], family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Base, scaling and part, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
     key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
     found = raw.get(key) or {}
     require(isinstance(found, Mapping), key, found, "an object")
-    theta = found.get("rope_theta", raw.get("rope_theta", theta))
-    kind = found.get("rope_type", found.get("type", "default"))
     nested = any(isinstance(value, Mapping) for value in found.values())
     require(not nested, key, found, "one set of rope parameters for all layers")
+    theta = found.get("rope_theta", raw.get("rope_theta", family.defaults.get("rope_theta", 10000.0)))
+    scaling = _canonical(found, key, given["max_position_embeddings"])
+    usual = given.get("partial_rotary_factor", 1)
+    part = found.get("partial_rotary_factor", usual)
+    fits = part == 1 or "partial_rotary_factor" in given
+    require(fits, f"{key}['partial_rotary_factor']", part, "1, all that is supported")
+    return {"rope_theta": theta, "rope_scaling": scaling, "partial_rotary_factor": part}
+
+
+def _canonical(scaling: Mapping[str, Any], key: str, max_positions: int) -> dict[str, Any] | None:
+    """A scaling in the one form that `MoEConfig` has it in; None: there is none."""
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
     require(kind in tuple(ROPE_SETTINGS), f"{key}['rope_type']", kind, f"one of {', '.join(ROPE_SETTINGS)}")
-    part = found.get("partial_rotary_factor", 1)
-    require(part == 1, f"{key}['partial_rotary_factor']", part, "1, all that is supported")
     if kind == "default":
-        return theta, None
+        return None
     missing = {"original_max_position_embeddings": max_positions, "beta_fast": 32, "beta_slow": 1, "truncate": True}
-    settings = {name: found.get(name) for name in ROPE_SETTINGS[kind]}
+    settings = {name: scaling.get(name) for name in ROPE_SETTINGS[kind]}
     settings = {name: missing.get(name) if value is None else value for name, value in settings.items()}
-    options = {name: found[name] for name in ROPE_OPTIONS.get(kind, ()) if found.get(name)}
-    return theta, {"rope_type": kind, **settings, **options}
+    options = {name: scaling[name] for name in ROPE_OPTIONS.get(kind, ()) if scaling.get(name)}
+    return {"rope_type": kind, **settings, **options}
 
 
 def _require_expressible(config: MoEConfig, family: Family, raw: Mapping[str, Any]) -> None:

@@ -353,7 +353,10 @@ def _read_what_runs(metadata: Mapping[str, Any], architecture: str, stored: Mapp
         "max_position_embeddings": whole("context_length"),
         "rms_norm_eps": epsilon,
         "rope_theta": said("rope.freq_base", 10000.0),
-        "rope_scaling": None if rope == "none" else {"rope_type": rope, "factor": said("rope.scaling.factor")},
+        # What YaRN needs is not read: `_require_same` refuses it.
+        "rope_scaling": None
+        if rope in ("none", "yarn")
+        else {"rope_type": rope, "factor": said("rope.scaling.factor")},
         "tie_word_embeddings": "output.weight" not in stored,
         "attention_bias": bias,
         "qkv_bias": bias,
