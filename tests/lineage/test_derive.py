@@ -24,6 +24,7 @@ from minimoe.lineage.derive import (
     ties,
 )
 from minimoe.model import Experts, MoEConfig, MoEForCausalLM
+from minimoe.model.attention import rotary_angles
 from minimoe.model.layers import MLP
 
 IDS = torch.tensor([[3, 17, 0, 22, 3, 8, 11], [1, 1, 5, 20, 9, 2, 4]])
@@ -293,7 +294,7 @@ def test_prune_refuses_what_is_not_there():
 def run_layers(model: MoEForCausalLM, order: list[int]) -> torch.Tensor:
     """The logits when these blocks run one after the other, by hand."""
     x = model.model.embed_tokens(IDS)
-    cos, sin = model.model._angles(torch.arange(IDS.shape[1]), x)
+    cos, sin = rotary_angles(model.config, torch.arange(IDS.shape[1]), x)
     for layer in order:
         x = model.model.layers[layer](x, IDS, cos, sin, None)[0]
     head = model.lm_head
