@@ -26,6 +26,7 @@ class Family:
     written: Mapping[str, Any] = field(default_factory=dict)  # further keys of every configuration, which are not read
     renames: tuple[tuple[str, str], ...] = ()  # parts of tensor names: ours, on disk
     rows: tuple[str, ...] = ()  # tensors (by the end of their name on disk) stored as [1, n] instead of [n]
+    topk_methods: tuple[str, str] | None = None  # values of topk_method: for a choice without groups, and with them
     disk_type: str | None = None  # model_type in config.json, where it is spelt differently
     aliases: tuple[str, ...] = ()  # further spellings, in lower case
 
@@ -63,6 +64,9 @@ _SHARED = _same("shared_expert_intermediate_size")
 _DEEPSEEK_MIXTURE = _same("num_experts_per_tok", "moe_intermediate_size", "n_group", "topk_group")
 _DEEPSEEK_MIXTURE |= _same("routed_scaling_factor", "router_z_loss_coef") | {"num_experts": "n_routed_experts"}
 _DEEPSEEK_MIXTURE |= {"mlp_only_layers": "first_k_dense_replace", "shared_expert_intermediate_size": "n_shared_experts"}
+_DEEPSEEK_LOSS = {"router_aux_loss_coef": "aux_loss_alpha", "seq_aux": "seq_aux"}
+_DEEPSEEK_OPTIONAL = ("aux_loss_alpha", "seq_aux", "router_z_loss_coef")
+_LATENT = _ONE_BIAS_KEY | _same("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 _SHARED_EXPERTS = ((".shared_expert.", ".shared_experts."),)
 _SIGMOID = {"score_func": "sigmoid", "e_score_correction_bias": True}
 _EXPERTS_ONLY = {"moe_intermediate_size": "intermediate_size"}  # no dense layer, hence one width
@@ -155,6 +159,36 @@ GLM4_MOE = Family(
     written={"num_nextn_predict_layers": 0},
 )
 
+DEEPSEEK_V2 = Family(
+    model_type="deepseek_v2",
+    architecture="DeepseekV2ForCausalLM",
+    keys=_DECODER | _LATENT | _DEEPSEEK_MIXTURE | _DEEPSEEK_LOSS,
+    defaults=_sizes(102400, 4096, 11008, 32, 32, None, 2048, 64, None, 1407)
+    | {"q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
+    | {"mlp_only_layers": 0, "shared_expert_intermediate_size": 2},
+    fixed={"norm_topk_prob": False, "rope_interleave": True},
+    supported={"norm_topk_prob": (False, None), "scoring_func": ("softmax", None), "moe_layer_freq": (1, None)},
+    optional=_DEEPSEEK_OPTIONAL,
+    renames=_SHARED_EXPERTS,
+    topk_methods=("greedy", "group_limited_greedy"),
+)
+
+DEEPSEEK_V3 = Family(
+    model_type="deepseek_v3",
+    architecture="DeepseekV3ForCausalLM",
+    keys=_DECODER | _LATENT | _DEEPSEEK_MIXTURE | _DEEPSEEK_LOSS | _same("rope_interleave", "norm_topk_prob"),
+    defaults=_sizes(129280, 7168, 18432, 61, 128, 128, 4096, 256, 8, 2048)
+    | {"q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
+    | {"n_group": 8, "topk_group": 4, "routed_scaling_factor": 2.5, "rope_interleave": True}
+    | {"mlp_only_layers": 3, "shared_expert_intermediate_size": 1},
+    fixed=_SIGMOID,
+    supported={"scoring_func": ("sigmoid", None), "moe_layer_freq": (1, None)},
+    optional=_DEEPSEEK_OPTIONAL,
+    renames=_SHARED_EXPERTS,
+    written={"num_nextn_predict_layers": 0},
+    topk_methods=("noaux_tc", "noaux_tc"),
+)
+
 # As in its published configuration and vllm-ascend's implementation. Neither has a key for the number of groups: it is
 # that of the active experts. `n_group` is ours, for models where it is not.
 PANGU_PRO_MOE = Family(
@@ -178,7 +212,21 @@ MINIMOE = Family(
     model_type="minimoe", architecture="MoEForCausalLM", keys=_same(*_DEFAULTS), defaults={}, fixed={}, optional=()
 )
 
-_ALL = LLAMA, MISTRAL, QWEN2, QWEN3, MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE, GLM4_MOE, PANGU_PRO_MOE, MINIMOE
+_ALL = (
+    LLAMA,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
+    MIXTRAL,
+    QWEN2_MOE,
+    QWEN3_MOE,
+    OLMOE,
+    DEEPSEEK_V2,
+    DEEPSEEK_V3,
+    GLM4_MOE,
+    PANGU_PRO_MOE,
+    MINIMOE,
+)
 FAMILIES = {family.model_type: family for family in _ALL}
 
 # Keys that would change what the model computes, and the values that leave it as it is here. Not among them are those
@@ -272,6 +320,8 @@ def write_config(config: MoEConfig, model_type: str | None, dtype: str) -> dict[
     }
     raw |= {key: getattr(config, name) for name, key in family.keys.items() if key not in OTHERWISE}
     raw |= {key: OTHERWISE[key][1](config) for key in family.keys.values() if key in OTHERWISE} | family.written
+    if family.topk_methods:
+        raw["topk_method"] = family.topk_methods[config.n_group > 1]
     _require_expressible(config, family, raw)
     for key in family.optional:
         shorter = {name: value for name, value in raw.items() if name != key}
@@ -285,8 +335,16 @@ def _read_fields(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
     given |= {name: OTHERWISE[key][0](given[name], given) for name, key in family.keys.items() if key in OTHERWISE}
     if given.get("mlp_only_layers", ()) is None:
         given["mlp_only_layers"] = ()
-    if given.get("n_group", 1) is None:  # Pangu Pro MoE: one expert from each group
-        given["n_group"] = given["num_experts_per_tok"]
+    for name in ("n_group", "topk_group"):
+        if given.get(name, 1) is None:  # Pangu Pro MoE takes one expert from each group
+            given[name] = given["num_experts_per_tok"] if family.fixed.get("router") == "grouped" else 1
+    if family.topk_methods:
+        method, (plain, in_groups) = raw.get("topk_method", family.topk_methods[0]), family.topk_methods
+        require(method in (plain, in_groups), "topk_method", method, f"{plain} or {in_groups}")
+        if method != in_groups:
+            given |= {"n_group": 1, "topk_group": 1}
+    if not given.get("router_aux_loss_coef"):
+        given.pop("seq_aux", None)  # of a loss that is not asked for
     return {**family.fixed, **given, **_read_rope(raw, family, given)}
 
 

@@ -28,7 +28,8 @@ transformers.logging.disable_progress_bar()
 
 DENSE = ("llama", "mistral", "qwen2", "qwen3")
 SPARSE = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
-LATER = ("glm4_moe",)
+LATENT = ("deepseek_v2", "deepseek_v3")
+LATER = ("glm4_moe", *LATENT)
 ALL = DENSE + SPARSE + LATER
 # Of the cases drawn below those that show every kind of setting in every family; a test holds them to it.
 CASES = [
@@ -41,6 +42,8 @@ CASES = [
     *(("qwen3_moe", 0), ("qwen3_moe", 1), ("qwen3_moe", 4), ("qwen3_moe", 15)),
     *(("olmoe", 0), ("olmoe", 1), ("olmoe", 2), ("olmoe", 7)),
     *(("glm4_moe", 0), ("glm4_moe", 2), ("glm4_moe", 3), ("glm4_moe", 8)),
+    *(("deepseek_v2", 0), ("deepseek_v2", 7), ("deepseek_v2", 9), ("deepseek_v2", 17)),
+    *(("deepseek_v3", 0), ("deepseek_v3", 3), ("deepseek_v3", 4), ("deepseek_v3", 16)),
 ]
 
 
@@ -63,7 +66,9 @@ def random_settings(family: str, number: int) -> dict:
         "eos_token_id": None,
         "pad_token_id": None,  # of a padding token transformers computes no gradient
     }
-    if family != "olmoe" and draw.random() < 0.7:
+    if family in LATENT:
+        settings |= random_latents(draw) | {"num_key_value_heads": heads}
+    elif family != "olmoe" and draw.random() < 0.7:
         settings["head_dim"] = draw.choice([4, 8, 12])
     elif family == "qwen3":
         settings["head_dim"] = settings["hidden_size"] // heads  # its default is 128
@@ -90,11 +95,26 @@ def random_settings(family: str, number: int) -> dict:
         settings["sliding_window"] = draw.choice([None, 3, 64])
     if family in LATER:
         settings |= random_groups(draw, layers)
+    if family == "deepseek_v2":
+        del settings["norm_topk_prob"]
+        settings["topk_method"] = draw.choice(["greedy", "group_limited_greedy"])
+    if family == "deepseek_v3":
+        settings["rope_interleave"] = draw.random() < 0.7
     if family == "glm4_moe":
         settings["use_qk_norm"] = draw.random() < 0.5
         settings.setdefault("head_dim", 8)  # half of it has to be an even number
         settings["rope_parameters"]["partial_rotary_factor"] = draw.choice([0.5, 1.0])
     return settings
+
+
+def random_latents(draw: random.Random) -> dict:
+    return {
+        "q_lora_rank": draw.choice([None, 6, 10]),
+        "kv_lora_rank": draw.choice([8, 12]),
+        "qk_nope_head_dim": draw.choice([6, 8]),
+        "qk_rope_head_dim": draw.choice([4, 8]),
+        "v_head_dim": draw.choice([5, 8]),
+    }
 
 
 def random_groups(draw: random.Random, layers: int) -> dict:
@@ -286,7 +306,7 @@ def test_what_we_save_transformers_reads_and_gives_back(case, tmp_path):
 
 
 BINARY = ("attention_bias", "qkv_bias", "norm_topk_prob", "decoder_sparse_step", "clip_qkv")
-BINARY += ("use_qk_norm", "n_shared_experts", "n_group", "routed_scaling_factor")
+BINARY += ("rope_interleave", "topk_method", "use_qk_norm", "n_shared_experts", "n_group", "routed_scaling_factor")
 
 
 def test_the_cases_cover_what_the_families_can_do():
@@ -299,7 +319,13 @@ def test_the_cases_cover_what_the_families_can_do():
             "yarn" if family in LATER else "llama3",
         }
         assert {settings["tie_word_embeddings"] for settings in drawn} == {True, False}
-        assert len({s["num_attention_heads"] // s["num_key_value_heads"] for s in drawn}) >= 2
+        groups = {settings["num_attention_heads"] // settings["num_key_value_heads"] for settings in drawn}
+        assert groups == {1} if family in LATENT else len(groups) > 1
+        ranks = {settings["q_lora_rank"] for settings in drawn if family in LATENT}
+        assert not ranks or (None in ranks and len(ranks) > 1)
+        assert family not in LATENT or any("mscale_all_dim" in settings["rope_parameters"] for settings in drawn)
+        limited = (s["topk_group"] < s["n_group"] and s.get("topk_method") != "greedy" for s in drawn if "n_group" in s)
+        assert family not in LATER or any(limited)
         for key in BINARY:
             values = {settings.get(key) for settings in drawn}
             assert len(values) == 1 + any(key in settings for settings in drawn), (family, key)
