@@ -159,7 +159,8 @@ class MoEConfig:
                 self._require(name, not getattr(self, name), "none, as kv_lora_rank=None asks for no latent attention")
             return
         heads, size = self.num_attention_heads, self._query_size()
-        self._require("num_key_value_heads", self.num_key_value_heads == heads, f"{heads}: all heads share one latent")
+        wanted = f"num_attention_heads={heads}, as all heads share one latent"
+        self._require("num_key_value_heads", self.num_key_value_heads == heads, wanted)
         self._require("head_dim", self.head_dim == size, f"{size}, qk_nope_head_dim + qk_rope_head_dim")
         for name in ("qk_norm", "clip_qkv", "attention_sinks", "partial_rotary_factor"):
             default = getattr(type(self), name)
@@ -192,7 +193,7 @@ class MoEConfig:
             return
         layers = self.num_hidden_layers
         fits = isinstance(self.layer_types, list | tuple) and len(self.layer_types) == layers
-        self._require("layer_types", fits, f"None or a list of {layers}, one for each layer")
+        self._require("layer_types", fits, f"None or a list, with one for each of num_hidden_layers={layers}")
         for kind in self.layer_types:
             require(kind in LAYER_TYPES, "layer_types", kind, _one_of(LAYER_TYPES))
         windowed = "sliding_attention" in self.layer_types

@@ -4,7 +4,6 @@ One table per family; the functions at the end interpret them. `read_config` and
 between a `config.json` and a `MoEConfig`, `Family.on_disk` between the names of tensors.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -241,7 +240,7 @@ _SUPPORTED_VALUES: dict[str, tuple] = {
 # Keys that do not hold the value of their field: how it is read, given the fields before it, and how it is written.
 OTHERWISE: dict[str, tuple[Callable[[Any, Mapping[str, Any]], Any], Callable[[MoEConfig], Any]]] = {
     "first_k_dense_replace": (
-        lambda count, given: tuple(range(_whole("first_k_dense_replace", count, given["num_hidden_layers"]))),
+        lambda count, given: tuple(range(_whole("first_k_dense_replace", count, "num_hidden_layers", given))),
         lambda config: len(config.mlp_only_layers),
     ),
     "n_shared_experts": (
@@ -287,8 +286,10 @@ def read_config(raw: Mapping[str, Any]) -> MoEConfig:
     wanted += "fbgemm_fp8, mxfp4, compressed-tensors, modelopt, or bitsandbytes with load_in_8bit"
     require(quantised is None, "quantization_config['quant_method']", method, wanted)
     config = MoEConfig(**_read_fields(family, raw), model_type=family.model_type)
-    if family is not MINIMOE and (key := family.keys.get("num_experts")):
-        require(config.num_experts > 0, key, 0, f"at least 1 for model_type={family.model_type!r}")
+    for name, wanted in (("num_experts", "at least 1"), ("kv_lora_rank", "a number"), ("swiglu_limit", "a number")):
+        found = getattr(config, name)
+        fits = bool(found) or name not in family.keys or family is MINIMOE
+        require(fits, family.keys.get(name), found, f"{wanted} for model_type={family.model_type!r}")
     kinds = raw.get("layer_types") or []
     fits = "layer_types" in family.keys or all(kind == "full_attention" for kind in kinds)
     require(fits, "layer_types", kinds, "'full_attention' for every layer")
@@ -348,10 +349,11 @@ def _read_fields(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
     return {**family.fixed, **given, **_read_rope(raw, family, given)}
 
 
-def _whole(key: str, found: Any, most: Any = math.inf) -> int:
-    """A count, checked before anything is made of it."""
-    fits = type(found) is int and isinstance(most, int | float) and 0 <= found <= most
-    require(fits, key, found, f"a whole number from 0 to {most}")
+def _whole(key: str, found: Any, limit: str = "", given: Mapping[str, Any] | None = None) -> int:
+    """A count, checked before anything is made of it; at most what is `given` for the field `limit`."""
+    most = given[limit] if given else None
+    fits = type(found) is int and found >= 0 and (given is None or (type(most) is int and found <= most))
+    require(fits, key, found, f"a whole number from 0 on{f', at most {limit}={most}' if limit else ''}")
     return found
 
 
