@@ -110,7 +110,7 @@ def test_files_and_rooms_stay_small():
     """Limits to be lowered as the package shrinks, and raised only for a new ability, as a fleet or another family."""
     package = {module: lines for module, lines in LINES.items() if module.startswith("minimoe")}
     assert not {module: lines for module, lines in package.items() if lines > 500}
-    assert sum(package.values()) <= 20_080
+    assert sum(package.values()) <= 20_120
     assert sum(lines for module, lines in package.items() if room(module) == "minimoe.course") <= 4_900
 
 

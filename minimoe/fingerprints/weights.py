@@ -37,10 +37,10 @@ from minimoe.model.checkpoint import (
     is_finite,
     load_weights,
     require_finite,
-    tensors_on_disk,
 )
 from minimoe.model.config import MoEConfig
-from minimoe.model.families import MINIMOE, read_config
+from minimoe.model.families import MINIMOE, find_family, read_config
+from minimoe.model.layout import tensors_on_disk
 from minimoe.model.opening import open_checkpoint
 from minimoe.model.stored import HashUnknownError, describe_file
 from minimoe.model.transformer import Block, MoEForCausalLM
@@ -132,8 +132,9 @@ def open_weights(source: str | Path | MoEForCausalLM, *, tokenizer: Any = None) 
         reason = str(error)  # why it cannot be run
     if reason is not None and reason.startswith("quantization_config"):  # then the numbers may mean anything
         raise CheckpointError(f"{checkpoint.config_file}: {reason}")
-    if any(name.endswith(".experts.gate_up_proj") for name in checkpoint):
-        reason = reason or "its experts lie together in experts.gate_up_proj, wanted tensors for each of them"
+    is_fused = any(name.endswith(".experts.gate_up_proj") for name in checkpoint)
+    if reason is None and is_fused and not find_family(checkpoint.hf_config["model_type"]).fused_experts:
+        reason = "its experts lie together in experts.gate_up_proj, wanted tensors for each of them"
     if reason is None:
         try:
             config = checkpoint.model_config

@@ -18,6 +18,7 @@ from torch.nn.utils import parameters_to_vector
 
 from minimoe.model.attention import Attention
 from minimoe.model.config import MoEConfig, require
+from minimoe.model.experts import swiglu
 from minimoe.model.layers import MLP
 from minimoe.model.moe import Experts
 from minimoe.model.transformer import MoEForCausalLM
@@ -213,7 +214,11 @@ def take_neurons(mlp: MLP | Experts, order: Tensor) -> None:
 
 def _projections(mlp: MLP | Experts) -> list[Tensor]:
     projections = [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
-    return [projection.weight for projection in projections] if isinstance(mlp, MLP) else projections
+    if isinstance(mlp, MLP):
+        return [projection.weight for projection in projections]
+    require(not mlp.biases, "moe_bias", True, "False, experts whose neurons are three vectors each")
+    require(mlp.act is swiglu, "swiglu_limit", mlp.act, "None, experts whose neurons are silu(gate) * up")
+    return projections
 
 
 def prune_heads(model: MoEForCausalLM, num_key_value_heads: int) -> MoEForCausalLM:

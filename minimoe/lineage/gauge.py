@@ -46,7 +46,7 @@ _NEEDS: dict[str, tuple[Callable[[MoEConfig], bool], str]] = {
         "partial_rotary_factor={.partial_rotary_factor}: wanted 1, heads that positions turn whole",
     ),
     "no biases of experts": (lambda config: not config.moe_bias, "moe_bias=True: wanted False"),
-    "no limit": (lambda config: config.swiglu_limit is None, "swiglu_limit={.swiglu_limit}: wanted None"),
+    "no limit of experts": (lambda config: config.swiglu_limit is None, "swiglu_limit={.swiglu_limit}: wanted None"),
     "a mixture": (
         lambda config: any(map(config.is_sparse, range(config.num_hidden_layers))),
         "num_experts={.num_experts}, none in any layer: wanted a mixture",
@@ -307,7 +307,7 @@ def _map_pairs(rows: Tensor, keep: Tensor, from_second: Tensor, from_first: Tens
 # --- MLPs and experts -------------------------------------------------------------------------------------
 
 
-@_gauge("no biases of experts")
+@_gauge("no biases of experts", "no limit of experts")
 def permute_neurons(model: MoEForCausalLM, *, seed: int) -> MoEForCausalLM:
     """Reorder the neurons of every MLP and of every expert, each for itself."""
     changed, generator = _begin(model, seed)
@@ -316,7 +316,7 @@ def permute_neurons(model: MoEForCausalLM, *, seed: int) -> MoEForCausalLM:
     return changed
 
 
-@_gauge("no biases of experts", "no limit")
+@_gauge("no biases of experts", "no limit of experts")
 def scale_neurons(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) -> MoEForCausalLM:
     """Multiply each neuron's up row by a factor, and divide its down column by it.
 
@@ -367,7 +367,7 @@ def shift_router(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) -> Mo
     return changed
 
 
-@_gauge("a mixture", "router rows", "router scale")
+@_gauge("a mixture", "router rows", "router scale", "no biases of experts")
 def exchange_router_scale(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) -> MoEForCausalLM:
     """Multiply an expert's `router_scale` by a factor, and divide its down projection by it.
 

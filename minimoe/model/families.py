@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from minimoe.model.config import MIXTURE_FIELDS, ROPE_OPTIONS, ROPE_SETTINGS, MoEConfig, require
+from minimoe.model.config import LAYER_TYPES, MIXTURE_FIELDS, ROPE_OPTIONS, ROPE_SETTINGS, MoEConfig, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,7 @@ class Family:
     optional: tuple[str, ...] = ("router_z_loss_coef",)  # keys that are written only where they say something
     written: Mapping[str, Any] = field(default_factory=dict)  # further keys of every configuration, which are not read
     renames: tuple[tuple[str, str], ...] = ()  # parts of tensor names: ours, on disk
+    fused_experts: bool = False  # whether all experts lie in one tensor, as layout.py has it
     rows: tuple[str, ...] = ()  # tensors (by the end of their name on disk) stored as [1, n] instead of [n]
     topk_methods: tuple[str, str] | None = None  # values of topk_method: for a choice without groups, and with them
     disk_type: str | None = None  # model_type in config.json, where it is spelt differently
@@ -68,6 +69,7 @@ _DEEPSEEK_OPTIONAL = ("aux_loss_alpha", "seq_aux", "router_z_loss_coef")
 _LATENT = _ONE_BIAS_KEY | _same("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 _SHARED_EXPERTS = ((".shared_expert.", ".shared_experts."),)
 _SIGMOID = {"score_func": "sigmoid", "e_score_correction_bias": True}
+_NOT_CUT = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
 _EXPERTS_ONLY = {"moe_intermediate_size": "intermediate_size"}  # no dense layer, hence one width
 
 # The defaults are those of transformers' configuration classes; a test compares them.
@@ -188,6 +190,26 @@ DEEPSEEK_V3 = Family(
     topk_methods=("noaux_tc", "noaux_tc"),
 )
 
+GPT_OSS = Family(
+    model_type="gpt_oss",
+    architecture="GptOssForCausalLM",
+    keys=_DECODER
+    | _HEAD_DIM
+    | _WINDOW
+    | _ONE_BIAS_KEY
+    | _MIXTURE
+    | _EXPERTS_ONLY
+    | _same("layer_types", "swiglu_limit", "swiglu_alpha")
+    | {"num_experts": "num_local_experts"},
+    defaults=_sizes(201088, 2880, 2880, 36, 64, 8, 131072, 128, 4, 2880)
+    | {"head_dim": 64, "rms_norm_eps": 1e-5, "attention_bias": True, "attention_output_bias": True}
+    | {"sliding_window": 128, "swiglu_limit": 7.0, "router_aux_loss_coef": 0.001, "rope_theta": 150000.0}
+    | {"rope_scaling": {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096} | _NOT_CUT},
+    fixed={"router": "topk_softmax", "moe_bias": True, "attention_sinks": True},
+    renames=((".mlp.gate.", ".mlp.router."),),
+    fused_experts=True,
+)
+
 # As in its published configuration and vllm-ascend's implementation. Neither has a key for the number of groups: it is
 # that of the active experts. `n_group` is ours, for models where it is not.
 PANGU_PRO_MOE = Family(
@@ -223,6 +245,7 @@ _ALL = (
     DEEPSEEK_V2,
     DEEPSEEK_V3,
     GLM4_MOE,
+    GPT_OSS,
     PANGU_PRO_MOE,
     MINIMOE,
 )
@@ -251,6 +274,7 @@ OTHERWISE: dict[str, tuple[Callable[[Any, Mapping[str, Any]], Any], Callable[[Mo
     ),
     "use_qk_norm": (lambda used, _: "head" if used else None, lambda config: config.qk_norm == "head"),
 }
+_MOST_LAYERS = 10_000  # of which a list is made before they are compared with a file
 _OTHER_NAME = {"num_experts": "num_local_experts", "num_local_experts": "num_experts"}
 
 # BERT encoders (Devlin et al. 2018, arXiv 1810.04805): no model here runs them, but their weights can be compared.
@@ -336,6 +360,11 @@ def _read_fields(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
     given |= {name: OTHERWISE[key][0](given[name], given) for name, key in family.keys.items() if key in OTHERWISE}
     if given.get("mlp_only_layers", ()) is None:
         given["mlp_only_layers"] = ()
+    if family is GPT_OSS and given["layer_types"] is None:  # every second layer sees all, and the first does not
+        layers = given["num_hidden_layers"]
+        fits = type(layers) is int and 0 <= layers <= _MOST_LAYERS
+        require(fits, "num_hidden_layers", layers, f"a number up to {_MOST_LAYERS}, as there are no layer_types")
+        given["layer_types"] = tuple(LAYER_TYPES[1 - layer % 2] for layer in range(layers))
     for name in ("n_group", "topk_group"):
         if given.get(name, 1) is None:  # Pangu Pro MoE takes one expert from each group
             given[name] = given["num_experts_per_tok"] if family.fixed.get("router") == "grouped" else 1
@@ -367,7 +396,7 @@ def _lookup(raw: Mapping[str, Any], key: str, default: Any) -> Any:
 def _read_rope(raw: Mapping[str, Any], family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
     """Base, scaling and part, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
     key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
-    found = raw.get(key) or {}
+    found = raw.get(key) or family.defaults.get("rope_scaling") or {}
     require(isinstance(found, Mapping), key, found, "an object")
     nested = any(isinstance(value, Mapping) for value in found.values())
     require(not nested, key, found, "one set of rope parameters for all layers")

@@ -1,8 +1,8 @@
 """GGUF, the files of llama.cpp: configuration, vocabulary and tensors in one, many of them quantised.
 
-`GGUF` reads one as `Checkpoint` reads a folder. In the families that run here, each tensor has its name in the Hugging
-Face layout; in all others it has that of llama.cpp, as `blk.0.attn_q.weight`, and a mixture has its experts in one
-tensor, [E, I, H]. What llama.cpp's converter does to numbers is undone. In some architectures its positions turn
+`GGUF` reads one as `Checkpoint` reads a folder. In an architecture of `_RUN_HERE`, each tensor has its name in the
+Hugging Face layout; in all others it has that of llama.cpp, as `blk.0.attn_q.weight`, and a mixture has its experts in
+one tensor, [E, I, H]. What llama.cpp's converter does to numbers is undone. In some architectures its positions turn
 neighbours (2i, 2i + 1) of a head where transformers turns halves (i, i + D/2), so the rows of q and k lie in another
 order; and it adds 1 to the norms of Gemma and Nemotron, whose models add it when they run.
 

@@ -60,10 +60,12 @@ def initialise(module: nn.Module, std: float, seed: int) -> None:
     for name, parameter in module.named_parameters():
         if parameter.is_meta:
             continue
-        if parameter.dim() > 1:
+        if name.endswith(("bias", "sinks")):
+            parameter.zero_()
+        elif parameter.dim() > 1:
             parameter.copy_(torch.randn(parameter.shape, generator=generator, device="cpu") * std)
         else:
-            parameter.fill_(0.0 if name.endswith(("bias", "sinks")) else 1.0)
+            parameter.fill_(1.0)
     for buffer in module.buffers():
         buffer.zero_()
 

@@ -39,6 +39,8 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 YARN |= {"truncate": False, "mscale": 0.7, "mscale_all_dim": 0.5}
 SIGMOID = {"score_func": "sigmoid", "e_score_correction_bias": True}
 SIGMOID |= {"shared_expert_intermediate_size": 8, "mlp_only_layers": (0,)}
+GPT_OSS = {"router": "topk_softmax", "moe_bias": True, "attention_sinks": True, "swiglu_limit": 2.0}
+GPT_OSS |= {"sliding_window": 4, "layer_types": ("sliding_attention", "full_attention")}
 LAYOUTS = {
     "llama": {"num_experts": 0},
     "mistral": {"num_experts": 0, "sliding_window": 4},
@@ -51,6 +53,7 @@ LAYOUTS = {
     "deepseek_v2": LATENT | {"shared_expert_intermediate_size": 16, "norm_topk_prob": False, "n_group": 2},
     "deepseek_v3": SIGMOID | LATENT | {"q_lora_rank": 6},
     "glm4_moe": SIGMOID | {"head_dim": 8, "partial_rotary_factor": 0.5},
+    "gpt_oss": GPT_OSS,
     "pangu_pro_moe": {
         "attention_bias": True,
         "attention_output_bias": True,

@@ -22,8 +22,9 @@ from minimoe.fingerprints.std_profile import std_profile
 from minimoe.fingerprints.virtual_response import virtual_response
 from minimoe.fingerprints.weights import ROLES, Weights, open_weights
 from minimoe.model import MoEConfig, MoEForCausalLM
-from minimoe.model.checkpoint import CheckpointError, tensors_on_disk
+from minimoe.model.checkpoint import CheckpointError
 from minimoe.model.families import find_family
+from minimoe.model.layout import tensors_on_disk
 from tests.rounding import assert_near
 
 SMALL = {

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import random
+from functools import reduce
 from typing import NamedTuple
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
@@ -29,7 +30,8 @@ transformers.logging.disable_progress_bar()
 DENSE = ("llama", "mistral", "qwen2", "qwen3")
 SPARSE = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
 LATENT = ("deepseek_v2", "deepseek_v3")
-LATER = ("glm4_moe", *LATENT)
+LATER = ("glm4_moe", *LATENT, "gpt_oss")
+GROUPED = ("glm4_moe", *LATENT)
 ALL = DENSE + SPARSE + LATER
 # Of the cases drawn below those that show every kind of setting in every family; a test holds them to it.
 CASES = [
@@ -44,6 +46,7 @@ CASES = [
     *(("glm4_moe", 0), ("glm4_moe", 2), ("glm4_moe", 3), ("glm4_moe", 8)),
     *(("deepseek_v2", 0), ("deepseek_v2", 7), ("deepseek_v2", 9), ("deepseek_v2", 17)),
     *(("deepseek_v3", 0), ("deepseek_v3", 3), ("deepseek_v3", 4), ("deepseek_v3", 16)),
+    *(("gpt_oss", 0), ("gpt_oss", 1), ("gpt_oss", 3)),
 ]
 
 
@@ -93,7 +96,9 @@ def random_settings(family: str, number: int) -> dict:
         settings["clip_qkv"] = draw.choice([None, 0.5])
     if family in ("mistral", "mixtral"):
         settings["sliding_window"] = draw.choice([None, 3, 64])
-    if family in LATER:
+    if family == "gpt_oss":
+        settings |= random_gpt_oss(draw, layers)
+    elif family in LATER:
         settings |= random_groups(draw, layers)
     if family == "deepseek_v2":
         del settings["norm_topk_prob"]
@@ -105,6 +110,18 @@ def random_settings(family: str, number: int) -> dict:
         settings.setdefault("head_dim", 8)  # half of it has to be an even number
         settings["rope_parameters"]["partial_rotary_factor"] = draw.choice([0.5, 1.0])
     return settings
+
+
+def random_gpt_oss(draw: random.Random, layers: int) -> dict:
+    experts = draw.choice([3, 4, 8])
+    return {
+        "num_local_experts": experts,
+        "num_experts_per_tok": draw.choice([k for k in (1, 2, 3, 4) if k <= experts]),
+        "router_aux_loss_coef": draw.choice([0.0, 0.02]),
+        "sliding_window": draw.choice([3, 64]),
+        "layer_types": draw.choice([None, ["full_attention", *["sliding_attention"] * (layers - 1)]]),
+        "swiglu_limit": draw.choice([7.0, 0.4]),
+    }
 
 
 def random_latents(draw: random.Random) -> dict:
@@ -156,7 +173,7 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
         parameter.normal_(0, 0.3, generator=generator)
         if "norm" in name:
             parameter.add_(1)
-        if name.endswith("gate.weight"):
+        if name.endswith(("gate.weight", "router.weight")):
             parameter.mul_(3)
     for name, buffer in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
@@ -221,10 +238,16 @@ def gradients(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, torch.Ten
     model.zero_grad()
     loss.backward()
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
-    for name in [name for name in found if name.endswith("experts.gate_up_proj")]:
-        for half, ours_name in zip(found.pop(name).chunk(2, dim=1), ("gate_proj", "up_proj"), strict=True):
+    is_gpt_oss = any(name.endswith("experts.gate_up_proj_bias") for name in found)
+    for name in [name for name in found if "experts.gate_up_proj" in name]:
+        both = found.pop(name)
+        halves = (both[..., ::2], both[..., 1::2]) if is_gpt_oss else both.chunk(2, dim=1)
+        for half, ours_name in zip(halves, ("gate_proj", "up_proj"), strict=True):
             found[name.replace("gate_up_proj", ours_name)] = half
-    return {name.replace("shared_experts", "shared_expert"): gradient for name, gradient in found.items()}
+    if is_gpt_oss:
+        found = {name: each.mT if ".experts." in name and each.dim() == 3 else each for name, each in found.items()}
+    names = (("shared_experts", "shared_expert"), (".router.", ".gate."))
+    return {reduce(lambda name, pair: name.replace(*pair), names, name): each for name, each in found.items()}
 
 
 def assert_gradients_are_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
@@ -306,7 +329,16 @@ def test_what_we_save_transformers_reads_and_gives_back(case, tmp_path):
 
 
 BINARY = ("attention_bias", "qkv_bias", "norm_topk_prob", "decoder_sparse_step", "clip_qkv")
-BINARY += ("rope_interleave", "topk_method", "use_qk_norm", "n_shared_experts", "n_group", "routed_scaling_factor")
+BINARY += (
+    "router_aux_loss_coef",
+    "swiglu_limit",
+    "rope_interleave",
+    "topk_method",
+    "use_qk_norm",
+    "n_shared_experts",
+    "n_group",
+    "routed_scaling_factor",
+)
 
 
 def test_the_cases_cover_what_the_families_can_do():
@@ -325,14 +357,16 @@ def test_the_cases_cover_what_the_families_can_do():
         assert not ranks or (None in ranks and len(ranks) > 1)
         assert family not in LATENT or any("mscale_all_dim" in settings["rope_parameters"] for settings in drawn)
         limited = (s["topk_group"] < s["n_group"] and s.get("topk_method") != "greedy" for s in drawn if "n_group" in s)
-        assert family not in LATER or any(limited)
+        assert family not in GROUPED or any(limited)
         for key in BINARY:
             values = {settings.get(key) for settings in drawn}
             assert len(values) == 1 + any(key in settings for settings in drawn), (family, key)
         first = {settings.get("first_k_dense_replace", 0) > 0 for settings in drawn}
-        assert len(first) == 1 + (family in LATER)
+        assert len(first) == 1 + (family in GROUPED)
         windows = {settings["sliding_window"] for settings in drawn if "sliding_window" in settings}
         assert not windows or windows > {3}, family
+        kinds = {str(settings["layer_types"]) for settings in drawn if family == "gpt_oss"}
+        assert not kinds or len(kinds) > 1
         if family in SPARSE + LATER:
             assert {1, 2} <= {settings["num_experts_per_tok"] for settings in drawn}
             assert len({settings["num_experts_per_tok"] for settings in drawn}) >= 3
