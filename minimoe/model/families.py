@@ -373,8 +373,7 @@ def _read_fields(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
         require(method in (plain, in_groups), "topk_method", method, f"{plain} or {in_groups}")
         if method != in_groups:
             given |= {"n_group": 1, "topk_group": 1}
-    if not given.get("router_aux_loss_coef"):
-        given.pop("seq_aux", None)  # of a loss that is not asked for
+        given["seq_aux"] = bool(given["seq_aux"] and given["router_aux_loss_coef"])  # published with a coefficient of 0
     return {**family.fixed, **given, **_read_rope(raw, family, given)}
 
 
