@@ -69,6 +69,7 @@ _DEEPSEEK_OPTIONAL = ("aux_loss_alpha", "seq_aux", "router_z_loss_coef")
 _LATENT = _ONE_BIAS_KEY | _same("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 _SHARED_EXPERTS = ((".shared_expert.", ".shared_experts."),)
 _SIGMOID = {"score_func": "sigmoid", "e_score_correction_bias": True}
+_GPT_OSS = _WINDOW | _same("layer_types", "swiglu_limit", "swiglu_alpha") | {"num_experts": "num_local_experts"}
 _NOT_CUT = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
 _EXPERTS_ONLY = {"moe_intermediate_size": "intermediate_size"}  # no dense layer, hence one width
 
@@ -193,14 +194,7 @@ DEEPSEEK_V3 = Family(
 GPT_OSS = Family(
     model_type="gpt_oss",
     architecture="GptOssForCausalLM",
-    keys=_DECODER
-    | _HEAD_DIM
-    | _WINDOW
-    | _ONE_BIAS_KEY
-    | _MIXTURE
-    | _EXPERTS_ONLY
-    | _same("layer_types", "swiglu_limit", "swiglu_alpha")
-    | {"num_experts": "num_local_experts"},
+    keys=_DECODER | _HEAD_DIM | _ONE_BIAS_KEY | _MIXTURE | _EXPERTS_ONLY | _GPT_OSS,
     defaults=_sizes(201088, 2880, 2880, 36, 64, 8, 131072, 128, 4, 2880)
     | {"head_dim": 64, "rms_norm_eps": 1e-5, "attention_bias": True, "attention_output_bias": True}
     | {"sliding_window": 128, "swiglu_limit": 7.0, "router_aux_loss_coef": 0.001, "rope_theta": 150000.0}
@@ -233,23 +227,9 @@ MINIMOE = Family(
     model_type="minimoe", architecture="MoEForCausalLM", keys=_same(*_DEFAULTS), defaults={}, fixed={}, optional=()
 )
 
-_ALL = (
-    LLAMA,
-    MISTRAL,
-    QWEN2,
-    QWEN3,
-    MIXTRAL,
-    QWEN2_MOE,
-    QWEN3_MOE,
-    OLMOE,
-    DEEPSEEK_V2,
-    DEEPSEEK_V3,
-    GLM4_MOE,
-    GPT_OSS,
-    PANGU_PRO_MOE,
-    MINIMOE,
-)
-FAMILIES = {family.model_type: family for family in _ALL}
+_DENSE = LLAMA, MISTRAL, QWEN2, QWEN3
+_MIXTURES = MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE, DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE, GPT_OSS, PANGU_PRO_MOE
+FAMILIES = {family.model_type: family for family in (*_DENSE, *_MIXTURES, MINIMOE)}
 
 # Keys that would change what the model computes, and the values that leave it as it is here. Not among them are those
 # that only training looks at: router_jitter_noise, attention_dropout, output_router_logits.
