@@ -210,9 +210,10 @@ def families() -> None:
     typer.echo(
         "\nThese run. Others are read, by the names of their tensors, for `compare` and `fingerprint`. What they\n"
         "compute from their weights is not written here: the methods that run a model refuse them, and say so.\n"
+        "(They also refuse deepseek_v2, deepseek_v3 and gpt_oss, whose attention or experts they do not follow.)\n"
         "As llama.cpp calls them, these are:\n"
     )
-    running = {name.replace("_", "") for name in FAMILIES}
+    running = {name.replace("_", "") for name in FAMILIES} | {"deepseek2", "gpt-oss"}
     names = ", ".join(name for name in known_architectures() if name not in running)
     typer.echo(textwrap.fill(names, 100, break_on_hyphens=False))
 

@@ -33,7 +33,7 @@ from minimoe.fingerprints.anchors import FEWEST, candidate_pairs, is_wide, mean_
 from minimoe.fingerprints.result import Refusal, Result, explain_refusals
 from minimoe.fingerprints.weights import Weights, read_once
 from minimoe.model import MoEForCausalLM
-from minimoe.model.attention import rope_frequencies
+from minimoe.model.attention import rotary_angles, visible_keys
 
 USUAL, USUAL_OF_WIDE, LENGTH = 256, 64, 8  # prompts, and tokens in each: longer ones tell no more
 FEWEST_PROMPTS = 4  # for an unbiased CKA
@@ -151,16 +151,16 @@ def behaviour(weights: Weights, tokens: Sequence[str], prompts: Tensor) -> Behav
     All prompts pass a layer before the next one is read, so that it takes memory for one.
     """
     config, ids = weights.require_config(), torch.tensor([weights.tokens[token] for token in tokens])
-    angles = torch.arange(prompts.shape[1])[:, None] * rope_frequencies(config)
     embedding, head = (weights.rows(role, ids.tolist()) for role in ("embedding", "head"))
+    length = prompts.shape[1]
+    cos, sin = rotary_angles(config, torch.arange(length), embedding)
     batches = prompts.split(_BATCH)
     hidden, states, routes, block = [embedding[batch] for batch in batches], [], [], None
     for layer in range(weights.num_layers):
         block = weights.block(layer, over=block)
-        hidden, chosen, _ = zip(
-            *(block(x, ids[batch], angles.cos(), angles.sin()) for x, batch in zip(hidden, batches, strict=True)),
-            strict=True,
-        )
+        options = {"cos": cos, "sin": sin, "visible": visible_keys(length, 0, None, cos.device, config.window(layer))}
+        outputs = (block(x, ids[batch], **options) for x, batch in zip(hidden, batches, strict=True))
+        hidden, chosen, _ = zip(*outputs, strict=True)
         states.append(torch.cat([x[:, -1] for x in hidden]))
         if block.is_sparse:
             routes.append(torch.cat([one.scores.argmax(-1) for one in chosen]))

@@ -285,10 +285,14 @@ class Places:
             places["q"] = product(_through_norm, "q_a", "q_a_norm", "q_b")
         if not {"q", "kv_a_norm"} <= places.keys():
             return
-        latent = ("kv_a", "kv_a_norm")
+        latent, rows = ("kv_a", "kv_a_norm"), self._shape(places["q"])[0]
+        if rows % heads:
+            self._fail(
+                f"{self._name('heads')}={heads}: wanted a divisor of {rows}, the rows that queries have in the file"
+            )
         if "kv_b" in places:
             turned = self._shape(places["kv_a"])[0] - self._shape(places["kv_b"])[1]
-            own = self._shape(places["q"])[0] // heads - turned  # rows of a head that know no position
+            own = rows // heads - turned  # rows of a head that know no position
             places["k"] = product(partial(_latent_keys, heads=heads, own=own), *latent, "kv_b")
             places["v"] = product(partial(_latent_values, heads=heads, own=own), *latent, "kv_b")
         elif {"k_b", "v_b"} <= places.keys():  # [heads, of the latent, own] and [heads, D, of the latent]

@@ -37,10 +37,10 @@ from minimoe.model.checkpoint import (
     is_finite,
     load_weights,
     require_finite,
-    tensors_on_disk,
 )
 from minimoe.model.config import MoEConfig
-from minimoe.model.families import MINIMOE, read_config
+from minimoe.model.families import MINIMOE, find_family, read_config
+from minimoe.model.layout import tensors_on_disk
 from minimoe.model.opening import open_checkpoint
 from minimoe.model.stored import HashUnknownError, describe_file
 from minimoe.model.transformer import Block, MoEForCausalLM
@@ -119,7 +119,8 @@ def open_weights(source: str | Path | MoEForCausalLM, *, tokenizer: Any = None) 
         if any(tensor.is_meta for tensor in source.state_dict().values()):
             raise ValueError("device='meta': wanted a model on a device where its weights have values")
         tensors = _Memory((name, tensor.cpu()) for name, tensor in tensors_on_disk(source, MINIMOE).items())
-        return Weights("model in memory", source, tensors, source.config, None, tokenizer)
+        reason = _not_followed(source.config)
+        return Weights("model in memory", source, tensors, None if reason else source.config, reason, tokenizer)
     checkpoint = open_checkpoint(source)
     is_gguf = hasattr(checkpoint, "get_vocab")
     if tokenizer is None and is_gguf:  # it holds its own
@@ -131,16 +132,25 @@ def open_weights(source: str | Path | MoEForCausalLM, *, tokenizer: Any = None) 
         reason = str(error)  # why it cannot be run
     if reason is not None and reason.startswith("quantization_config"):  # then the numbers may mean anything
         raise CheckpointError(f"{checkpoint.config_file}: {reason}")
-    if any(name.endswith(".experts.gate_up_proj") for name in checkpoint):
-        reason = reason or "its experts lie together in experts.gate_up_proj, wanted tensors for each of them"
+    is_fused = any(name.endswith(".experts.gate_up_proj") for name in checkpoint)
+    if reason is None and is_fused and not find_family(checkpoint.hf_config["model_type"]).fused_experts:
+        reason = "its experts lie together in experts.gate_up_proj, wanted tensors for each of them"
     if reason is None:
         try:
             config = checkpoint.model_config
+            reason = _not_followed(config)
         except CheckpointError as error:
             if not is_gguf:  # then the sizes are others than those of the tensors
                 raise
             reason = str(error)
-    return Weights(str(source), checkpoint, checkpoint, config, reason, tokenizer)
+    return Weights(str(source), checkpoint, checkpoint, None if reason else config, reason, tokenizer)
+
+
+def _not_followed(config: MoEConfig) -> str | None:
+    """Why the methods that run a model layer by layer, from its roles, cannot follow it; None: they can."""
+    usual = {"kv_lora_rank": None, "attention_sinks": False, "moe_bias": False, "swiglu_limit": None}
+    found = {name: getattr(config, name) for name, value in usual.items() if getattr(config, name) != value}
+    return next((f"{name}={value!r}: no role holds it, wanted {usual[name]}" for name, value in found.items()), None)
 
 
 class Weights:
@@ -164,6 +174,7 @@ class Weights:
         self.name, self.config, self.reason = name, config, reason
         self.kept: dict[Callable, tuple[tuple, Any]] = {}
         self._source, self._tensors, self._tokenizer = source, tensors, tokenizer
+        config = source.config if isinstance(source, MoEForCausalLM) else config
         where, said = (name, vars(config)) if config else (str(source.config_file), source.hf_config)
         self._places = places = Places(tensors, said, where)
         self.family, self.is_encoder = str(said.get("model_type")), places.is_encoder

@@ -18,6 +18,7 @@ from torch.nn.utils import parameters_to_vector
 
 from minimoe.model.attention import Attention
 from minimoe.model.config import MoEConfig, require
+from minimoe.model.experts import swiglu
 from minimoe.model.layers import MLP
 from minimoe.model.moe import Experts
 from minimoe.model.transformer import MoEForCausalLM
@@ -213,7 +214,11 @@ def take_neurons(mlp: MLP | Experts, order: Tensor) -> None:
 
 def _projections(mlp: MLP | Experts) -> list[Tensor]:
     projections = [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
-    return [projection.weight for projection in projections] if isinstance(mlp, MLP) else projections
+    if isinstance(mlp, MLP):
+        return [projection.weight for projection in projections]
+    require(not mlp.biases, "moe_bias", True, "False, experts whose neurons are three vectors each")
+    require(mlp.act is swiglu, "swiglu_limit", mlp.act, "None, experts whose neurons are silu(gate) * up")
+    return projections
 
 
 def prune_heads(model: MoEForCausalLM, num_key_value_heads: int) -> MoEForCausalLM:
@@ -224,6 +229,7 @@ def prune_heads(model: MoEForCausalLM, num_key_value_heads: int) -> MoEForCausal
     Raises ValueError: there are not that many.
     """
     config, found = model.config, model.config.num_key_value_heads
+    require_heads("prune_heads", config)
     fits = 1 <= num_key_value_heads <= found
     require(fits, "num_key_value_heads", num_key_value_heads, f"1 to {found}, those of the model")
     queries_each = config.num_attention_heads // found
@@ -239,6 +245,13 @@ def prune_heads(model: MoEForCausalLM, num_key_value_heads: int) -> MoEForCausal
     return build_from(model, pruned.state_dict(), num_attention_heads=heads, num_key_value_heads=num_key_value_heads)
 
 
+def require_heads(caller: str, *configs: MoEConfig) -> None:
+    """Raise a ValueError for multi-head latent attention, whose heads share what their keys and values are made of."""
+    for config in configs:
+        rank = config.kv_lora_rank
+        require(rank is None, "kv_lora_rank", rank, f"None for {caller}, heads that have keys and values of their own")
+
+
 def take_heads(attention: Attention, queries: Tensor, queries_each: int) -> None:
     """Keep these query heads, [n], and the key-value heads that they share, in this order, in place.
 
@@ -249,6 +262,8 @@ def take_heads(attention: Attention, queries: Tensor, queries_each: int) -> None
         whole = name.endswith("_norm.weight") and attention.qk_norm == "head"  # one norm that all heads share
         if name == "o_proj.weight":
             parameter.data = parameter.data.unflatten(1, (-1, size))[:, queries].flatten(1, 2)
+        elif name == "sinks":
+            parameter.data = parameter.data[queries]
         elif not whole and name != "o_proj.bias":
             kept = queries if name.startswith("q_") else keys
             parameter.data = parameter.data.unflatten(0, (-1, size))[kept].flatten(0, 1)
@@ -282,8 +297,10 @@ def _with_layers(model: MoEForCausalLM, order: Sequence[int]) -> MoEForCausalLM:
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("model.layers.")}
     for new, old in enumerate(order):
         tensors |= model.model.layers[old].state_dict(prefix=f"model.layers.{new}.")
+    kinds = config.layer_types and tuple(config.layer_types[old] for old in order)
     dense = tuple(new for new, old in enumerate(order) if not config.is_sparse(old)) if config.num_experts else ()
-    return build_from(model, tensors, num_hidden_layers=len(order), mlp_only_layers=dense, decoder_sparse_step=1)
+    changes = {"num_hidden_layers": len(order), "mlp_only_layers": dense, "layer_types": kinds}
+    return build_from(model, tensors, **changes, decoder_sparse_step=1)
 
 
 def extend_vocabulary(model: MoEForCausalLM, new_tokens: int, *, seed: int = 0) -> MoEForCausalLM:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from minimoe.lineage.derive import parts, take_neurons, wide
+from minimoe.lineage.derive import parts, require_heads, take_neurons, wide
 from minimoe.lineage.gauge import map_values, replace_norms, scale_pairs
 from minimoe.model.attention import Attention
 from minimoe.model.config import require
@@ -52,13 +52,17 @@ def frame_std_profile(model: MoEForCausalLM, target: MoEForCausalLM | Mapping[st
     With `qk_norm`, Q and K stay as they are: what scales them is then no gauge.
 
     Args:
-        model: any without `clip_qkv`.
+        model: any with grouped-query attention whose heads positions turn whole, and without `clip_qkv`.
         target: of the same depth; or its standard deviations, [L] each of "q", "k", "v" and "o".
 
-    Raises ValueError: queries, keys and values are clipped; the profile is not L positive numbers of each.
+    Raises ValueError: the model is another; the profile is not L positive numbers of each.
     """
     clip = model.config.clip_qkv
     require(clip is None, "clip_qkv", clip, "None, for frame_std_profile")
+    framed_and_target = [model, *([target] if isinstance(target, MoEForCausalLM) else [])]
+    require_heads("frame_std_profile", *(each.config for each in framed_and_target))
+    part = model.config.partial_rotary_factor
+    require(part == 1, "partial_rotary_factor", part, "1, for frame_std_profile")
     if isinstance(target, MoEForCausalLM):
         others = parts(target, Attention)
         target = {role: [float(_weight(other, role).std(correction=0)) for other in others] for role in "qkvo"}

@@ -27,6 +27,8 @@ from minimoe.model.layers import MLP
 from minimoe.model.moe import Experts, MoELayer
 from minimoe.model.transformer import MoEForCausalLM
 
+# The matrices of attention that read the residual stream; the last two are of latent attention.
+_INTO_ATTENTION = [f"{part}_proj.weight" for part in ("q", "k", "v", "q_a")] + ["kv_a_proj_with_mqa.weight"]
 GAUGES: dict[str, Callable[..., MoEForCausalLM]] = {}
 # What a gauge may need of a configuration, and what is said where it does not hold.
 _NEEDS: dict[str, tuple[Callable[[MoEConfig], bool], str]] = {
@@ -35,6 +37,16 @@ _NEEDS: dict[str, tuple[Callable[[MoEConfig], bool], str]] = {
         lambda config: config.clip_qkv is None or config.qk_norm == "head",
         "clip_qkv={.clip_qkv}: wanted None",
     ),
+    "heads": (
+        lambda config: config.kv_lora_rank is None,
+        "kv_lora_rank={.kv_lora_rank}: wanted None, heads that have keys and values of their own",
+    ),
+    "heads turned whole": (
+        lambda config: config.partial_rotary_factor == 1,
+        "partial_rotary_factor={.partial_rotary_factor}: wanted 1, heads that positions turn whole",
+    ),
+    "no biases of experts": (lambda config: not config.moe_bias, "moe_bias=True: wanted False"),
+    "no limit of experts": (lambda config: config.swiglu_limit is None, "swiglu_limit={.swiglu_limit}: wanted None"),
     "a mixture": (
         lambda config: any(map(config.is_sparse, range(config.num_hidden_layers))),
         "num_experts={.num_experts}, none in any layer: wanted a mixture",
@@ -167,8 +179,10 @@ def permute_residual(model: MoEForCausalLM, *, seed: int) -> MoEForCausalLM:
 def change_basis(model: MoEForCausalLM, change: Callable[[Tensor], Tensor]) -> None:
     """Apply `change` to all that reads the residual stream or writes to it, [..., H] in float64, in place."""
     embedding, named = model.model.embed_tokens.weight, dict(model.named_parameters())
-    vectors = [embedding, *(tensor for name, tensor in named.items() if name.endswith("o_proj.bias"))]
-    vectors += [tensor.mT for name, tensor in named.items() if name.endswith("o_proj.weight") or "down_proj" in name]
+    biases = "o_proj.bias", "down_proj_bias"
+    vectors = [embedding, *(tensor for name, tensor in named.items() if name.endswith(biases))]
+    writing = "o_proj.weight", "down_proj", "down_proj.weight"
+    vectors += [tensor.mT for name, tensor in named.items() if name.endswith(writing)]
     vectors += [reader for readers in _readers(model).values() for reader in readers if reader is not embedding]  # tied
     for tensor in vectors:
         tensor.copy_(change(wide(tensor)))
@@ -178,10 +192,10 @@ def _readers(model: MoEForCausalLM) -> dict[str, list[Tensor]]:
     """The norms of the residual stream by name, each with the matrices [..., H] that its output goes into."""
     readers = {}
     for layer, block in enumerate(model.model.layers):
-        attention, mlp = block.self_attn, block.mlp.named_parameters()
-        inputs = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
+        attention, mlp = block.self_attn.named_parameters(), block.mlp.named_parameters()
+        inputs = [tensor for name, tensor in attention if name in _INTO_ATTENTION]
         readers[f"model.layers.{layer}.input_layernorm"] = inputs
-        inputs = [tensor for name, tensor in mlp if not ("down_proj" in name or name.endswith("router_scale"))]
+        inputs = [tensor for name, tensor in mlp if not ("down_proj" in name or name.endswith(("scale", "bias")))]
         readers[f"model.layers.{layer}.post_attention_layernorm"] = inputs
     return readers | {"model.norm": [model.lm_head.weight]}
 
@@ -189,7 +203,7 @@ def _readers(model: MoEForCausalLM) -> dict[str, list[Tensor]]:
 # --- attention --------------------------------------------------------------------------------------------
 
 
-@_gauge()
+@_gauge("heads", "heads turned whole")
 def rotate_qk(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) -> MoEForCausalLM:
     """Turn each rotary pair of a group's queries and keys by one angle: it commutes with the turns of the positions.
 
@@ -212,7 +226,7 @@ def rotate_qk(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) -> MoEFo
     return changed
 
 
-@_gauge("no clipping but before the norm of a head")
+@_gauge("heads", "heads turned whole", "no clipping but before the norm of a head")
 def scale_qk(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) -> MoEForCausalLM:
     """Multiply each rotary pair of a group's queries by a factor, and divide that of its keys by it.
 
@@ -236,7 +250,7 @@ def scale_pairs(attention: Attention, factors: Tensor) -> None:
             _map_pairs(rows, by, torch.zeros_like(by), torch.zeros_like(by))
 
 
-@_gauge("no clipping")
+@_gauge("heads", "no clipping")
 def mix_vo(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) -> MoEForCausalLM:
     """Map each group's values by an invertible matrix, and the columns of the output projection by its inverse.
 
@@ -263,7 +277,7 @@ def map_values(attention: Attention, maps: Tensor, inverses: Tensor) -> None:
     columns.copy_((inverses.mT[:, None] @ heads).flatten(0, 2))
 
 
-@_gauge()
+@_gauge("heads")
 def permute_heads(model: MoEForCausalLM, *, seed: int) -> MoEForCausalLM:
     """Reorder the groups, and the queries within each."""
     changed, generator = _begin(model, seed)
@@ -293,7 +307,7 @@ def _map_pairs(rows: Tensor, keep: Tensor, from_second: Tensor, from_first: Tens
 # --- MLPs and experts -------------------------------------------------------------------------------------
 
 
-@_gauge()
+@_gauge("no biases of experts", "no limit of experts")
 def permute_neurons(model: MoEForCausalLM, *, seed: int) -> MoEForCausalLM:
     """Reorder the neurons of every MLP and of every expert, each for itself."""
     changed, generator = _begin(model, seed)
@@ -302,7 +316,7 @@ def permute_neurons(model: MoEForCausalLM, *, seed: int) -> MoEForCausalLM:
     return changed
 
 
-@_gauge()
+@_gauge("no biases of experts", "no limit of experts")
 def scale_neurons(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) -> MoEForCausalLM:
     """Multiply each neuron's up row by a factor, and divide its down column by it.
 
@@ -353,7 +367,7 @@ def shift_router(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) -> Mo
     return changed
 
 
-@_gauge("a mixture", "router rows", "router scale")
+@_gauge("a mixture", "router rows", "router scale", "no biases of experts")
 def exchange_router_scale(model: MoEForCausalLM, *, seed: int, amount: float = 1.0) -> MoEForCausalLM:
     """Multiply an expert's `router_scale` by a factor, and divide its down projection by it.
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from minimoe.lineage.derive import build_from, neurons, set_neurons, wide
+from minimoe.lineage.derive import build_from, neurons, require_heads, set_neurons, wide
 from minimoe.lineage.upcycling import upcycle
 from minimoe.model.config import require
 from minimoe.model.moe import MoELayer
@@ -201,6 +201,9 @@ def _plant_heads(
     model: MoEForCausalLM, other: MoEForCausalLM, gain: float, turn: bool, factors: Sequence[float]
 ) -> MoEForCausalLM:
     config, theirs = model.config, other.config
+    require_heads("planted heads", config, theirs)
+    sinks = config.attention_sinks or theirs.attention_sinks
+    require(not sinks, "attention_sinks", sinks, "False: planted heads have none")
     require(theirs.head_dim == config.head_dim, "head_dim of the other", theirs.head_dim, f"{config.head_dim}")
     each, wanted = (x.num_attention_heads // x.num_key_value_heads for x in (theirs, config))
     require(each == wanted, "queries in a group of the other", each, f"{wanted}, as in the model")

@@ -7,8 +7,8 @@ it: its down projection is doubled. The weights that a token's K experts get hav
 `router_scale` where the router has one and in the down projections where not. With that, "copy" and "virtual_groups"
 keep the function
 
-    exactly, whatever the router chooses, where it makes the weights sum to 1: mixtral; qwen2_moe with `norm_topk_prob`,
-        which is the default here;
+    exactly, whatever the router chooses, where it makes the weights sum to 1, or to `routed_scaling_factor`: mixtral;
+        qwen2_moe, glm4_moe and deepseek_v3 with `norm_topk_prob`, which is the default here;
     exactly only with `router_std=0`, where the sum depends on the token: pangu_pro_moe, and all others without
         `norm_topk_prob`. Divided out is then the sum of a router without preference, K / E for a softmax (the weight
         scaling of He et al. 2024, arXiv 2410.07524). Random rows favour those they choose: the sum is larger.
@@ -69,7 +69,8 @@ def upcycle(
         dense: with no mixture in it.
         num_experts, num_experts_per_tok: E and K.
         method: one of the above.
-        model_type: the family of the result; "mixtral", "qwen2_moe", "pangu_pro_moe", or another that can express it.
+        model_type: the family of the result; "mixtral", "qwen2_moe", "pangu_pro_moe", "glm4_moe", "deepseek_v3" from a
+            dense model with latent attention (`kv_lora_rank`), or another that can express it.
         granularity: G, for the two that cut; K if None, so that as many neurons are active as in the dense model.
         drop_ratio: r, for "drop"; 0.5, the best in the paper, if None.
         noise: added to the routed experts at the end, normal, in standard deviations of the gates', ups' and downs'
@@ -78,7 +79,8 @@ def upcycle(
             choices are arbitrary until training makes the rows differ.
         seed: of the router, the shuffles, the dropped neurons and the noise.
         **settings: other fields of the result's `MoEConfig`. `shared_expert_intermediate_size` is I / 2 if not given,
-            where the family has a shared expert; `mlp_only_layers` stay dense.
+            where the family has a shared expert, and the width of a routed one where the family counts shared experts
+            (glm4_moe, deepseek_v3); `mlp_only_layers` stay dense.
 
     Raises ValueError: naming the argument or field, what was found and what was wanted; the family cannot express the
     model.
@@ -250,16 +252,21 @@ def _mixture_config(
     dense: MoEConfig, model_type: str, num_experts: int, k: int, granularity: int, settings: dict[str, Any]
 ) -> MoEConfig:
     width, family = dense.intermediate_size, find_family(model_type).model_type
+    as_one_more = {"shared_expert_intermediate_size": width // (granularity + 1)}
+    sigmoid = as_one_more | {"score_func": "sigmoid", "e_score_correction_bias": True}
     half = {"shared_expert_intermediate_size": width // 2}
     grouped = {"router": "grouped", "n_group": k, "router_scale": True, "norm_topk_prob": False}
     biases = {"attention_bias": True, "attention_output_bias": True}
     of_family = {"qwen2_moe": half | {"shared_expert_gate": True}, "pangu_pro_moe": half | grouped | biases}
+    of_family |= {"glm4_moe": sigmoid, "deepseek_v3": sigmoid}
     chosen = {"norm_topk_prob": True} | of_family.get(family, {}) | settings
     shared, router = chosen.get("shared_expert_intermediate_size", 0), chosen.get("router")
     fits = 0 <= shared < width
     require(fits, "shared_expert_intermediate_size", shared, f"0 to {width - 1}, less than the dense MLP")
     fits = (width - shared) % granularity == 0
     require(fits, "granularity", granularity, f"a divisor of {width - shared}, the neurons to share out")
+    limit = chosen.get("swiglu_limit")
+    require(limit is None, "swiglu_limit", limit, "None: the dense MLP has no limit")
     fits = router not in ("hash", "expert_choice")
     require(fits, "router", router, "one that learns to choose K experts for each token")
     sizes = {"num_experts": num_experts, "moe_intermediate_size": (width - shared) // granularity}

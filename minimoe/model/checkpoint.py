@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from minimoe.model.config import MoEConfig, require
-from minimoe.model.families import Family, find_family, read_config
+from minimoe.model.families import OTHERWISE, find_family, read_config
 from minimoe.model.formats import Readable, find_quantised, without_quantisation
+from minimoe.model.layout import tensors_on_disk
 from minimoe.model.stored import (
     DTYPES,
     PICKLE,
@@ -37,6 +38,8 @@ TOKENIZER = "tokenizer.json"
 ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"  # of PEFT, see adapter.py
 
 _ROTARY_BUFFER = "rotary_emb.inv_freq"  # stored in files before 2023, and computed anyway
+# Of a layer that predicts a token further on (DeepSeek-V3: arXiv 2412.19437, section 2.2), which is not run here.
+_MULTI_TOKEN = "eh_proj.weight"
 KEPT_IN_FLOAT32 = "e_score_correction_bias"  # tensors whose names end so stay in float32 or wider (see moe.Router)
 _PIECE = 2**20  # numbers of two tensors that are compared at once
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -49,7 +52,12 @@ _SIDES: tuple[tuple[tuple[str, ...], str, int], ...] = (
     (("hidden_size",), "model.embed_tokens.weight", 1),
     (("num_attention_heads", "head_dim"), "model.layers.0.self_attn.q_proj.weight", 0),
     (("num_key_value_heads", "head_dim"), "model.layers.0.self_attn.k_proj.weight", 0),
+    (("num_attention_heads", "head_dim"), "model.layers.0.self_attn.q_b_proj.weight", 0),
+    (("q_lora_rank",), "model.layers.0.self_attn.q_b_proj.weight", 1),
+    (("kv_lora_rank",), "model.layers.0.self_attn.kv_b_proj.weight", 1),
     (("intermediate_size",), "model.layers.{dense}.mlp.gate_proj.weight", 0),
+    (("num_experts",), "model.layers.{sparse}.mlp.experts.down_proj", 0),  # in one tensor, as of gpt-oss
+    (("moe_intermediate_size",), "model.layers.{sparse}.mlp.experts.down_proj", 1),
     (("moe_intermediate_size",), "model.layers.{sparse}.mlp.experts.0.gate_proj.weight", 0),
     (("shared_expert_intermediate_size",), "model.layers.{sparse}.mlp.shared_expert.gate_proj.weight", 0),
 )
@@ -196,7 +204,8 @@ class Checkpoint:
         try:
             config = read_config(self._config_to_run())
             family = find_family(config.model_type)
-            check_sizes(self, config, family.on_disk, family.keys)
+            keys = {field: key for field, key in family.keys.items() if key not in OTHERWISE}
+            check_sizes(self, config, family.on_disk, keys)
         except ValueError as error:
             raise CheckpointError(f"{self.config_file}: {error}") from error
         return replace(config, tie_word_embeddings=config.tie_word_embeddings and not self._has_own_head())
@@ -295,19 +304,6 @@ def load_weights(
         tensor.copy_(narrow)
 
 
-def tensors_on_disk(model: nn.Module, family: Family) -> dict[str, Tensor]:
-    """Views of the model's tensors, one per expert: to fill them is to fill the model."""
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        layer, is_of_experts, projection = name.partition(".mlp.experts.")
-        pieces = enumerate(tensor.unbind()) if is_of_experts else ()
-        named = {f"{layer}.mlp.experts.{expert}.{projection}.weight": piece for expert, piece in pieces}
-        for own_name, piece in (named or {name: tensor}).items():
-            disk_name = family.on_disk(own_name)
-            tensors[disk_name] = piece.unsqueeze(0) if disk_name.endswith(family.rows) else piece
-    return tensors
-
-
 def _open_tensors(checkpoint: Checkpoint) -> dict[str, Stored]:
     """Where each tensor lies, from the headers alone."""
     if (file := checkpoint.beside(SINGLE)) is not None:  # first, as in transformers
@@ -385,6 +381,8 @@ def _inside(folder: Path, file: str) -> Path:
 def _check_tensors(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> None:
     """Compare names and shapes."""
     ignored = {name for name in checkpoint if name.endswith(_ROTARY_BUFFER)}  # in old files
+    further = tuple(name.removesuffix(_MULTI_TOKEN) for name in checkpoint if name.endswith(f".{_MULTI_TOKEN}"))
+    ignored |= {name for name in checkpoint if name.startswith(further)}
     if "lm_head.weight" not in wanted:  # the embedding once more
         ignored.add("lm_head.weight")
     found = set(checkpoint) - ignored
@@ -440,21 +438,22 @@ def check_sizes(
     layers = range(config.num_hidden_layers)
     sparse = next((layer for layer in layers if config.is_sparse(layer)), None)
     dense = next((layer for layer in layers if not config.is_sparse(layer)), None)
-    if sparse is not None:
+    if sparse is not None and on_disk(f"model.layers.{sparse}.mlp.experts.down_proj") not in checkpoint:
         require_at_most("num_experts", "experts", "experts of a layer")
     for fields, pattern, side in _SIDES:
         name = on_disk(pattern.format(sparse=sparse, dense=dense))
-        if name in checkpoint and len(checkpoint.shape(name)) == 2:
+        names = ("matrices", "rows", "columns") if name.endswith(".experts.down_proj") else ("rows", "columns")
+        if name in checkpoint and len(checkpoint.shape(name)) == len(names):
             held = checkpoint.shape(name)[side]
         elif sparse is not None and fields == ("shared_expert_intermediate_size",) and name not in checkpoint:
             held = 0
         else:
             continue
         said = {keys.get(field, field): getattr(config, field) for field in fields}
-        if math.prod(said.values()) != held:
+        if math.prod(value or 0 for value in said.values()) != held:
             found = " and ".join(f"{key}={value}" for key, value in said.items())
             wanted = f"a product of {held}" if len(fields) > 1 else held
-            raise ValueError(f"{found}: wanted {wanted}, the {('rows', 'columns')[side]} of {name} in the file")
+            raise ValueError(f"{found}: wanted {wanted}, the {names[side]} of {name} in the file")
 
 
 def _list_some(what: str, names: list[str]) -> str:

@@ -6,10 +6,12 @@ Every implementation is a function
 
     (hidden_states [T, H], indices [T, K], weights [T, K], gate [E, I, H], up [E, I, H], down [E, H, I]) -> [T, H]
 
-and computes, for every token, the sum over its K slots of weight * down(silu(gate(x)) * up(x)). A slot whose index
-is E is empty and costs nothing.
+and computes, for every token, the sum over its K slots of weight * down(act(gate(x), up(x))). A slot whose index is E
+is empty and costs nothing. `act` is `swiglu` if it is not given. After the three matrices, `experts`, there may be the
+biases of gate and up, [E, I], and of down, [E, H].
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,23 +23,44 @@ from minimoe.model.layers import is_autocast
 
 FEW_SLOTS = 1024  # N up to which grouped_mm is faster on a CPU than a loop; without gradients, four times as many
 GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that F.grouped_mm multiplies
+Activation = Callable[[Tensor, Tensor], Tensor]
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, elementwise (Shazeer 2020, arXiv 2002.05202)."""
+    return F.silu(gate) * up
+
+
+def clamped_swiglu(gate: Tensor, up: Tensor, *, limit: float, alpha: float) -> Tensor:
+    """gate * sigmoid(alpha * gate) * (up + 1), elementwise; the gate at most `limit`, `up` no farther than that from 0.
+
+    gpt-oss (OpenAI 2025, arXiv 2508.10925, section 2).
+    """
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    return gate * torch.sigmoid(alpha * gate) * (up + 1)
+
+
+def _run(x: Tensor, expert: Sequence[Tensor], act: Activation) -> Tensor:
+    """One expert, its matrices and its biases if it has any, on some tokens: [n, H] from [n, H]."""
+    gate, up, down, *biases = expert
+    of_gate, of_up, of_down = biases or (None, None, None)
+    return F.linear(act(F.linear(x, gate, of_gate), F.linear(x, up, of_up)), down, of_down)
 
 
 def eager_experts(
-    hidden_states: Tensor, indices: Tensor, weights: Tensor, gate: Tensor, up: Tensor, down: Tensor
+    hidden_states: Tensor, indices: Tensor, weights: Tensor, *experts: Tensor, act: Activation = swiglu
 ) -> Tensor:
     """The reference: for each expert, find its tokens, run them, add the weighted result."""
     output = torch.zeros_like(hidden_states)
-    for expert in range(len(gate)):
+    for expert in range(len(experts[0])):
         token, slot = torch.where(indices == expert)
-        x = hidden_states[token]
-        y = F.linear(F.silu(F.linear(x, gate[expert])) * F.linear(x, up[expert]), down[expert])
+        y = _run(hidden_states[token], [tensor[expert] for tensor in experts], act)
         output = output.index_add(0, token, y * weights[token, slot, None])
     return output
 
 
 def sorted_experts(
-    hidden_states: Tensor, indices: Tensor, weights: Tensor, gate: Tensor, up: Tensor, down: Tensor
+    hidden_states: Tensor, indices: Tensor, weights: Tensor, *experts: Tensor, act: Activation = swiglu
 ) -> Tensor:
     """The fast path on a CPU: sort the routed tokens by expert, give each expert one contiguous piece.
 
@@ -46,38 +69,37 @@ def sorted_experts(
     a full-size zero gradient for every expert. Few tokens, whose time goes into calls, take one of the next two ways.
     """
     if hidden_states.is_meta:  # where nothing can be counted
-        return grouped_experts(hidden_states, indices, weights, gate, up, down)
+        return grouped_experts(hidden_states, indices, weights, *experts, act=act)
     if len(hidden_states) == 1 and not torch.is_grad_enabled():
-        return _one_token(hidden_states, indices, weights, gate, up, down)
-    if _are_few(hidden_states, indices, gate, up, down):
-        return _few_slots(hidden_states, indices, weights, gate, up, down)
-    slots, token, ends, _ = _sort_by_expert(indices, len(gate))
+        return _one_token(hidden_states, indices, weights, experts, act)
+    if len(experts) == 3 and _are_few(hidden_states, indices, *experts):
+        return _few_slots(hidden_states, indices, weights, *experts, act)
+    slots, token, ends, _ = _sort_by_expert(indices, len(experts[0]))
     counts = ends.diff(prepend=ends.new_zeros(1)).tolist()
     slots, token = slots[: sum(counts)], token[: sum(counts)]  # without the empty ones
     pieces = hidden_states.index_select(0, token).split(counts)
-    outputs = [
-        F.linear(F.silu(F.linear(x, w_gate)) * F.linear(x, w_up), w_down)
-        for x, w_gate, w_up, w_down in zip(pieces, gate.unbind(), up.unbind(), down.unbind(), strict=True)
-    ]
+    parts = (tensor.unbind() for tensor in experts)
+    outputs = [_run(x, own, act) for x, *own in zip(pieces, *parts, strict=True)]
     weighted = torch.cat(outputs) * weights.flatten().index_select(0, slots)[:, None]
     return _add_to_tokens(weighted, token, hidden_states)
 
 
-def _one_token(x: Tensor, indices: Tensor, weights: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+def _one_token(x: Tensor, indices: Tensor, weights: Tensor, experts: Sequence[Tensor], act: Activation) -> Tensor:
     """A step of generation, without gradients: there is nothing to sort."""
     output = torch.zeros_like(x)
     for expert, weight in zip(indices[0].tolist(), weights[0], strict=True):
-        if expert < len(gate):
-            inner = F.silu(F.linear(x, gate[expert])) * F.linear(x, up[expert])
-            output += weight * F.linear(inner, down[expert])
+        if expert < len(experts[0]):
+            output += weight * _run(x, [tensor[expert] for tensor in experts], act)
     return output
 
 
-def _few_slots(x: Tensor, indices: Tensor, weights: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+def _few_slots(
+    x: Tensor, indices: Tensor, weights: Tensor, gate: Tensor, up: Tensor, down: Tensor, act: Activation
+) -> Tensor:
     """All experts by three calls: `grouped_experts` without empty slots and odd widths, which `_are_few` rules out."""
     slots, token, ends, _ = _sort_by_expert(indices, len(gate))
     routed = x.index_select(0, token)
-    inner = F.silu(F.grouped_mm(routed, gate.mT, offs=ends)) * F.grouped_mm(routed, up.mT, offs=ends)
+    inner = act(F.grouped_mm(routed, gate.mT, offs=ends), F.grouped_mm(routed, up.mT, offs=ends))
     weighted = F.grouped_mm(inner, down.mT, offs=ends) * weights.flatten().index_select(0, slots)[:, None]
     return _add_to_tokens(weighted, token, x)
 
@@ -91,25 +113,28 @@ def _are_few(x: Tensor, indices: Tensor, *matrices: Tensor) -> bool:
 
 
 def grouped_experts(
-    hidden_states: Tensor, indices: Tensor, weights: Tensor, gate: Tensor, up: Tensor, down: Tensor
+    hidden_states: Tensor, indices: Tensor, weights: Tensor, *experts: Tensor, act: Activation = swiglu
 ) -> Tensor:
     """As `sorted_experts`, with three grouped matrix products in place of loops; what transformers does by default.
 
     Nothing is read back from the device, so that `torch.compile(fullgraph=True)` and `torch.export` can follow.
     Raises ValueError: the dtype is one that `F.grouped_mm` does not multiply.
     """
-    slots, token, ends, empty = _sort_by_expert(indices, len(gate))
+    slots, token, ends, empty = _sort_by_expert(indices, len(experts[0]))
     # grouped_mm leaves the rows of empty slots, which are no expert's, undefined in its output and in its gradient: the
-    # first mask keeps that out of the gradient of hidden_states, the second out of the output.
+    # first mask keeps that out of the gradient of hidden_states, the second out of that of the biases, the third out of
+    # the output.
     x = hidden_states.index_select(0, token).masked_fill(empty, 0)
     weight = weights.flatten().index_select(0, slots)
-    x, weight, gate, up, down = _autocast(x, weight, gate, up, down)
+    x, weight, *experts = _autocast(x, weight, *experts)
     if x.dtype not in GROUPED_DTYPES:
         wanted = ", ".join(map(str, GROUPED_DTYPES))
         raise ValueError(f"experts_implementation='grouped' was given {x.dtype}: wanted one of {wanted}")
-    x, gate, up, down = map(_pad_rows, (x, gate, up, down))
-    inner = F.silu(_grouped_mm(x, gate.mT, ends)) * _grouped_mm(x, up.mT, ends)
-    output = _grouped_mm(inner, down.mT, ends)[:, : hidden_states.shape[1]].masked_fill(empty, 0)
+    x, gate, up, down, *biases = map(_pad_rows, (x, *experts))
+    expert = indices.flatten().index_select(0, slots).clamp(max=len(gate) - 1)
+    added = [bias.index_select(0, expert).masked_fill(empty, 0) for bias in biases] or 3 * [None]
+    inner = act(_grouped_mm(x, gate, ends, added[0]), _grouped_mm(x, up, ends, added[1]))
+    output = _grouped_mm(inner, down, ends, added[2])[:, : hidden_states.shape[1]].masked_fill(empty, 0)
     return _add_to_tokens(output * weight[:, None], token, hidden_states)
 
 
@@ -120,11 +145,14 @@ def _pad_rows(tensor: Tensor) -> Tensor:
     return F.pad(tensor, padding) if any(padding) else tensor.contiguous()
 
 
-def _grouped_mm(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
-    """`F.grouped_mm`, where there is memory to run it in; torch 2.13 knows its shapes beforehand for bfloat16 only."""
-    if left.is_meta or torch.compiler.is_compiling():
-        return _traced_grouped_mm(left, right, ends)
-    return F.grouped_mm(left, right, offs=ends)
+def _grouped_mm(rows: Tensor, matrices: Tensor, ends: Tensor, added: Tensor | None) -> Tensor:
+    """Each row times the matrix [B, A] of its expert, plus `added`: [N, B] from [N, A].
+
+    By `F.grouped_mm`, where there is memory to run it in; torch 2.13 knows its shapes beforehand for bfloat16 only.
+    """
+    traced = rows.is_meta or torch.compiler.is_compiling()
+    product = _traced_grouped_mm(rows, matrices.mT, ends) if traced else F.grouped_mm(rows, matrices.mT, offs=ends)
+    return product if added is None else product + added
 
 
 @torch.library.custom_op("minimoe::grouped_mm", mutates_args=())

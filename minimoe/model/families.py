@@ -4,11 +4,11 @@ One table per family; the functions at the end interpret them. `read_config` and
 between a `config.json` and a `MoEConfig`, `Family.on_disk` between the names of tensors.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from minimoe.model.config import MIXTURE_FIELDS, ROPE_SETTINGS, MoEConfig, require
+from minimoe.model.config import LAYER_TYPES, MIXTURE_FIELDS, ROPE_OPTIONS, ROPE_SETTINGS, MoEConfig, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,11 +18,15 @@ class Family:
     model_type: str
     architecture: str  # the class that transformers builds
     keys: Mapping[str, str]  # MoEConfig field -> key of config.json
-    defaults: Mapping[str, Any]  # MoEConfig field -> what an absent key means
+    defaults: Mapping[str, Any]  # MoEConfig field -> the value that an absent key stands for
     fixed: Mapping[str, Any]  # MoEConfig field -> its one value in this family, which no key sets
+    supported: Mapping[str, tuple] = field(default_factory=dict)  # further keys, as in `_SUPPORTED_VALUES`
     optional: tuple[str, ...] = ("router_z_loss_coef",)  # keys that are written only where they say something
+    written: Mapping[str, Any] = field(default_factory=dict)  # further keys of every configuration, which are not read
     renames: tuple[tuple[str, str], ...] = ()  # parts of tensor names: ours, on disk
+    fused_experts: bool = False  # whether all experts lie in one tensor, as layout.py has it
     rows: tuple[str, ...] = ()  # tensors (by the end of their name on disk) stored as [1, n] instead of [n]
+    topk_methods: tuple[str, str] | None = None  # values of topk_method: for a choice without groups, and with them
     disk_type: str | None = None  # model_type in config.json, where it is spelt differently
     aliases: tuple[str, ...] = ()  # further spellings, in lower case
 
@@ -34,7 +38,7 @@ class Family:
 
 
 _OF_THEIR_OWN = ("model_type", "rope_theta", "rope_scaling")  # are read and written by code of their own
-_DEFAULTS = {field.name: field.default for field in fields(MoEConfig) if field.name not in _OF_THEIR_OWN}
+_DEFAULTS = {each.name: each.default for each in fields(MoEConfig) if each.name not in _OF_THEIR_OWN}
 _SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
     *("num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
@@ -52,11 +56,21 @@ def _sizes(*sizes: int | None) -> dict[str, Any]:
 
 
 _DECODER = _same(*_SIZES, "rms_norm_eps", "initializer_range", "tie_word_embeddings")
-_HEAD_DIM = _same("head_dim")
+_HEAD_DIM, _WINDOW = _same("head_dim"), _same("sliding_window")
 _ONE_BIAS_KEY = {"attention_bias": "attention_bias", "attention_output_bias": "attention_bias"}
 _MIXTURE = _same("num_experts", "num_experts_per_tok", "router_aux_loss_coef", "router_z_loss_coef")
 _QWEN_MIXTURE = _MIXTURE | _same("moe_intermediate_size", "decoder_sparse_step", "mlp_only_layers", "norm_topk_prob")
 _SHARED = _same("shared_expert_intermediate_size")
+_DEEPSEEK_MIXTURE = _same("num_experts_per_tok", "moe_intermediate_size", "n_group", "topk_group")
+_DEEPSEEK_MIXTURE |= _same("routed_scaling_factor", "router_z_loss_coef") | {"num_experts": "n_routed_experts"}
+_DEEPSEEK_MIXTURE |= {"mlp_only_layers": "first_k_dense_replace", "shared_expert_intermediate_size": "n_shared_experts"}
+_DEEPSEEK_LOSS = {"router_aux_loss_coef": "aux_loss_alpha", "seq_aux": "seq_aux"}
+_DEEPSEEK_OPTIONAL = ("aux_loss_alpha", "seq_aux", "router_z_loss_coef")
+_LATENT = _ONE_BIAS_KEY | _same("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+_SHARED_EXPERTS = ((".shared_expert.", ".shared_experts."),)
+_SIGMOID = {"score_func": "sigmoid", "e_score_correction_bias": True}
+_GPT_OSS = _WINDOW | _same("layer_types", "swiglu_limit", "swiglu_alpha") | {"num_experts": "num_local_experts"}
+_NOT_CUT = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
 _EXPERTS_ONLY = {"moe_intermediate_size": "intermediate_size"}  # no dense layer, hence one width
 
 # The defaults are those of transformers' configuration classes; a test compares them.
@@ -65,6 +79,14 @@ LLAMA = Family(
     architecture="LlamaForCausalLM",
     keys=_DECODER | _HEAD_DIM | _ONE_BIAS_KEY,
     defaults=_sizes(32000, 4096, 11008, 32, 32, None, 2048),
+    fixed={"num_experts": 0},
+)
+
+MISTRAL = Family(
+    model_type="mistral",
+    architecture="MistralForCausalLM",
+    keys=_DECODER | _HEAD_DIM | _WINDOW,
+    defaults=_sizes(32000, 4096, 14336, 32, 32, 8, 131072) | {"sliding_window": 4096},
     fixed={"num_experts": 0},
 )
 
@@ -87,7 +109,7 @@ QWEN3 = Family(
 MIXTRAL = Family(
     model_type="mixtral",
     architecture="MixtralForCausalLM",
-    keys=_DECODER | _HEAD_DIM | _MIXTURE | _EXPERTS_ONLY | {"num_experts": "num_local_experts"},
+    keys=_DECODER | _HEAD_DIM | _WINDOW | _MIXTURE | _EXPERTS_ONLY | {"num_experts": "num_local_experts"},
     defaults=_sizes(32000, 4096, 14336, 32, 32, 8, 131072, 8, 2, 14336)
     | {"rms_norm_eps": 1e-5, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001},
     fixed={"norm_topk_prob": True},
@@ -122,6 +144,66 @@ OLMOE = Family(
     fixed={"qk_norm": "full"},
 )
 
+GLM4_MOE = Family(
+    model_type="glm4_moe",
+    architecture="Glm4MoeForCausalLM",
+    keys=_DECODER
+    | _HEAD_DIM
+    | _DEEPSEEK_MIXTURE
+    | _same("attention_bias", "norm_topk_prob", "partial_rotary_factor")
+    | {"qk_norm": "use_qk_norm", "router_aux_loss_coef": "router_aux_loss_coef"},
+    defaults=_sizes(151552, 4096, 10944, 46, 96, 8, 131072, 128, 8, 1408)
+    | {"rms_norm_eps": 1e-5, "partial_rotary_factor": 0.5, "qk_norm": False}
+    | {"mlp_only_layers": 1, "shared_expert_intermediate_size": 1},
+    fixed=_SIGMOID,
+    optional=("router_aux_loss_coef", "router_z_loss_coef"),
+    renames=_SHARED_EXPERTS,
+    written={"num_nextn_predict_layers": 0},
+)
+
+DEEPSEEK_V2 = Family(
+    model_type="deepseek_v2",
+    architecture="DeepseekV2ForCausalLM",
+    keys=_DECODER | _LATENT | _DEEPSEEK_MIXTURE | _DEEPSEEK_LOSS,
+    defaults=_sizes(102400, 4096, 11008, 32, 32, None, 2048, 64, None, 1407)
+    | {"q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
+    | {"mlp_only_layers": 0, "shared_expert_intermediate_size": 2},
+    fixed={"norm_topk_prob": False, "rope_interleave": True},
+    supported={"norm_topk_prob": (False, None), "scoring_func": ("softmax", None), "moe_layer_freq": (1, None)},
+    optional=_DEEPSEEK_OPTIONAL,
+    renames=_SHARED_EXPERTS,
+    topk_methods=("greedy", "group_limited_greedy"),
+)
+
+DEEPSEEK_V3 = Family(
+    model_type="deepseek_v3",
+    architecture="DeepseekV3ForCausalLM",
+    keys=_DECODER | _LATENT | _DEEPSEEK_MIXTURE | _DEEPSEEK_LOSS | _same("rope_interleave", "norm_topk_prob"),
+    defaults=_sizes(129280, 7168, 18432, 61, 128, 128, 4096, 256, 8, 2048)
+    | {"q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
+    | {"n_group": 8, "topk_group": 4, "routed_scaling_factor": 2.5, "rope_interleave": True}
+    | {"mlp_only_layers": 3, "shared_expert_intermediate_size": 1},
+    fixed=_SIGMOID,
+    supported={"scoring_func": ("sigmoid", None), "moe_layer_freq": (1, None)},
+    optional=_DEEPSEEK_OPTIONAL,
+    renames=_SHARED_EXPERTS,
+    written={"num_nextn_predict_layers": 0},
+    topk_methods=("noaux_tc", "noaux_tc"),
+)
+
+GPT_OSS = Family(
+    model_type="gpt_oss",
+    architecture="GptOssForCausalLM",
+    keys=_DECODER | _HEAD_DIM | _ONE_BIAS_KEY | _MIXTURE | _EXPERTS_ONLY | _GPT_OSS,
+    defaults=_sizes(201088, 2880, 2880, 36, 64, 8, 131072, 128, 4, 2880)
+    | {"head_dim": 64, "rms_norm_eps": 1e-5, "attention_bias": True, "attention_output_bias": True}
+    | {"sliding_window": 128, "swiglu_limit": 7.0, "router_aux_loss_coef": 0.001, "rope_theta": 150000.0}
+    | {"rope_scaling": {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096} | _NOT_CUT},
+    fixed={"router": "topk_softmax", "moe_bias": True, "attention_sinks": True},
+    renames=((".mlp.gate.", ".mlp.router."),),
+    fused_experts=True,
+)
+
 # As in its published configuration and vllm-ascend's implementation. Neither has a key for the number of groups: it is
 # that of the active experts. `n_group` is ours, for models where it is not.
 PANGU_PRO_MOE = Family(
@@ -145,8 +227,9 @@ MINIMOE = Family(
     model_type="minimoe", architecture="MoEForCausalLM", keys=_same(*_DEFAULTS), defaults={}, fixed={}, optional=()
 )
 
-_ALL = LLAMA, QWEN2, QWEN3, MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE, PANGU_PRO_MOE, MINIMOE
-FAMILIES = {family.model_type: family for family in _ALL}
+_DENSE = LLAMA, MISTRAL, QWEN2, QWEN3
+_MIXTURES = MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE, DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE, GPT_OSS, PANGU_PRO_MOE
+FAMILIES = {family.model_type: family for family in (*_DENSE, *_MIXTURES, MINIMOE)}
 
 # Keys that would change what the model computes, and the values that leave it as it is here. Not among them are those
 # that only training looks at: router_jitter_noise, attention_dropout, output_router_logits.
@@ -157,6 +240,21 @@ _SUPPORTED_VALUES: dict[str, tuple] = {
     "pretraining_tp": (1, None),
     "partial_rotary_factor": (1, None),
 }
+# Keys that do not hold the value of their field: how it is read, given the fields before it, and how it is written.
+OTHERWISE: dict[str, tuple[Callable[[Any, Mapping[str, Any]], Any], Callable[[MoEConfig], Any]]] = {
+    "first_k_dense_replace": (
+        lambda count, given: tuple(range(_whole("first_k_dense_replace", count, "num_hidden_layers", given))),
+        lambda config: len(config.mlp_only_layers),
+    ),
+    "n_shared_experts": (
+        lambda count, given: (
+            _whole("n_shared_experts", count) * _whole("moe_intermediate_size", given["moe_intermediate_size"])
+        ),
+        lambda config: config.shared_expert_intermediate_size // config.moe_intermediate_size,
+    ),
+    "use_qk_norm": (lambda used, _: "head" if used else None, lambda config: config.qk_norm == "head"),
+}
+_MOST_LAYERS = 10_000  # of which a list is made before they are compared with a file
 _OTHER_NAME = {"num_experts": "num_local_experts", "num_local_experts": "num_experts"}
 
 # BERT encoders (Devlin et al. 2018, arXiv 1810.04805): no model here runs them, but their weights can be compared.
@@ -183,8 +281,8 @@ def read_config(raw: Mapping[str, Any]) -> MoEConfig:
         said = f"model_type={BERT!r}: an encoder, which can be compared but not run"
         raise ValueError(f"{said}; wanted one of {', '.join(FAMILIES)}")
     family = find_family(raw.get("model_type"))
-    for key, (usual, *others) in _SUPPORTED_VALUES.items():
-        found = raw.get(key, usual)
+    for key, (usual, *others) in (_SUPPORTED_VALUES | family.supported).items():
+        found = usual if key in family.keys.values() else raw.get(key, usual)
         require(found in (usual, *others), key, found, f"{usual!r}, all that is supported")
     quantised = raw.get("quantization_config")
     method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
@@ -192,9 +290,13 @@ def read_config(raw: Mapping[str, Any]) -> MoEConfig:
     wanted += "fbgemm_fp8, mxfp4, compressed-tensors, modelopt, or bitsandbytes with load_in_8bit"
     require(quantised is None, "quantization_config['quant_method']", method, wanted)
     config = MoEConfig(**_read_fields(family, raw), model_type=family.model_type)
-    if family is not MINIMOE and (key := family.keys.get("num_experts")):
-        require(config.num_experts > 0, key, 0, f"at least 1 for model_type={family.model_type!r}")
-    _check_windows(raw, config)
+    for name, wanted in (("num_experts", "at least 1"), ("kv_lora_rank", "a number"), ("swiglu_limit", "a number")):
+        found = getattr(config, name)
+        fits = bool(found) or name not in family.keys or family is MINIMOE
+        require(fits, family.keys.get(name), found, f"{wanted} for model_type={family.model_type!r}")
+    kinds = raw.get("layer_types") or []
+    fits = "layer_types" in family.keys or all(kind == "full_attention" for kind in kinds)
+    require(fits, "layer_types", kinds, "'full_attention' for every layer")
     return config
 
 
@@ -205,8 +307,8 @@ def write_config(config: MoEConfig, model_type: str | None, dtype: str) -> dict[
     Raises ValueError: the family cannot express the model; the message names the fields.
     """
     family = find_family(config.model_type if model_type is None else model_type)
-    rope = _read_rope({"rope_scaling": config.rope_scaling}, config.rope_theta, config.max_position_embeddings)[1]
-    config = replace(config, rope_scaling=rope)  # in the one form that reading gives
+    rope = _canonical(config.rope_scaling or {}, "rope_scaling", config.max_position_embeddings)
+    config = replace(config, rope_scaling=rope)
     raw = {
         "architectures": [family.architecture],
         "model_type": family.disk_type or family.model_type,
@@ -221,7 +323,10 @@ def write_config(config: MoEConfig, model_type: str | None, dtype: str) -> dict[
         "rope_scaling": rope,
         "rope_parameters": {"rope_theta": float(config.rope_theta), **(rope or {"rope_type": "default"})},
     }
-    raw |= {key: getattr(config, field) for field, key in family.keys.items()}
+    raw |= {key: getattr(config, name) for name, key in family.keys.items() if key not in OTHERWISE}
+    raw |= {key: OTHERWISE[key][1](config) for key in family.keys.values() if key in OTHERWISE} | family.written
+    if family.topk_methods:
+        raw["topk_method"] = family.topk_methods[config.n_group > 1]
     _require_expressible(config, family, raw)
     for key in family.optional:
         shorter = {name: value for name, value in raw.items() if name != key}
@@ -231,13 +336,33 @@ def write_config(config: MoEConfig, model_type: str | None, dtype: str) -> dict[
 
 
 def _read_fields(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
-    given = {field: _lookup(raw, key, (_DEFAULTS | family.defaults)[field]) for field, key in family.keys.items()}
+    given = {name: _lookup(raw, key, (_DEFAULTS | family.defaults)[name]) for name, key in family.keys.items()}
+    given |= {name: OTHERWISE[key][0](given[name], given) for name, key in family.keys.items() if key in OTHERWISE}
     if given.get("mlp_only_layers", ()) is None:
         given["mlp_only_layers"] = ()
-    if given.get("n_group", 1) is None:  # Pangu Pro MoE: one expert from each group
-        given["n_group"] = given["num_experts_per_tok"]
-    theta, scaling = _read_rope(raw, family.defaults.get("rope_theta", 10000.0), given["max_position_embeddings"])
-    return {**family.fixed, **given, "rope_theta": theta, "rope_scaling": scaling}
+    if family is GPT_OSS and given["layer_types"] is None:  # every second layer sees all, and the first does not
+        layers = given["num_hidden_layers"]
+        fits = type(layers) is int and 0 <= layers <= _MOST_LAYERS
+        require(fits, "num_hidden_layers", layers, f"a number up to {_MOST_LAYERS}, as there are no layer_types")
+        given["layer_types"] = tuple(LAYER_TYPES[1 - layer % 2] for layer in range(layers))
+    for name in ("n_group", "topk_group"):
+        if given.get(name, 1) is None:  # Pangu Pro MoE takes one expert from each group
+            given[name] = given["num_experts_per_tok"] if family.fixed.get("router") == "grouped" else 1
+    if family.topk_methods:
+        method, (plain, in_groups) = raw.get("topk_method", family.topk_methods[0]), family.topk_methods
+        require(method in (plain, in_groups), "topk_method", method, f"{plain} or {in_groups}")
+        if method != in_groups:
+            given |= {"n_group": 1, "topk_group": 1}
+        given["seq_aux"] = bool(given["seq_aux"] and given["router_aux_loss_coef"])  # published with a coefficient of 0
+    return {**family.fixed, **given, **_read_rope(raw, family, given)}
+
+
+def _whole(key: str, found: Any, limit: str = "", given: Mapping[str, Any] | None = None) -> int:
+    """A count, checked before anything is made of it; at most what is `given` for the field `limit`."""
+    most = given[limit] if given else None
+    fits = type(found) is int and found >= 0 and (given is None or (type(most) is int and found <= most))
+    require(fits, key, found, f"a whole number from 0 on{f', at most {limit}={most}' if limit else ''}")
+    return found
 
 
 def _lookup(raw: Mapping[str, Any], key: str, default: Any) -> Any:
@@ -247,33 +372,33 @@ def _lookup(raw: Mapping[str, Any], key: str, default: Any) -> Any:
     return raw.get(key, raw.get(other, default))
 
 
-def _read_rope(raw: Mapping[str, Any], theta: float, max_positions: int) -> tuple[float, dict[str, Any] | None]:
-    """Base and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
+def _read_rope(raw: Mapping[str, Any], family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Base, scaling and part, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
     key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
-    found = raw.get(key) or {}
+    found = raw.get(key) or family.defaults.get("rope_scaling") or {}
     require(isinstance(found, Mapping), key, found, "an object")
-    theta = found.get("rope_theta", raw.get("rope_theta", theta))
-    kind = found.get("rope_type", found.get("type", "default"))
     nested = any(isinstance(value, Mapping) for value in found.values())
     require(not nested, key, found, "one set of rope parameters for all layers")
+    theta = found.get("rope_theta", raw.get("rope_theta", family.defaults.get("rope_theta", 10000.0)))
+    scaling = _canonical(found, key, given["max_position_embeddings"])
+    usual = given.get("partial_rotary_factor", 1)
+    part = found.get("partial_rotary_factor", usual)
+    fits = part == 1 or "partial_rotary_factor" in given
+    require(fits, f"{key}['partial_rotary_factor']", part, "1, all that is supported")
+    return {"rope_theta": theta, "rope_scaling": scaling, "partial_rotary_factor": part}
+
+
+def _canonical(scaling: Mapping[str, Any], key: str, max_positions: int) -> dict[str, Any] | None:
+    """A scaling in the one form that `MoEConfig` has it in; None: there is none."""
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
     require(kind in tuple(ROPE_SETTINGS), f"{key}['rope_type']", kind, f"one of {', '.join(ROPE_SETTINGS)}")
-    part = found.get("partial_rotary_factor", 1)
-    require(part == 1, f"{key}['partial_rotary_factor']", part, "1, all that is supported")
     if kind == "default":
-        return theta, None
-    missing = {"original_max_position_embeddings": max_positions} if kind == "llama3" else {}
-    return theta, {"rope_type": kind, **{name: found.get(name, missing.get(name)) for name in ROPE_SETTINGS[kind]}}
-
-
-def _check_windows(raw: Mapping[str, Any], config: MoEConfig) -> None:
-    """Refuse attention that does not see all earlier positions."""
-    window, positions = raw.get("sliding_window"), config.max_position_embeddings
-    # Qwen writes a width even where `use_sliding_window` switches it off; Mixtral has no such switch.
-    if config.model_type == "mixtral" and window is not None:
-        wide = isinstance(window, int) and window >= positions
-        require(wide, "sliding_window", window, f"null or at least max_position_embeddings={positions}")
-    kinds = raw.get("layer_types") or []
-    require(all(kind == "full_attention" for kind in kinds), "layer_types", kinds, "'full_attention' for every layer")
+        return None
+    missing = {"original_max_position_embeddings": max_positions, "beta_fast": 32, "beta_slow": 1, "truncate": True}
+    settings = {name: scaling.get(name) for name in ROPE_SETTINGS[kind]}
+    settings = {name: missing.get(name) if value is None else value for name, value in settings.items()}
+    options = {name: scaling[name] for name in ROPE_OPTIONS.get(kind, ()) if scaling.get(name)}
+    return {"rope_type": kind, **settings, **options}
 
 
 def _require_expressible(config: MoEConfig, family: Family, raw: Mapping[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """GGUF, the files of llama.cpp: configuration, vocabulary and tensors in one, many of them quantised.
 
-`GGUF` reads one as `Checkpoint` reads a folder. In the families that run here, each tensor has its name in the Hugging
-Face layout; in all others it has that of llama.cpp, as `blk.0.attn_q.weight`, and a mixture has its experts in one
-tensor, [E, I, H]. What llama.cpp's converter does to numbers is undone. In some architectures its positions turn
+`GGUF` reads one as `Checkpoint` reads a folder. In an architecture of `_RUN_HERE`, each tensor has its name in the
+Hugging Face layout; in all others it has that of llama.cpp, as `blk.0.attn_q.weight`, and a mixture has its experts in
+one tensor, [E, I, H]. What llama.cpp's converter does to numbers is undone. In some architectures its positions turn
 neighbours (2i, 2i + 1) of a head where transformers turns halves (i, i + D/2), so the rows of q and k lie in another
 order; and it adds 1 to the norms of Gemma and Nemotron, whose models add it when they run.
 
@@ -353,7 +353,10 @@ def _read_what_runs(metadata: Mapping[str, Any], architecture: str, stored: Mapp
         "max_position_embeddings": whole("context_length"),
         "rms_norm_eps": epsilon,
         "rope_theta": said("rope.freq_base", 10000.0),
-        "rope_scaling": None if rope == "none" else {"rope_type": rope, "factor": said("rope.scaling.factor")},
+        # What YaRN needs is not read: `_require_same` refuses it.
+        "rope_scaling": None
+        if rope in ("none", "yarn")
+        else {"rope_type": rope, "factor": said("rope.scaling.factor")},
         "tie_word_embeddings": "output.weight" not in stored,
         "attention_bias": bias,
         "qkv_bias": bias,
@@ -371,6 +374,8 @@ def _count_blocks(stored: Mapping[str, _Blocks]) -> int:
 
 def _require_same(metadata: Mapping[str, Any], architecture: str, head_dim: int) -> None:
     """Refuse what would change the function, and no family here has."""
+    key = f"{architecture}.rope.scaling.type"
+    require(metadata.get(key) != "yarn", key, "yarn", "none or linear, all that is read")
     fixed = {"rope.dimension_count": head_dim, "attention.value_length": head_dim}
     fixed |= {"expert_gating_func": 1, "expert_weights_scale": 1.0}  # 1 is the softmax
     for key, wanted in fixed.items():

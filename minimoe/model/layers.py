@@ -51,7 +51,7 @@ class MLP(nn.Module):
 
 @torch.no_grad()
 def initialise(module: nn.Module, std: float, seed: int) -> None:
-    """Fill `module`: matrices from N(0, std^2), biases and buffers with 0, norms and scales with 1.
+    """Fill `module`: matrices from N(0, std^2), biases, sinks and buffers with 0, norms and scales with 1.
 
     The numbers are drawn on the CPU, so that they are the same on every device. What lies on the meta device has no
     memory to fill and is left alone.
@@ -60,10 +60,12 @@ def initialise(module: nn.Module, std: float, seed: int) -> None:
     for name, parameter in module.named_parameters():
         if parameter.is_meta:
             continue
-        if parameter.dim() > 1:
+        if name.endswith(("bias", "sinks")):
+            parameter.zero_()
+        elif parameter.dim() > 1:
             parameter.copy_(torch.randn(parameter.shape, generator=generator, device="cpu") * std)
         else:
-            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+            parameter.fill_(1.0)
     for buffer in module.buffers():
         buffer.zero_()
 

@@ -9,6 +9,7 @@ Shapes: B batch, S sequence, T = B * S tokens, H hidden size, I expert width, E 
 """
 
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from minimoe.model import routing
 from minimoe.model.balance import apply_capacity, expert_capacity
 from minimoe.model.config import MoEConfig, require
-from minimoe.model.experts import IMPLEMENTATIONS, add_shared_expert
+from minimoe.model.experts import IMPLEMENTATIONS, add_shared_expert, clamped_swiglu, swiglu
 from minimoe.model.layers import MLP, Linear, at_least_float32, initialise, is_autocast
 from minimoe.model.routing import RouterOutput
 
@@ -65,9 +66,9 @@ class MoELayer(nn.Module):
 class Router(nn.Module):
     """A router's weights, and the call of the routing function that the configuration names.
 
-    `weight` [E, H] gives the logits. By configuration also: `noise_weight` [E, H], `router_scale` [E], and the buffer
-    `e_score_correction_bias` [E], which no gradient reaches (`balance.update_bias` moves it) and which stays in float32
-    in a model of half precision, as DeepSeek-V3 keeps it: its steps of 0.001 would be rounded away.
+    `weight` [E, H] gives the logits. By configuration also: `bias` [E], `noise_weight` [E, H], `router_scale` [E], and
+    the buffer `e_score_correction_bias` [E], which no gradient reaches (`balance.update_bias` moves it) and which stays
+    in float32 in a model of half precision, as DeepSeek-V3 keeps it: its steps of 0.001 would be rounded away.
     """
 
     def __init__(self, config: MoEConfig) -> None:
@@ -78,6 +79,7 @@ class Router(nn.Module):
             self.weight = nn.Parameter(torch.empty(shape))
         if config.router == "noisy_topk":
             self.noise_weight = nn.Parameter(torch.empty(shape))
+        self.bias = nn.Parameter(torch.zeros(config.num_experts)) if config.moe_bias else None
         self.router_scale = nn.Parameter(torch.ones(config.num_experts)) if config.router_scale else None
         correction = torch.zeros(config.num_experts, dtype=torch.float32) if config.e_score_correction_bias else None
         self.register_buffer("e_score_correction_bias", correction)
@@ -95,7 +97,7 @@ class Router(nn.Module):
         if config.router == "hash":
             require(input_ids is not None, "input_ids", None, "the token ids, which router='hash' needs")
             return routing.route_hash(input_ids, config.num_experts, k)
-        logits = self._logits(x, self.weight)
+        logits = self._logits(x, self.weight, self.bias)
         if config.router == "topk":
             return routing.route_topk(
                 logits,
@@ -120,11 +122,11 @@ class Router(nn.Module):
             return routing.route_grouped(logits, k, config.n_group, router_scale=self.router_scale)
         raise NotImplementedError(f"router={config.router!r} is in config.ROUTERS and has no branch here")
 
-    def _logits(self, x: Tensor, weight: Tensor) -> Tensor:
-        """x W^T, [T, E], in float32 at least, whatever the model's dtype, and under autocast too."""
+    def _logits(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x W^T + b, [T, E], in float32 at least, whatever the model's dtype, and under autocast too."""
         with torch.autocast(x.device.type, enabled=False) if is_autocast(x) else nullcontext():
             x = at_least_float32(x)
-            return F.linear(x, weight.to(x.dtype))
+            return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     def _load_from_state_dict(self, state_dict, prefix: str, *arguments) -> None:
         """What `load_state_dict` calls, which may put tensors in place of ours: the bias in float32 at least."""
@@ -146,6 +148,8 @@ class Router(nn.Module):
 class Experts(nn.Module):
     """E gated MLPs in three tensors: `gate_proj` and `up_proj` [E, I, H], `down_proj` [E, H, I].
 
+    By configuration each has a bias, `gate_proj_bias` and `up_proj_bias` [E, I], `down_proj_bias` [E, H].
+
     Args:
         config: its `experts_implementation` names the function that runs them.
         seed: of the initial weights; None leaves them to the caller.
@@ -158,6 +162,11 @@ class Experts(nn.Module):
         self.gate_proj = nn.Parameter(torch.empty(experts, width, hidden))
         self.up_proj = nn.Parameter(torch.empty(experts, width, hidden))
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
+        self.biases = [f"{name}_proj_bias" for name in ("gate", "up", "down")] if config.moe_bias else []
+        for name, size in zip(self.biases, (width, width, hidden), strict=False):
+            self.register_parameter(name, nn.Parameter(torch.empty(experts, size)))
+        limit, alpha = config.swiglu_limit, config.swiglu_alpha
+        self.act = swiglu if limit is None else partial(clamped_swiglu, limit=limit, alpha=alpha)
         if seed is not None:
             initialise(self, config.initializer_range, seed)
 
@@ -165,7 +174,9 @@ class Experts(nn.Module):
         """Map [T, H] to [T, H], given `indices` and `weights` [T, K] of a `RouterOutput`."""
         run = IMPLEMENTATIONS[self.implementation]
         weights = weights.to(hidden_states.dtype)
-        return run(hidden_states, indices, weights, self.gate_proj, self.up_proj, self.down_proj)
+        biases = (getattr(self, name) for name in self.biases)
+        matrices = self.gate_proj, self.up_proj, self.down_proj
+        return run(hidden_states, indices, weights, *matrices, *biases, act=self.act)
 
 
 def _capacity(config: MoEConfig, num_tokens: int, real: Tensor | None) -> int:

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from minimoe.model.checkpoint import CONFIG, INDEX, KEPT_IN_FLOAT32, SINGLE, TOKENIZER, tensors_on_disk
+from minimoe.model.checkpoint import CONFIG, INDEX, KEPT_IN_FLOAT32, SINGLE, TOKENIZER
 from minimoe.model.families import find_family, write_config
+from minimoe.model.layout import tensors_on_disk
 
 MAX_SHARD_SIZE = 5 * 10**9
 

@@ -3,8 +3,8 @@
 Shapes: B batch, S sequence, P positions that a cache holds, T = B * S tokens, H hidden size, D head size, V vocabulary.
 
 Parameters carry the names of Hugging Face's Llama and Qwen-MoE, except that the experts of a layer are three fused
-tensors. Pre-norm RMSNorm, rotary positions, grouped-query attention, gated SiLU MLPs: what Llama, Qwen,
-Mixtral, OLMoE and Pangu Pro MoE have in common. The mixture itself is in moe.py.
+tensors. Pre-norm RMSNorm, rotary positions, causal attention, gated MLPs: what the families of families.py have in
+common. Attention is in attention.py, the mixture itself in moe.py.
 """
 
 from dataclasses import replace
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from minimoe.model.attention import Attention, KeysValues, rope_frequencies, visible_keys
+from minimoe.model.attention import Attention, KeysValues, LatentAttention, rotary_angles, visible_keys
 from minimoe.model.balance import load_balancing_loss, router_z_loss
 from minimoe.model.checkpoint import load_weights
 from minimoe.model.config import MoEConfig, require
@@ -46,7 +46,7 @@ class Block(nn.Module):
     def __init__(self, config: MoEConfig, layer: int) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config) if config.kv_lora_rank is None else LatentAttention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.is_sparse = config.is_sparse(layer)
         self.mlp = MoELayer(config, seed=None) if self.is_sparse else MLP(config.hidden_size, config.intermediate_size)
@@ -97,19 +97,20 @@ class Decoder(nn.Module):
             attention_mask: [B, P + S], 0 for padding.
             cache: of the P positions before these.
         """
-        x = self.embed_tokens(input_ids)
+        x, config = self.embed_tokens(input_ids), self.config
         length, past = input_ids.shape[1], cache[0][0].shape[2] if cache else 0
         seen = None if attention_mask is None else attention_mask.bool()
         real = None if seen is None else seen[:, past:]
-        visible = visible_keys(length, past, seen, x.device)
+        windows = [config.window(layer) for layer in range(config.num_hidden_layers)]
+        visible = {window: visible_keys(length, past, seen, x.device, window) for window in set(windows)}
         if seen is None:
             positions = torch.arange(past, past + length, device=x.device)
         else:  # in the text of its own: padding does not count
             positions = (seen.long().cumsum(-1) - 1).clamp(min=0)[:, past:]
-        cos, sin = self._angles(positions, x)
+        cos, sin = rotary_angles(config, positions, x)
         chosen, present = [], []
         for layer, block in enumerate(self.layers):
-            arguments = x, input_ids, cos, sin, real, visible, cache[layer] if cache else None
+            arguments = x, input_ids, cos, sin, real, visible[windows[layer]], cache[layer] if cache else None
             if self.gradient_checkpointing and self.training:
                 x, choice, keys_values = checkpoint(block, *arguments, use_reentrant=False)
             else:
@@ -118,12 +119,6 @@ class Decoder(nn.Module):
             if choice is not None:
                 chosen.append(choice)
         return self.norm(x), tuple(chosen), present
-
-    def _angles(self, positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of the angles at positions [S] or [B, S]: [S, D / 2], or [B, 1, S, D / 2]."""
-        angles = positions[..., None].float() * rope_frequencies(self.config, like.device)
-        angles = angles if positions.dim() == 1 else angles[:, None]
-        return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
 
 
 class TiedHead(Linear):

@@ -8,8 +8,8 @@ import torch
 
 from minimoe.fingerprints.compare import METHODS
 from minimoe.fingerprints.weights import open_weights
-from minimoe.model.checkpoint import tensors_on_disk
 from minimoe.model.families import MINIMOE
+from minimoe.model.layout import tensors_on_disk
 from tests.fingerprints.toys import Vocabulary, random_model
 
 KINDS = {

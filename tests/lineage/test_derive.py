@@ -24,6 +24,7 @@ from minimoe.lineage.derive import (
     ties,
 )
 from minimoe.model import Experts, MoEConfig, MoEForCausalLM
+from minimoe.model.attention import rotary_angles
 from minimoe.model.layers import MLP
 
 IDS = torch.tensor([[3, 17, 0, 22, 3, 8, 11], [1, 1, 5, 20, 9, 2, 4]])
@@ -293,7 +294,7 @@ def test_prune_refuses_what_is_not_there():
 def run_layers(model: MoEForCausalLM, order: list[int]) -> torch.Tensor:
     """The logits when these blocks run one after the other, by hand."""
     x = model.model.embed_tokens(IDS)
-    cos, sin = model.model._angles(torch.arange(IDS.shape[1]), x)
+    cos, sin = rotary_angles(model.config, torch.arange(IDS.shape[1]), x)
     for layer in order:
         x = model.model.layers[layer](x, IDS, cos, sin, None)[0]
     head = model.lm_head
@@ -307,6 +308,22 @@ def test_pruned_layers_are_not_run(settings):
         pruned = prune_layers(model, removed)
         assert pruned.config.num_hidden_layers == len(kept)
         assert_close(logits(pruned), run_layers(model, kept), rtol=0, atol=1e-10)
+
+
+def test_windows_and_sinks_go_along_with_layers_and_heads():
+    kinds = ("sliding_attention", "full_attention", "full_attention", "sliding_attention")
+    model = random_model(num_experts=0, sliding_window=3, layer_types=kinds, attention_sinks=True)
+    assert prune_layers(model, [1]).config.layer_types == (kinds[0], *kinds[2:])
+    model.model.layers[0].self_attn.v_proj.weight.data[:4] *= 1e-3  # of the first group, which goes
+    pruned = prune_heads(model, 1).model.layers[0].self_attn
+    assert torch.equal(pruned.sinks, model.model.layers[0].self_attn.sinks[2:])
+
+
+def test_latent_attention_has_no_heads_to_prune():
+    latent = {"kv_lora_rank": 6, "qk_nope_head_dim": 4, "qk_rope_head_dim": 2, "v_head_dim": 4}
+    model = random_model(num_experts=0, num_key_value_heads=4, **latent)
+    with pytest.raises(ValueError, match="kv_lora_rank=6: wanted None for prune_heads"):
+        prune_heads(model, 1)
 
 
 def test_depth_upscaling_stacks_two_copies_less_the_seam(settings):

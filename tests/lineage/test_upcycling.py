@@ -22,7 +22,12 @@ SIZES = {"num_experts": 8, "num_experts_per_tok": 4}
 ARGUMENTS = {"copy": {}, "split": {"granularity": 2}, "virtual_groups": {"granularity": 2}, "drop": {}}
 EXACT = [("copy", "mixtral", None), ("copy", "mixtral", 0.0), ("copy", "qwen2_moe", None)]
 EXACT += [("virtual_groups", "mixtral", None), ("virtual_groups", "qwen2_moe", None)]
+EXACT += [(method, family, None) for method in ("copy", "virtual_groups") for family in ("glm4_moe", "deepseek_v3")]
 EXACT += [("copy", "pangu_pro_moe", 0.0), ("virtual_groups", "pangu_pro_moe", 0.0)]
+
+
+LATENT = {"kv_lora_rank": 6, "qk_nope_head_dim": 4, "qk_rope_head_dim": 2, "v_head_dim": 4}
+LATENT |= {"num_key_value_heads": 4, "rope_interleave": True}
 
 
 def dense_model(seed: int = 0, **settings) -> MoEForCausalLM:
@@ -62,7 +67,10 @@ def mixture(model: MoEForCausalLM, layer: int = 0):
 
 @pytest.mark.parametrize(("method", "model_type", "router_std"), EXACT)
 def test_the_function_is_unchanged(method, model_type, router_std, tmp_path):
-    dense = dense_model(attention_bias=model_type != "mixtral", tie_word_embeddings=False)
+    latent = LATENT if model_type == "deepseek_v3" else {}
+    dense = dense_model(
+        attention_bias=model_type in ("qwen2_moe", "pangu_pro_moe"), tie_word_embeddings=False, **latent
+    )
     model = upcycle(dense, **SIZES, method=method, model_type=model_type, router_std=router_std, **ARGUMENTS[method])
     assert_close(logits(model), logits(dense), rtol=0, atol=1e-10)
     model.save_pretrained(tmp_path)
@@ -82,16 +90,26 @@ def test_virtual_groups_of_every_size(model_type):
         assert_close(logits(model), logits(dense), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("model_type", ["mixtral", "qwen2_moe"])
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen2_moe", "deepseek_v3"])
 @pytest.mark.parametrize("method", ["copy", "virtual_groups"])
 def test_the_function_is_unchanged_in_transformers(method, model_type, tmp_path):
-    """To 1e-6 in float64: transformers takes the router's softmax in float32."""
-    dense = dense_model()
-    upcycle(dense, **SIZES, method=method, model_type=model_type, **ARGUMENTS[method]).save_pretrained(tmp_path)
+    """To 1e-6 in float64: transformers computes its routers in float32."""
+    dense = dense_model(**LATENT if model_type == "deepseek_v3" else {})
+    shape = {"routed_scaling_factor": 2.5, "mlp_only_layers": (0,)}
+    shape |= {"n_group": 2, "topk_group": 1} if method == "copy" else {}  # virtual groups are others
+    settings = ARGUMENTS[method] | (shape if model_type == "deepseek_v3" else {})
+    upcycle(dense, **SIZES, method=method, model_type=model_type, **settings).save_pretrained(tmp_path)
     theirs = load_in_transformers(tmp_path)
     assert theirs.config.model_type == model_type
     with torch.no_grad():
         assert_close(theirs(IDS).logits, logits(dense), rtol=0, atol=1e-6 * SLACK * float(logits(dense).abs().max()))
+
+
+def test_deepseek_v3_wants_latent_attention_and_no_limit():
+    with pytest.raises(ValueError, match="kv_lora_rank=None: wanted a number for model_type='deepseek_v3'"):
+        upcycle(dense_model(), **SIZES, model_type="deepseek_v3")
+    with pytest.raises(ValueError, match=r"swiglu_limit=7\.0: wanted None"):
+        upcycle(dense_model(), **SIZES, model_type="minimoe", swiglu_limit=7.0)
 
 
 def test_what_is_said_to_change_the_function_does():

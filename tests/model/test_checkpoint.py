@@ -34,14 +34,26 @@ SMALL = {
     "intermediate_size": 8,
     "tie_word_embeddings": False,
 }
+LATENT = {"kv_lora_rank": 6, "qk_nope_head_dim": 4, "qk_rope_head_dim": 2, "v_head_dim": 3, "rope_interleave": True}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8, "beta_fast": 32, "beta_slow": 1}
+YARN |= {"truncate": False, "mscale": 0.7, "mscale_all_dim": 0.5}
+SIGMOID = {"score_func": "sigmoid", "e_score_correction_bias": True}
+SIGMOID |= {"shared_expert_intermediate_size": 8, "mlp_only_layers": (0,)}
+GPT_OSS = {"router": "topk_softmax", "moe_bias": True, "attention_sinks": True, "swiglu_limit": 2.0}
+GPT_OSS |= {"sliding_window": 4, "layer_types": ("sliding_attention", "full_attention")}
 LAYOUTS = {
     "llama": {"num_experts": 0},
+    "mistral": {"num_experts": 0, "sliding_window": 4},
     "qwen2": {"num_experts": 0, "attention_bias": True},
     "qwen3": {"num_experts": 0, "qk_norm": "head"},
     "mixtral": {},
     "qwen2_moe": {"shared_expert_intermediate_size": 8, "shared_expert_gate": True, "norm_topk_prob": False},
     "qwen3_moe": {"qk_norm": "head", "decoder_sparse_step": 2},
     "olmoe": {"qk_norm": "full", "clip_qkv": 2.0},
+    "deepseek_v2": LATENT | {"shared_expert_intermediate_size": 16, "norm_topk_prob": False, "n_group": 2},
+    "deepseek_v3": SIGMOID | LATENT | {"q_lora_rank": 6},
+    "glm4_moe": SIGMOID | {"head_dim": 8, "partial_rotary_factor": 0.5},
+    "gpt_oss": GPT_OSS,
     "pangu_pro_moe": {
         "attention_bias": True,
         "attention_output_bias": True,
@@ -130,15 +142,15 @@ def test_a_configuration_that_a_family_expresses_survives_it(data):
     settings = {
         **SMALL,
         **LAYOUTS[layout],
-        "num_key_value_heads": data.draw(st.sampled_from([1, 2])),
+        "num_key_value_heads": 2 if layout.startswith("deepseek") else data.draw(st.sampled_from([1, 2])),
         "rope_theta": data.draw(st.floats(100, 1e7)),
         "rms_norm_eps": data.draw(st.sampled_from([1e-5, 1e-6])),
         "initializer_range": data.draw(st.sampled_from([0.01, 0.02])),
         "max_position_embeddings": data.draw(st.integers(8, 4096)),
         "tie_word_embeddings": data.draw(st.booleans()),
-        "rope_scaling": data.draw(st.sampled_from([None, {"rope_type": "linear", "factor": 2.5}])),
+        "rope_scaling": data.draw(st.sampled_from([None, {"rope_type": "linear", "factor": 2.5}, YARN])),
     }
-    if layout not in ("llama", "qwen2", "qwen3"):
+    if layout not in ("llama", "mistral", "qwen2", "qwen3"):
         settings["router_aux_loss_coef"] = data.draw(st.sampled_from([0.0, 0.01]))
         settings["router_z_loss_coef"] = data.draw(st.sampled_from([0.0, 0.001]))
     config = MoEConfig(**settings, model_type=layout)
@@ -462,10 +474,7 @@ def key_twice(folder):
 
 def unknown_model_type(folder):
     edit_json(folder / "config.json", model_type="gpt2")
-    return (
-        r"config\.json: model_type='gpt2': wanted one of llama, qwen2, qwen3, mixtral, qwen2_moe, qwen3_moe, olmoe, "
-        r"pangu_pro_moe, minimoe"
-    )
+    return rf"config\.json: model_type='gpt2': wanted one of {', '.join(FAMILIES)}"
 
 
 def no_model_type(folder):
@@ -693,12 +702,12 @@ CONFIG_REFUSALS = [
     ("llama", {"quantization_config": {"quant_method": "gptq"}}, r"\['quant_method'\]='gptq': wanted no quantization"),
     ("qwen2", {"use_sliding_window": True}, r"use_sliding_window=True: wanted False"),
     ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, r"layer_types=\[.*\]: wanted 'full_attention'"),
-    ("mixtral", {"sliding_window": 64, "max_position_embeddings": 128}, r"sliding_window=64: wanted .* at least .*128"),
+    ("mixtral", {"sliding_window": 0}, r"sliding_window=0: wanted a whole number of at least 1"),
     ("llama", {"partial_rotary_factor": 0.5}, r"partial_rotary_factor=0\.5: wanted 1"),
     *(
         (family, {key: {name: kind, "factor": 2.0}}, rf"{key}\['rope_type'\]='{kind}': wanted one of default, linear")
         for family, key, name, kind in [
-            ("qwen2_moe", "rope_parameters", "rope_type", "yarn"),
+            ("qwen2_moe", "rope_parameters", "rope_type", "proportional"),
             ("llama", "rope_scaling", "type", "dynamic"),
             ("olmoe", "rope_scaling", "rope_type", "longrope"),
             ("pangu_pro_moe", "rope_scaling", "type", "su"),
@@ -712,6 +721,12 @@ CONFIG_REFUSALS = [
     ("qwen3_moe", {"mlp_only_layers": 3}, r"mlp_only_layers=3: wanted a list"),
     ("qwen3_moe", {"mlp_only_layers": [99]}, r"mlp_only_layers=99: wanted layers from 0 to 23"),
     ("mixtral", {"num_local_experts": 0}, r"num_local_experts=0: wanted at least 1"),
+    ("deepseek_v3", {"scoring_func": "softmax"}, r"scoring_func='softmax': wanted 'sigmoid'"),
+    ("deepseek_v3", {"topk_method": "greedy"}, r"topk_method='greedy': wanted noaux_tc"),
+    ("deepseek_v3", {"first_k_dense_replace": 99}, r"first_k_dense_replace=99: wanted .* at most num_hidden_layers=61"),
+    ("deepseek_v3", {"n_shared_experts": None}, r"n_shared_experts=None: wanted a whole number from 0 on"),
+    ("deepseek_v3", {"moe_layer_freq": 2}, r"moe_layer_freq=2: wanted 1"),
+    ("deepseek_v3", {"kv_lora_rank": None}, r"qk_nope_head_dim=128: wanted None, as kv_lora_rank=None"),
 ]
 
 
@@ -726,12 +741,47 @@ def test_what_does_not_change_the_function_is_no_reason_to_refuse():
     for family, changes in (
         ("qwen2", {"use_sliding_window": False, "sliding_window": 8}),
         ("mixtral", {"sliding_window": None}),
-        ("mixtral", {"sliding_window": 131072}),
         ("mixtral", {"router_jitter_noise": 0.1}),
         ("llama", {"attention_dropout": 0.1, "mlp_bias": False, "pretraining_tp": 1}),
         ("qwen3", {"layer_types": ["full_attention"] * 32}),
     ):
         assert read_config({"model_type": family, **changes}) == read_config({"model_type": family})
+
+
+def test_groups_of_deepseek_v2_count_where_its_method_says_so():
+    said = {"model_type": "deepseek_v2", "num_experts_per_tok": 6, "n_group": 8, "topk_group": 3}
+    for method, groups in (("greedy", (1, 1)), ("group_limited_greedy", (8, 3))):
+        config = read_config(said | {"topk_method": method})
+        assert (config.n_group, config.topk_group) == groups
+        raw = write_config(config, None, "float32")
+        assert raw["topk_method"] == method and read_config(raw) == config
+
+
+def test_the_balance_loss_of_deepseek():
+    """Published configurations say how to take a loss whose coefficient may be 0."""
+    said = {"model_type": "deepseek_v3", "seq_aux": True}
+    assert not read_config(said | {"aux_loss_alpha": 0.0}).seq_aux
+    config = read_config(said | {"aux_loss_alpha": 1e-4})
+    assert config.seq_aux and config.router_aux_loss_coef == 1e-4
+    assert read_config(write_config(config, None, "float32")) == config
+
+
+@pytest.mark.parametrize("layout", ["deepseek_v3", "glm4_moe"])
+def test_layers_that_predict_further_on_are_skipped_by_name(layout, tmp_path):
+    """After the last layer, as DeepSeek-V3 and GLM-4.5 have them: a block, and what joins it to the model."""
+    model = small_model(**LAYOUTS[layout])
+    model.save_pretrained(tmp_path, model_type=layout)
+
+    def add_a_layer(tensors) -> None:
+        last = {name: tensor for name, tensor in tensors.items() if name.startswith(LAYER)}
+        tensors |= {name.replace(".1.", ".2.", 1): tensor.clone() for name, tensor in last.items()}
+        tensors |= {"model.layers.2.eh_proj.weight": torch.ones(16, 32), "model.layers.2.enorm.weight": torch.ones(16)}
+
+    edit_tensors(tmp_path, add_a_layer)
+    assert_same_model(MoEForCausalLM.from_pretrained(tmp_path), model)
+    edit_tensors(tmp_path, lambda tensors: tensors.pop("model.layers.2.eh_proj.weight"))  # then it is any layer
+    with pytest.raises(CheckpointError, match=r"tensors unexpected: model\.layers\.2\."):
+        MoEForCausalLM.from_pretrained(tmp_path)
 
 
 INEXPRESSIBLE = [
@@ -746,6 +796,9 @@ INEXPRESSIBLE = [
     ("pangu_pro_moe", {}, r"attention_bias=False: wanted True; .*router='topk': wanted 'grouped'"),
     ("llama", {}, r"num_experts=4: wanted 0"),
     ("qwen2", {"num_experts": 0}, r"attention_bias=False: wanted True"),
+    ("deepseek_v3", SIGMOID, r"kv_lora_rank=None: wanted a number for model_type='deepseek_v3'"),
+    ("deepseek_v3", SIGMOID | LATENT | {"mlp_only_layers": (1,)}, r"mlp_only_layers=\(1,\): wanted \(0,\)"),
+    ("glm4_moe", SIGMOID | {"shared_expert_intermediate_size": 12}, r"shared_expert_intermediate_size=12: wanted 8"),
 ]
 
 

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from minimoe.model import Experts, MoEConfig, MoEForCausalLM
 
+LATENT = {"kv_lora_rank": 12, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 8}
+
 
 def divisors(number: int) -> st.SearchStrategy[int]:
     return st.sampled_from([d for d in range(1, number + 1) if number % d == 0])
@@ -31,6 +33,7 @@ def configs(draw, **fixed) -> MoEConfig:
         attention_bias=draw(st.booleans()),
         attention_output_bias=draw(st.booleans()),
         qk_norm=draw(st.sampled_from([None, "head", "full"])),
+        attention_sinks=draw(st.booleans()),
         moe_intermediate_size=draw(st.none() | st.integers(1, 20)),
         decoder_sparse_step=draw(st.integers(1, 3)),
         mlp_only_layers=draw(st.lists(st.integers(0, layers - 1), unique=True)),
@@ -47,6 +50,12 @@ def test_parameter_counts_are_those_of_the_model(router_settings, data):
 def test_parameter_counts_of_a_dense_model(config):
     check_parameter_counts(config)
     assert config.num_parameters(active=True) == config.num_parameters()
+
+
+@given(configs(num_experts=0), st.none() | st.integers(1, 9))
+def test_parameter_counts_of_latent_attention(config, rank):
+    others = {"head_dim": None, "num_key_value_heads": None, "qk_norm": None, "attention_sinks": False}
+    check_parameter_counts(dataclasses.replace(config, **others, **LATENT, q_lora_rank=rank))
 
 
 @given(st.integers(1, 12), st.data())
@@ -98,7 +107,33 @@ IMPOSSIBLE = [
     ({"qk_norm": "layer"}, "qk_norm='layer': wanted one of None, 'head', 'full'"),
     ({"clip_qkv": 0}, "clip_qkv=0: wanted None or a positive number"),
     ({"rope_scaling": {}}, r"rope_scaling\['rope_type'\]=None: wanted one of 'default', 'linear', 'llama3'"),
-    ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, r"rope_scaling\['rope_type'\]='yarn': wanted one of"),
+    ({"rope_scaling": {"rope_type": "su", "factor": 2.0}}, r"rope_scaling\['rope_type'\]='su': wanted one of"),
+    (
+        {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}},
+        r"rope_scaling\['original_max_.*'\]=None: wanted a positive",
+    ),
+    ({"partial_rotary_factor": 0.0}, "partial_rotary_factor=0.0: wanted a number above 0 and at most 1"),
+    (
+        {"head_dim": 6, "partial_rotary_factor": 0.5},
+        "head_dim=6: wanted an even number times partial_rotary_factor=0.5",
+    ),
+    ({"sliding_window": 0}, "sliding_window=0: wanted a whole number of at least 1"),
+    (
+        {"layer_types": ["full_attention"]},
+        "layer_types=.*: wanted None or a list, with one for each of num_hidden_layers=4",
+    ),
+    ({"layer_types": ["linear_attention"] * 4}, "layer_types='linear_attention': wanted one of 'full_attention'"),
+    ({"layer_types": ["sliding_attention"] * 4}, "sliding_window=None: wanted a number, as layer_types say"),
+    ({"v_head_dim": 4}, "v_head_dim=4: wanted None, as kv_lora_rank=None"),
+    ({"q_lora_rank": 4}, "q_lora_rank=4: wanted none, as kv_lora_rank=None asks for no latent attention"),
+    ({"kv_lora_rank": 4}, "qk_nope_head_dim=None: wanted a whole number, as kv_lora_rank is given"),
+    (LATENT | {"qk_rope_head_dim": 3}, "qk_rope_head_dim=3: wanted an even number"),
+    (LATENT | {"num_key_value_heads": 2}, "num_key_value_heads=2: wanted num_attention_heads=4, as all heads"),
+    (LATENT | {"head_dim": 8}, "head_dim=8: wanted 10, qk_nope_head_dim [+] qk_rope_head_dim"),
+    (LATENT | {"qk_norm": "head"}, "qk_norm='head': wanted None with latent attention"),
+    ({"router": "hash", "moe_bias": True}, "moe_bias=True: wanted False for router='hash'"),
+    ({"swiglu_alpha": 1.5}, "swiglu_alpha=1.5: wanted 1.702, as swiglu_limit=None: it is not read"),
+    ({"swiglu_limit": -1.0}, "swiglu_limit=-1.0: wanted None or a positive number"),
     ({"rope_scaling": {"rope_type": "linear"}}, r"rope_scaling\['factor'\]=None: wanted a positive number"),
     (
         {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}},

@@ -1,5 +1,7 @@
 """The implementations of the experts against a loop over slots and against each other; and what they must not cost."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minimoe.model.config import EXPERTS_IMPLEMENTATIONS, MoEConfig
-from minimoe.model.experts import IMPLEMENTATIONS, eager_experts, grouped_experts, sorted_experts
+from minimoe.model.experts import IMPLEMENTATIONS, clamped_swiglu, eager_experts, grouped_experts, sorted_experts
 from minimoe.model.layers import initialise
 from minimoe.model.moe import Experts
 from tests.rounding import assert_near
@@ -78,6 +80,32 @@ def test_eager_and_sorted_equal_the_formula(arguments):
     for run in (eager_experts, sorted_experts):
         for found, expected in zip(forward_and_gradients(run, arguments), wanted, strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def slow_gpt_oss(x: Tensor, indices: Tensor, weights: Tensor, *experts: Tensor) -> Tensor:
+    """The formula of gpt-oss, a slot at a time, with a limit of 0.5."""
+    rows = [0 * x[token] for token in range(len(x))]
+    for token, slot in (indices < len(experts[0])).nonzero().tolist():
+        gate, up, down, of_gate, of_up, of_down = (tensor[indices[token, slot]] for tensor in experts)
+        opened = (gate @ x[token] + of_gate).clamp(max=0.5)
+        inner = ((up @ x[token] + of_up).clamp(-0.5, 0.5) + 1) * opened / (1 + (-1.702 * opened).exp())
+        rows[token] = rows[token] + weights[token, slot] * (down @ inner + of_down)
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize(("width", "tokens"), [(12, 9), (7, 9), (12, 1)])
+@EVERY_RUN
+def test_biases_and_a_limit(run, width, tokens):
+    """With empty slots, forwards and backwards; each bias takes part where its expert does, and nowhere else."""
+    arguments = case(tokens, 4, 2, 8, width, 1, 0.3, torch.float32)
+    generator = torch.Generator().manual_seed(2)
+    biases = [torch.randn(4, size, generator=generator) for size in (width, width, 8)]
+    run = partial(run, act=partial(clamped_swiglu, limit=0.5, alpha=1.702))
+    found, wanted = (forward_and_gradients(each, (*arguments, *biases)) for each in (run, slow_gpt_oss))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(run(*arguments, *biases), wanted[0], rtol=1e-4, atol=1e-5)
 
 
 @given(cases(torch.float32))

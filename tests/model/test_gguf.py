@@ -22,8 +22,9 @@ from minimoe.fingerprints.std_profile import std_profile
 from minimoe.fingerprints.virtual_response import virtual_response
 from minimoe.fingerprints.weights import ROLES, Weights, open_weights
 from minimoe.model import MoEConfig, MoEForCausalLM
-from minimoe.model.checkpoint import CheckpointError, tensors_on_disk
+from minimoe.model.checkpoint import CheckpointError
 from minimoe.model.families import find_family
+from minimoe.model.layout import tensors_on_disk
 from tests.rounding import assert_near
 
 SMALL = {
@@ -432,7 +433,7 @@ def test_what_the_metadata_lacks_or_asks_for_is_named(change, message, tmp_path)
     [
         (set_to("llama.expert_gating_func", 2), r"llama\.expert_gating_func=2: wanted 1, all that is supported"),
         (set_to("llama.rope.dimension_count", 8), r"llama\.rope\.dimension_count=8: wanted 16, all that is supported"),
-        (set_to("llama.rope.scaling.type", "yarn"), r"rope_scaling\['rope_type'\]='yarn': wanted one of default, lin"),
+        (set_to("llama.rope.scaling.type", "yarn"), r"llama\.rope\.scaling\.type='yarn': wanted none or linear"),
     ],
 )
 def test_what_only_running_needs_is_refused_where_the_model_is_to_run(change, message, tmp_path):

@@ -270,7 +270,7 @@ def test_what_is_not_computed_is_read_all_the_same(tmp_path):
     for key, value, message in (
         ("llama.expert_gating_func", 2, r"llama\.expert_gating_func=2: wanted 1, all that is supported"),
         ("llama.rope.dimension_count", 8, r"llama\.rope\.dimension_count=8: wanted 16, all that is supported"),
-        ("llama.rope.scaling.type", "yarn", r"rope_scaling\['rope_type'\]='yarn': wanted one of default, linear"),
+        ("llama.rope.scaling.type", "yarn", r"llama\.rope\.scaling\.type='yarn': wanted none or linear"),
     ):
         model = make_model()
         found = open_checkpoint(write(tmp_path / "model.gguf", model, change=set_to(key, value)))

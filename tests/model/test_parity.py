@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import random
+from functools import reduce
 from typing import NamedTuple
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
@@ -26,17 +27,26 @@ from tests.rounding import SLACK
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
-DENSE = ("llama", "qwen2", "qwen3")
+DENSE = ("llama", "mistral", "qwen2", "qwen3")
 SPARSE = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
+LATENT = ("deepseek_v2", "deepseek_v3")
+LATER = ("glm4_moe", *LATENT, "gpt_oss")
+GROUPED = ("glm4_moe", *LATENT)
+ALL = DENSE + SPARSE + LATER
 # Of the cases drawn below those that show every kind of setting in every family; a test holds them to it.
 CASES = [
     *(("llama", 0), ("llama", 4), ("llama", 11)),
+    *(("mistral", 0), ("mistral", 6), ("mistral", 23)),
     *(("qwen2", 0), ("qwen2", 9), ("qwen2", 11)),
     *(("qwen3", 0), ("qwen3", 3), ("qwen3", 4)),
     *(("mixtral", 0), ("mixtral", 2), ("mixtral", 6), ("mixtral", 7)),
     *(("qwen2_moe", 1), ("qwen2_moe", 2), ("qwen2_moe", 3), ("qwen2_moe", 9)),
     *(("qwen3_moe", 0), ("qwen3_moe", 1), ("qwen3_moe", 4), ("qwen3_moe", 15)),
     *(("olmoe", 0), ("olmoe", 1), ("olmoe", 2), ("olmoe", 7)),
+    *(("glm4_moe", 0), ("glm4_moe", 2), ("glm4_moe", 3), ("glm4_moe", 8)),
+    *(("deepseek_v2", 0), ("deepseek_v2", 7), ("deepseek_v2", 9), ("deepseek_v2", 17)),
+    *(("deepseek_v3", 0), ("deepseek_v3", 3), ("deepseek_v3", 4), ("deepseek_v3", 16)),
+    *(("gpt_oss", 0), ("gpt_oss", 1), ("gpt_oss", 3)),
 ]
 
 
@@ -54,16 +64,18 @@ def random_settings(family: str, number: int) -> dict:
         "max_position_embeddings": 64,
         "rms_norm_eps": draw.choice([1e-6, 1e-5]),
         "tie_word_embeddings": draw.random() < 0.3,
-        "rope_parameters": random_rope(draw),
+        "rope_parameters": random_rope(draw, "yarn" if family in LATER else "llama3"),
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": None,  # of a padding token transformers computes no gradient
     }
-    if family != "olmoe" and draw.random() < 0.7:
+    if family in LATENT:
+        settings |= random_latents(draw) | {"num_key_value_heads": heads}
+    elif family != "olmoe" and draw.random() < 0.7:
         settings["head_dim"] = draw.choice([4, 8, 12])
     elif family == "qwen3":
         settings["head_dim"] = settings["hidden_size"] // heads  # its default is 128
-    if family in ("llama", "qwen3", "qwen3_moe", "olmoe"):
+    if family in ("llama", "qwen3", "qwen3_moe", "olmoe", *LATER):
         settings["attention_bias"] = draw.random() < 0.5
     if family in SPARSE:
         experts = draw.choice([1, 3, 4, 8])
@@ -82,15 +94,74 @@ def random_settings(family: str, number: int) -> dict:
         settings["shared_expert_intermediate_size"] = draw.choice([8, 20])
     if family == "olmoe":
         settings["clip_qkv"] = draw.choice([None, 0.5])
+    if family in ("mistral", "mixtral"):
+        settings["sliding_window"] = draw.choice([None, 3, 64])
+    if family == "gpt_oss":
+        settings |= random_gpt_oss(draw, layers)
+    elif family in LATER:
+        settings |= random_groups(draw, layers)
+    if family == "deepseek_v2":
+        del settings["norm_topk_prob"]
+        settings["topk_method"] = draw.choice(["greedy", "group_limited_greedy"])
+    if family == "deepseek_v3":
+        settings["rope_interleave"] = draw.random() < 0.7
+    if family == "glm4_moe":
+        settings["use_qk_norm"] = draw.random() < 0.5
+        settings.setdefault("head_dim", 8)  # half of it has to be an even number
+        settings["rope_parameters"]["partial_rotary_factor"] = draw.choice([0.5, 1.0])
     return settings
 
 
-def random_rope(draw: random.Random) -> dict:
-    rope = {"rope_theta": draw.choice([10000.0, 500.0]), "rope_type": draw.choice(["default", "linear", "llama3"])}
+def random_gpt_oss(draw: random.Random, layers: int) -> dict:
+    experts = draw.choice([3, 4, 8])
+    return {
+        "num_local_experts": experts,
+        "num_experts_per_tok": draw.choice([k for k in (1, 2, 3, 4) if k <= experts]),
+        "router_aux_loss_coef": draw.choice([0.0, 0.02]),
+        "sliding_window": draw.choice([3, 64]),
+        "layer_types": draw.choice([None, ["full_attention", *["sliding_attention"] * (layers - 1)]]),
+        "swiglu_limit": draw.choice([7.0, 0.4]),
+    }
+
+
+def random_latents(draw: random.Random) -> dict:
+    return {
+        "q_lora_rank": draw.choice([None, 6, 10]),
+        "kv_lora_rank": draw.choice([8, 12]),
+        "qk_nope_head_dim": draw.choice([6, 8]),
+        "qk_rope_head_dim": draw.choice([4, 8]),
+        "v_head_dim": draw.choice([5, 8]),
+    }
+
+
+def random_groups(draw: random.Random, layers: int) -> dict:
+    """A mixture as in DeepSeek's models."""
+    experts, groups = draw.choice([4, 8]), draw.choice([1, 2])
+    kept = draw.choice(range(1, groups + 1))
+    return {
+        "n_routed_experts": experts,
+        "num_experts_per_tok": draw.choice([1, 2, 3][: experts // groups * kept]),
+        "moe_intermediate_size": draw.choice([8, 12]),
+        "n_shared_experts": draw.choice([1, 2]),
+        "first_k_dense_replace": draw.choice(range(layers)),
+        "n_group": groups,
+        "topk_group": kept,
+        "norm_topk_prob": draw.random() < 0.5,
+        "routed_scaling_factor": draw.choice([1.0, 2.5]),
+    }
+
+
+def random_rope(draw: random.Random, third: str) -> dict:
+    rope = {"rope_theta": draw.choice([10000.0, 500.0]), "rope_type": draw.choice(["default", "linear", third])}
     if rope["rope_type"] != "default":
         rope["factor"] = draw.choice([2.0, 3.5])
     if rope["rope_type"] == "llama3":
         rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+    if rope["rope_type"] == "yarn":
+        rope |= {"original_max_position_embeddings": 16, "beta_fast": draw.choice([4.0, 1.5]), "beta_slow": 0.5}
+        rope |= draw.choice(
+            [{}, {"truncate": False}, {"mscale": 1.0, "mscale_all_dim": 0.7}, {"attention_factor": 1.3}]
+        )
     return rope
 
 
@@ -102,8 +173,11 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
         parameter.normal_(0, 0.3, generator=generator)
         if "norm" in name:
             parameter.add_(1)
-        if name.endswith("gate.weight"):
+        if name.endswith(("gate.weight", "router.weight")):
             parameter.mul_(3)
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.normal_(0, 0.3, generator=generator)
 
 
 def cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
@@ -119,6 +193,11 @@ class Case(NamedTuple):
     bfloat16: bool
     sharded: bool
     ids: torch.Tensor
+
+    @property
+    def balances(self) -> bool:
+        """Whether transformers computes a balance loss."""
+        return hasattr(self.theirs.config, "router_aux_loss_coef")
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
@@ -159,10 +238,16 @@ def gradients(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, torch.Ten
     model.zero_grad()
     loss.backward()
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
-    for name in [name for name in found if name.endswith("experts.gate_up_proj")]:
-        for half, ours_name in zip(found.pop(name).chunk(2, dim=1), ("gate_proj", "up_proj"), strict=True):
+    is_gpt_oss = any(name.endswith("experts.gate_up_proj_bias") for name in found)
+    for name in [name for name in found if "experts.gate_up_proj" in name]:
+        both = found.pop(name)
+        halves = (both[..., ::2], both[..., 1::2]) if is_gpt_oss else both.chunk(2, dim=1)
+        for half, ours_name in zip(halves, ("gate_proj", "up_proj"), strict=True):
             found[name.replace("gate_up_proj", ours_name)] = half
-    return found
+    if is_gpt_oss:
+        found = {name: each.mT if ".experts." in name and each.dim() == 3 else each for name, each in found.items()}
+    names = (("shared_experts", "shared_expert"), (".router.", ".gate."))
+    return {reduce(lambda name, pair: name.replace(*pair), names, name): each for name, each in found.items()}
 
 
 def assert_gradients_are_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
@@ -173,7 +258,7 @@ def assert_gradients_are_equal(ours: dict[str, torch.Tensor], theirs: dict[str, 
 
 
 def test_losses_and_gradients_are_equal(case):
-    sparse = case.ours.config.num_experts > 0
+    sparse = case.balances
     theirs = case.theirs(case.ids, labels=case.ids, **({"output_router_logits": True} if sparse else {}))
     ours = case.ours(case.ids, labels=case.ids, output_router_logits=sparse)
     loss = ours.cross_entropy
@@ -197,7 +282,7 @@ def check_padded_batch(case: Case, side: str) -> None:
     labels = case.ids.masked_fill(mask == 0, -100)
     if side == "left":
         labels[1, 4] = -100  # the first token of a text: there it would be predicted from padding
-    sparse = {"output_router_logits": True} if case.ours.config.num_experts else {}
+    sparse = {"output_router_logits": True} if case.balances else {}
     ours = case.ours(case.ids, attention_mask=mask, labels=case.ids, **sparse)
     theirs = case.theirs(case.ids, attention_mask=mask, labels=labels, **sparse)
     real = mask == 1
@@ -230,8 +315,8 @@ def test_what_we_save_transformers_reads_and_gives_back(case, tmp_path):
     with torch.no_grad():
         logits, expected = theirs(case.ids).logits, case.theirs(case.ids).logits
     assert distance(logits, expected) < 1e-5 * SLACK  # not 0: even transformers' sums depend on where memory is aligned
-    for name, parameter in case.theirs.named_parameters():
-        assert torch.equal(theirs.get_parameter(name), parameter), name
+    for name, tensor in case.theirs.state_dict().items():
+        assert torch.equal(theirs.state_dict()[name], tensor), name
 
     cast(theirs, torch.bfloat16 if case.bfloat16 else torch.float32)
     theirs.save_pretrained(tmp_path / "back", max_shard_size="8KB" if case.sharded else "5GB")
@@ -243,28 +328,63 @@ def test_what_we_save_transformers_reads_and_gives_back(case, tmp_path):
         assert torch.equal(tensor, ours.state_dict()[name]), name
 
 
+BINARY = ("attention_bias", "qkv_bias", "norm_topk_prob", "decoder_sparse_step", "clip_qkv")
+BINARY += (
+    "router_aux_loss_coef",
+    "swiglu_limit",
+    "rope_interleave",
+    "topk_method",
+    "use_qk_norm",
+    "n_shared_experts",
+    "n_group",
+    "routed_scaling_factor",
+)
+
+
 def test_the_cases_cover_what_the_families_can_do():
     """Guards the sampling: every kind of setting must occur in some case of each family that has it."""
-    for family in DENSE + SPARSE:
+    for family in ALL:
         drawn = [random_settings(family, number) for kind, number in CASES if kind == family]
-        assert {rope["rope_parameters"]["rope_type"] for rope in drawn} == {"default", "linear", "llama3"}
+        assert {rope["rope_parameters"]["rope_type"] for rope in drawn} == {
+            "default",
+            "linear",
+            "yarn" if family in LATER else "llama3",
+        }
         assert {settings["tie_word_embeddings"] for settings in drawn} == {True, False}
-        assert len({s["num_attention_heads"] // s["num_key_value_heads"] for s in drawn}) >= 2
-        for key in ("attention_bias", "qkv_bias", "norm_topk_prob", "decoder_sparse_step", "clip_qkv"):
+        groups = {settings["num_attention_heads"] // settings["num_key_value_heads"] for settings in drawn}
+        assert groups == {1} if family in LATENT else len(groups) > 1
+        ranks = {settings["q_lora_rank"] for settings in drawn if family in LATENT}
+        assert not ranks or (None in ranks and len(ranks) > 1)
+        assert family not in LATENT or any("mscale_all_dim" in settings["rope_parameters"] for settings in drawn)
+        limited = (s["topk_group"] < s["n_group"] and s.get("topk_method") != "greedy" for s in drawn if "n_group" in s)
+        assert family not in GROUPED or any(limited)
+        for key in BINARY:
             values = {settings.get(key) for settings in drawn}
             assert len(values) == 1 + any(key in settings for settings in drawn), (family, key)
-        if family in SPARSE:
+        first = {settings.get("first_k_dense_replace", 0) > 0 for settings in drawn}
+        assert len(first) == 1 + (family in GROUPED)
+        windows = {settings["sliding_window"] for settings in drawn if "sliding_window" in settings}
+        assert not windows or windows > {3}, family
+        kinds = {str(settings["layer_types"]) for settings in drawn if family == "gpt_oss"}
+        assert not kinds or len(kinds) > 1
+        if family in SPARSE + LATER:
             assert {1, 2} <= {settings["num_experts_per_tok"] for settings in drawn}
             assert len({settings["num_experts_per_tok"] for settings in drawn}) >= 3
 
 
-@pytest.mark.parametrize("family", DENSE + SPARSE)
+# What has to be said: GLM's default hidden size is no multiple of its heads, and DeepSeek-V2 has no default of K.
+SAID = {"glm4_moe": {"head_dim": 128}, "deepseek_v2": {"num_experts_per_tok": 6}}
+
+
+@pytest.mark.parametrize("family", ALL)
 def test_absent_fields_mean_what_they_mean_to_transformers(family):
-    full = transformers.AutoConfig.for_model(family).to_dict()
+    said = SAID.get(family, {})
+    full = transformers.AutoConfig.for_model(family, **said).to_dict()
     if family == "qwen3_moe":
         assert full.get("head_dim") is None
-    assert read_config({"model_type": family}) == read_config(full)
-    assert full["num_hidden_layers"] == read_config({"model_type": family}).num_hidden_layers
+    found = read_config({"model_type": family, **said})
+    assert found == read_config(full)
+    assert full["num_hidden_layers"] == found.num_hidden_layers
 
 
 OLD_ROPE = [
@@ -286,7 +406,7 @@ OLD_ROPE = [
 ]
 
 
-@pytest.mark.parametrize("family", DENSE + SPARSE)
+@pytest.mark.parametrize("family", ALL)
 def test_earlier_configurations_mean_what_they_mean_to_transformers(family):
     """transformers itself translates the old names; both readings must give one model."""
     settings = random_settings(family, 0)
@@ -307,7 +427,7 @@ def test_the_number_of_experts_has_two_names():
             read_config({"model_type": family, "num_experts": 8, "num_local_experts": 16})
 
 
-@pytest.mark.parametrize("family", DENSE + SPARSE)
+@pytest.mark.parametrize("family", ALL)
 def test_our_configuration_raises_no_warning_in_transformers(family, tmp_path):
     settings = random_settings(family, 3)
     raw = write_config(read_config({"model_type": family, **settings}), family, "float32")
@@ -328,7 +448,7 @@ def test_our_configuration_raises_no_warning_in_transformers(family, tmp_path):
     assert hasattr(transformers, FAMILIES[family].architecture)
 
 
-@pytest.mark.parametrize("family", DENSE + SPARSE)
+@pytest.mark.parametrize("family", ALL)
 def test_names_on_disk_are_those_that_transformers_writes(family, tmp_path):
     config = transformers.AutoConfig.for_model(family, **random_settings(family, 2))
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "theirs")

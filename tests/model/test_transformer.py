@@ -13,12 +13,25 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minimoe.model import MoEConfig, MoEForCausalLM, MoELayer, routing
-from minimoe.model.attention import Attention, rope_frequencies, rotate
+from minimoe.model.attention import (
+    Attention,
+    LatentAttention,
+    attend_with_sinks,
+    rope_frequencies,
+    rotary_angles,
+    rotate,
+    visible_keys,
+)
 from minimoe.model.balance import expert_load, load_balancing_loss, router_z_loss
 from minimoe.model.layers import MLP, RMSNorm
 from tests.rounding import assert_near
 
 # The routers that differ in what they hold and in what they do; the others are variants of these.
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+YARN |= {"beta_fast": 8.0, "beta_slow": 1.0, "truncate": True}
+LATENT = {"kv_lora_rank": 12, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 5, "num_attention_heads": 4}
+GPT_OSS = {"router": "topk_softmax", "moe_bias": True, "attention_sinks": True, "swiglu_limit": 1.0}
+GPT_OSS |= {"sliding_window": 3, "num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
 FOUR_ROUTERS = pytest.mark.parametrize(
     "router_settings", ["sigmoid and bias in groups", "noisy", "expert choice", "grouped"], indirect=True
 )
@@ -75,8 +88,10 @@ def test_rms_norm_of_half_precision_is_computed_in_float32():
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 64,
         },
+        YARN,
+        YARN | {"truncate": False},
     ],
-    ids=["default", "linear", "llama3"],
+    ids=["default", "linear", "llama3", "yarn", "yarn, not cut"],
 )
 def test_rope_frequencies_equal_transformers(scaling):
     from transformers import LlamaConfig
@@ -86,6 +101,45 @@ def test_rope_frequencies_equal_transformers(scaling):
     theirs = LlamaConfig(hidden_size=64, num_attention_heads=2, head_dim=32, rope_parameters=parameters)
     ours = rope_frequencies(MoEConfig(hidden_size=64, head_dim=32, rope_theta=500.0, rope_scaling=scaling))
     torch.testing.assert_close(ours, LlamaRotaryEmbedding(theirs).inv_freq)
+
+
+def test_latent_attention_is_attention_over_keys_and_values_made_of_the_latents():
+    """Which are not made: the cache holds a latent and a rotary key a position, whatever the number of heads."""
+    config = MoEConfig(hidden_size=16, rope_theta=50.0, **LATENT)
+    attention = LatentAttention(config).double()
+    for parameter in attention.parameters():
+        parameter.data.normal_(0, 0.5)
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    cos, sin = rotary_angles(config, torch.arange(5), x)
+    output, (latent, key) = attention(x, cos, sin)
+    assert (latent.shape, key.shape) == ((2, 1, 5, 12), (2, 1, 5, 4))
+    own, turned = attention.q_proj(x).unflatten(-1, (4, -1)).transpose(1, 2).split([6, 4], dim=-1)
+    keys, values = attention.kv_b_proj(latent[:, 0]).unflatten(-1, (4, -1)).transpose(1, 2).split([6, 5], dim=-1)
+    q, k = torch.cat([own, rotate(turned, cos, sin)], -1), torch.cat([keys, key.expand(-1, 4, -1, -1)], -1)
+    wanted = F.scaled_dot_product_attention(q, k, values, is_causal=True).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(output, attention.o_proj(wanted))
+
+
+def test_a_sink_takes_attention_and_gives_nothing():
+    q, k, v = (torch.randn(2, heads, 5, 6, dtype=torch.float64) for heads in (4, 2, 2))
+    plain = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    none = torch.full((4,), -torch.inf, dtype=torch.float64)
+    torch.testing.assert_close(attend_with_sinks(q, k, v, none, None), plain)
+    first = attend_with_sinks(q, k, v, torch.zeros_like(none), None)[
+        :, :, 0
+    ]  # of one key: e^l / (e^l + 1) of its value
+    shared = v[:, :, 0].repeat_interleave(2, dim=1)
+    logits = (q[:, :, 0] * k[:, :, 0].repeat_interleave(2, dim=1)).sum(-1, keepdim=True) / 6**0.5
+    torch.testing.assert_close(first, logits.sigmoid() * shared)
+
+
+def test_a_window_is_that_many_keys_the_last_of_which_is_the_query():
+    wanted = torch.tensor([[0, 1, 1, 1, 0], [0, 0, 1, 1, 1]]).bool()
+    device = torch.device("cpu")
+    assert torch.equal(visible_keys(2, 3, None, device, window=3), wanted)
+    real = torch.tensor([[True, True, False, True, True]])
+    assert torch.equal(visible_keys(2, 3, real, device, window=3)[0, 0], wanted & real)
+    assert visible_keys(5, 0, None, device, window=5) is None
 
 
 def test_rotating_turns_complex_numbers():
@@ -403,7 +457,11 @@ def test_weights_come_from_the_seed_alone():
 # Cache.
 
 
-@pytest.mark.parametrize("settings", [{}, {"num_key_value_heads": 1, "qk_norm": "head"}, {"num_experts": 0}])
+WITH_CACHES = [{}, {"num_key_value_heads": 1, "qk_norm": "head"}, {"num_experts": 0}]
+WITH_CACHES += [GPT_OSS, LATENT | {"rope_scaling": YARN | {"mscale": 1.0, "mscale_all_dim": 0.7}}]
+
+
+@pytest.mark.parametrize("settings", WITH_CACHES, ids=str)
 def test_prefill_in_chunks_and_steps_equals_one_forward(settings):
     model = MoEForCausalLM(small(**settings)).double().eval()
     ids = random_ids(2, 11)
