@@ -288,9 +288,8 @@ def _widen(left: list[list[Part]], right: list[list[Part]]) -> Iterator[list[lis
 
     def widen(part: Part) -> Part:
         faces = {name: getattr(part, name) for name in widths}
-        return part._replace(
-            **{name: F.pad(face, (0, widths[name] - face.shape[-1])).to(dtype) for name, face in faces.items()}
-        )
+        wider = {name: F.pad(face, (0, widths[name] - face.shape[-1])).to(dtype) for name, face in faces.items()}
+        return part._replace(**wider, counts=part.counts.to(dtype))
 
     return ([[widen(part) for part in parts] for parts in layers] for layers in (left, right))
 

@@ -33,7 +33,6 @@ from minimoe.fingerprints.std_profile import std_profile
 from minimoe.fingerprints.verdict import (
     ANSWERS,
     CORRELATION,
-    FEWEST_STRANGERS,
     P_VALUE,
     SAME,
     SHARED,
@@ -51,6 +50,7 @@ from minimoe.progress import at_work
 Side = Weights | Fingerprint
 Source = str | Path | MoEForCausalLM | Side
 FEWEST_MODELS = 3  # of a background
+FEWEST_OF_A_KIND = 20  # pairs, to be a background without the others
 WIDTH_OF_THE_ZOO = 96
 
 
@@ -230,7 +230,7 @@ def background_of_the_zoo(a: Side, b: Side, *, is_quick: bool = False) -> Backgr
 def background_of_rows(rows: Rows, shapes: str, which: str) -> Background:
     """Of strangers in a table of scores those with these `shapes`; where there are too few, all of them."""
     alike = [row for row in rows if row["shapes"] == shapes]
-    kind, rows = (shapes, alike) if len(alike) >= FEWEST_STRANGERS else ("of all kinds", rows)
+    kind, rows = (shapes, alike) if len(alike) >= FEWEST_OF_A_KIND else ("of all kinds", rows)
     about = f"{len(rows)} pairs of strangers of {which} ({kind})"
     return Background(about=about, scores={method: scores_of(rows, method) for method in _EVERY if method in rows[0]})
 

@@ -41,6 +41,13 @@ def test_strangers_score_about_0(sizes):
     assert best_part(ours, theirs).score < 0.4
 
 
+def test_a_wide_model_is_looked_at_in_some_directions_beside_a_narrow_one_too():
+    wide, narrow = random_model(1, hidden_size=516, head_dim=6, intermediate_size=1024), random_model(2)
+    assert aligned_neurons(weights(wide), weights(all_gauges(wide, 3))).score > 0.95
+    for pair in ((wide, narrow), (narrow, wide)):
+        assert abs(aligned_neurons(*map(weights, pair)).score) < 0.1
+
+
 def test_a_counterpart_is_found_by_traits_and_the_rotation_from_it():
     """Against the truth: a rotation and an order that were drawn here."""
     (part,), *_ = read_parts(weights(random_model(1)), False)
