@@ -353,9 +353,9 @@ def test_the_reason_gives_what_was_found_and_what_strangers_have():
 
 def test_strangers_of_the_same_shapes_are_taken_and_all_where_there_are_too_few():
     empty = dict.fromkeys(METHODS)
-    rows = [{**empty, "shapes": "dense", "match": 0.1}] * 6 + [{**empty, "shapes": "mixture", "match": 0.3}] * 2
-    assert background_of_rows(rows, "dense", "the zoo").scores["match"] == [0.1] * 6
-    assert sorted(background_of_rows(rows, "mixture", "the zoo").scores["match"]) == [0.1] * 6 + [0.3] * 2
+    rows = [{**empty, "shapes": "dense", "match": 0.1}] * 20 + [{**empty, "shapes": "mixture", "match": 0.3}] * 2
+    assert background_of_rows(rows, "dense", "the zoo").scores["match"] == [0.1] * 20
+    assert sorted(background_of_rows(rows, "mixture", "the zoo").scores["match"]) == [0.1] * 20 + [0.3] * 2
 
 
 # --- the report
