@@ -32,7 +32,7 @@ from minimoe.lineage.tree import FAMILIES, MEMBERS
 from minimoe.lineage.zoo import Zoo, ancestors, origins
 from minimoe.progress import progress_bar
 from minimoe.training.tokenizer import load_tokenizer
-from workshop.benchmark import _to_csv
+from workshop.benchmark import to_csv
 from workshop.benchmark_tables import to_markdown
 from workshop.family_tree import CALIBRATION, EVALUATION
 
@@ -187,7 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
     there, everything = (sum(len(members(root, one)) for root in sum(HALVES.values(), ())) for one in (zoo, _Whole()))
     rows = [row for half in HALVES for row in progress_bar(observe(zoo, half), desc=half, unit="pair", leave=True)]
     head = f"# Which of two relatives is the ancestor\n\n{there} of {everything} members were at hand.\n\n"
-    write_atomically(given.out / "direction.csv", _to_csv(by_kinds(rows)).encode())
+    write_atomically(given.out / "direction.csv", to_csv(by_kinds(rows)).encode())
     write_atomically(given.out / "direction.md", (head + to_markdown(summary(rows))).encode())
     return 0
 

@@ -38,7 +38,7 @@ from minimoe.lineage.tree import MEMBERS
 from minimoe.lineage.zoo import HOME, Zoo, origins, relation
 from minimoe.progress import progress_bar
 from minimoe.training.tokenizer import load_tokenizer
-from workshop.benchmark import _to_csv
+from workshop.benchmark import to_csv
 from workshop.family_tree import CALIBRATION, EVALUATION
 
 SIZES = (10**4, 10**5, 2 * 10**6)
@@ -351,7 +351,7 @@ def main() -> None:
         "fleet_cost": cost(),
     }
     for name, table in tables.items():
-        write_atomically(arguments.out / f"{name}.csv", _to_csv(table).encode())
+        write_atomically(arguments.out / f"{name}.csv", to_csv(table).encode())
 
 
 if __name__ == "__main__":

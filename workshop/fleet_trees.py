@@ -26,7 +26,7 @@ from minimoe.lineage.tree import FAMILIES, MEMBERS
 from minimoe.lineage.zoo import HOME, Zoo
 from minimoe.progress import progress_bar
 from minimoe.training.tokenizer import load_tokenizer
-from workshop.benchmark import _to_csv
+from workshop.benchmark import to_csv
 from workshop.family_tree import EVALUATION
 from workshop.fleet_scale import code_of, sketches
 
@@ -128,7 +128,7 @@ def main() -> None:
     truth = {name: {parent} if parent else set() for name, parent in CASE.items()}
     rows.append({"set": "the case", "linked_by": "compare", **score(case, truth, {name: name for name in CASE})})
     print(case)
-    write_atomically(arguments.out / "tree.csv", _to_csv(rows).encode())
+    write_atomically(arguments.out / "tree.csv", to_csv(rows).encode())
 
 
 if __name__ == "__main__":

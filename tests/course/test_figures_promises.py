@@ -77,7 +77,7 @@ def test_a_verdict_is_worth_the_share_of_relatives_among_those_called():
 
 def test_the_band_is_that_of_the_exact_intervals():
     data = figures.worth_of_a_verdict(50, 216, 5)[1]
-    true, false = (stats.binomtest(*counts).proportion_ci() for counts in ((216, 490), (5, 695)))
+    true, false = (stats.binomtest(*counts).proportion_ci() for counts in ((216, 546), (5, 1353)))
     place = data["one_in"].index(50)
     assert data["low"][place] == pytest.approx(true.low / (true.low + 49 * false.high))
     assert data["high"][place] == pytest.approx(true.high / (true.high + 49 * false.low))
@@ -92,8 +92,8 @@ def test_the_mark_can_stand_anywhere_and_verdicts_are_worth_less_where_relatives
 
 def test_what_cannot_be_counted_is_refused():
     for arguments, message in (
-        ({"found": 491}, "found=491: wanted 0 to 490"),
-        ({"flagged": -1}, "flagged=-1: wanted 0 to 695"),
+        ({"found": 547}, "found=547: wanted 0 to 546"),
+        ({"flagged": -1}, "flagged=-1: wanted 0 to 1353"),
         ({"one_in": 1}, "one_in=1: wanted at least 2"),
         ({"found": 0, "flagged": 0}, "found and flagged=0: wanted one of them above 0"),
     ):

@@ -147,12 +147,12 @@ def test_evidence_that_disagrees_decides_nothing():
 
 def test_a_report_says_it_where_it_is_asked_for(tmp_path):
     folders = [str(data_path("zoo") / name) for name in ("alder-finetuned", "alder", "birch")]
-    report = compare(*folders[:2], methods=["match"], ask_direction=True)
+    report = compare(*folders[:2], methods=["aligned_neurons"], ask_direction=True)
     assert report.direction.ancestor == "b" and 0.5 < report.direction.confidence < 1
     assert report.to_dict()["direction"]["ancestor"] == "b" and "Direction: b is the ancestor" in str(report)
-    assert compare(*folders[:2], methods=["match"]).direction is None
-    assert compare(*folders[1:], methods=["match"], ask_direction=True).direction is None
-    said = CliRunner().invoke(app, ["compare", *folders[:2], "--methods", "match", "--direction"])
+    assert compare(*folders[:2], methods=["aligned_neurons"]).direction is None
+    assert compare(*folders[1:], methods=["aligned_neurons"], ask_direction=True).direction is None
+    said = CliRunner().invoke(app, ["compare", *folders[:2], "--methods", "aligned_neurons", "--direction"])
     assert said.exit_code == 0 and "of the neurons of a, b lacks" in said.output
     fingerprint(folders[0]).save(tmp_path / "saved.npz")
     with pytest.raises(ValueError, match="ask_direction=True: found a saved fingerprint, wanted the weights"):
