@@ -12,7 +12,8 @@ What it measures
 What leaves them unchanged
     Every gauge; another tokenizer or embedding: no token is shared. Leaving layers out.
 What they cannot see
-    Stolen attention; experts of few neurons in a part that was rotated by itself.
+    Stolen attention; experts of few neurons in a part that was rotated by itself. And of an MLP of which not all
+    neurons are looked at, as in wide models, who undoes one that is.
 What does nothing does not count
     A neuron counts by how much it writes for tokens of the model itself that no others undo; an expert by how it is
     chosen. "idle" is what the score were if all counted.
@@ -20,7 +21,8 @@ Source
     Ours. Orthogonal Procrustes: Schoenemann 1966; iterative closest points: Besl & McKay 1992.
 
 No law says that strangers score 0; they do for a rotation that has nothing to do with the neurons in question, up to
-what training gives every residual stream. The table of strangers shows how far that goes, and that size matters little.
+what training gives every residual stream. The tables of strangers show how far that goes: width matters
+little, but small parts of narrow, deep models have a `best_part` of up to .48.
 
 Shapes: F faces, 3 or 2 where MLPs have no gate; H hidden size, I neurons; K traits.
 """

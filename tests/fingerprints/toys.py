@@ -38,12 +38,16 @@ class Vocabulary:
 
 
 def random_model(seed: int = 0, **settings) -> MoEForCausalLM:
+    return random_weights(MoEConfig(**SIZES | settings), seed)
+
+
+@torch.no_grad()
+def random_weights(config: MoEConfig, seed: int) -> MoEForCausalLM:
     """Float64, every weight away from what an initialisation would give."""
-    model = MoEForCausalLM(MoEConfig(**SIZES | settings)).double().eval()
+    model = MoEForCausalLM(config).double().eval()
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            tensor.normal_(1.0 if "norm" in name or "scale" in name else 0.0, 0.3, generator=generator)
+    for name, tensor in model.state_dict().items():
+        tensor.normal_(1.0 if "norm" in name or "scale" in name else 0.0, 0.3, generator=generator)
     return model
 
 

@@ -15,6 +15,7 @@ from minimoe.lineage.plant import (
     plant_unreached_expert,
 )
 from minimoe.model import MoEConfig, MoEForCausalLM
+from tests.fingerprints.toys import random_weights
 
 IDS = torch.randint(20, (2, 12), generator=torch.Generator().manual_seed(0))
 SIZES = {
@@ -55,13 +56,7 @@ PLANTS = {
 
 
 def random_model(seed: int = 0, **settings) -> MoEForCausalLM:
-    """Float64, every weight away from an initialisation's."""
-    model = MoEForCausalLM(MoEConfig(**SIZES | settings)).double().eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            tensor.normal_(1.0 if "norm" in name or "scale" in name else 0.0, 0.3, generator=generator)
-    return model
+    return random_weights(MoEConfig(**SIZES | settings), seed)
 
 
 @torch.no_grad()
