@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from minimoe.atomic import write_atomically
 from minimoe.model.balance import max_violation, update_bias
-from minimoe.model.config import require
+from minimoe.model.config import MoEConfig, require
 from minimoe.model.transformer import MoEForCausalLM
 from minimoe.progress import progress_bar
 from minimoe.training.accumulate import BatchLosses, accumulate_gradients
@@ -311,7 +311,8 @@ class _Run:
 
     def _check_identity(self, saved: dict[str, Any]) -> None:
         """Raise ValueError, naming every difference, where the saved run is not the one that is asked for."""
-        saved["settings"] = asdict(Settings()) | saved["settings"]  # a setting that is younger than the run
+        for name, defaults in (("settings", Settings()), ("config", MoEConfig())):
+            saved[name] = json.loads(json.dumps(asdict(defaults))) | saved[name]  # what is younger than the run
         there, wanted = (about | about["settings"] | about["config"] for about in (saved, self._identity()))
         differences = [
             f"{name}={there.get(name)!r} there, {value!r} asked for"

@@ -269,6 +269,20 @@ def test_refuses_to_continue_another_run(tmp_path):
         assert (tmp_path / STATE_FILE).read_bytes() == before
 
 
+def test_a_run_that_was_begun_before_a_field_existed_is_continued(tmp_path):
+    train(MoEForCausalLM(TINY), Cycles(), out=tmp_path, **FEW)
+    path = tmp_path / STATE_FILE
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["minimoe"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    for fields, younger in ((about["settings"], "weight_decay"), (about["config"], "partial_rotary_factor")):
+        del fields[younger]
+    save_file(tensors, path, metadata={"minimoe": json.dumps(about)})
+    train(MoEForCausalLM(TINY), Cycles(), out=tmp_path, **FEW)
+    with pytest.raises(ValueError, match=r"partial_rotary_factor=1.0 there, 0.5 asked for"):
+        train(MoEForCausalLM(replace(TINY, partial_rotary_factor=0.5)), Cycles(), out=tmp_path, **FEW)
+
+
 def test_micro_batches_train_the_same_model(tmp_path):
     config = replace(TINY, router_aux_loss_coef=0.1, score_func="sigmoid", e_score_correction_bias=True)
     whole, cut = (MoEForCausalLM(config).double() for _ in range(2))
