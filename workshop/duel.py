@@ -1,6 +1,6 @@
 """A duel: an attacker who raises the scores of a stranger by gradient steps, its function unchanged.
 
-    python -m workshop.duel [METHOD ...] [--steps 150] [--home runs/zoo]
+    python -m workshop.duel [METHOD ...] [--steps 600] [--home runs/zoo] [--out data/zoo/benchmark]
 
 Against each method that enters the verdict he has two kinds of weapons, and a differentiable likeness of its score:
 
@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minimoe.atomic import write_atomically
 from minimoe.fingerprints.anchors import choose_tokens
 from minimoe.fingerprints.compare import DECIDING, compare
 from minimoe.fingerprints.report import Report
@@ -42,6 +43,7 @@ from minimoe.model import MoEForCausalLM
 from minimoe.model.attention import Attention
 from minimoe.model.layers import MLP
 from minimoe.training.tokenizer import load_tokenizer
+from workshop.benchmark import to_csv
 from workshop.benchmark_tables import to_markdown
 
 EVERY = 50  # steps between looks at the true score
@@ -276,8 +278,9 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m workshop.duel", description=__doc__.splitlines()[0])
     parser.add_argument("methods", nargs="*", metavar="METHOD", help="all that enter the verdict when left out")
-    parser.add_argument("--steps", type=int, default=150, help="that the attacker takes at most")
+    parser.add_argument("--steps", type=int, default=600, help="that the attacker takes at most")
     parser.add_argument("--home", type=Path, default=Path("runs/zoo"), help="of members that are not shipped")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmark"), help="for duel.csv")
     given = parser.parse_args(arguments)
     if unknown := sorted(set(given.methods) - set(DECIDING)):
         parser.error(f"METHOD {', '.join(unknown)}: wanted some of {', '.join(DECIDING)}")
@@ -288,6 +291,7 @@ def main(arguments: list[str] | None = None) -> int:
         for weapon in ("order",) if method == "csu" else WEAPONS:
             rows.append(duel(method, weapon, stranger, target, given.steps))
             print(rows[-1], flush=True)
+    write_atomically(given.out / "duel.csv", to_csv(rows).encode())
     print(to_markdown(rows))
     return 0
 

@@ -65,7 +65,7 @@ def aligned_cka(a: Weights, b: Weights, *, canonicalize: bool = True) -> Result:
 
 
 def _read_grams(weights: Weights, sample: Callable[[Tensor], Tensor], canonicalize: bool) -> Tensor:
-    """What `_centred_gram` gives for W_q^T W_k and its transpose, or for W_q^T and W_k^T, of each layer: [2, L, n * n].
+    """The centred Gram matrices of W_q^T W_k and its transpose, or for W_q^T and W_k^T, of each layer: [2, L, n * n].
 
     sample: from the columns of a matrix, dimensions of the residual stream, to the n aligned ones that are the samples.
     """
@@ -73,8 +73,11 @@ def _read_grams(weights: Weights, sample: Callable[[Tensor], Tensor], canonicali
     for layer in weights.layers_with("q"):
         q, k = query_key(weights, layer) if canonicalize else (weights.get(role, layer) for role in "qk")
         reads_q, reads_k = (sample(matrix).mT for matrix in (q, k))
-        sides = (reads_q @ k, reads_k @ q) if canonicalize else (reads_q, reads_k)
-        grams.append(torch.stack([_centred_gram(side) for side in sides]))
+        if canonicalize:  # of reads_q @ k, and of reads_k @ q
+            sides = (reads_q @ (k @ k.mT) @ reads_q.mT, reads_k @ (q @ q.mT) @ reads_k.mT)
+        else:
+            sides = (reads_q @ reads_q.mT, reads_k @ reads_k.mT)
+        grams.append(torch.stack([_centre(side) for side in sides]))
     return torch.stack(grams, dim=1)
 
 
@@ -95,17 +98,17 @@ def match_dimensions(x: Tensor, y: Tensor) -> Tensor:
 
 def cka_of_all(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
     """Unbiased linear CKA of each x [n, p] with each y [n, q]: [len(xs), len(ys)]."""
-    left, right = (torch.stack([_centred_gram(samples) for samples in group]) for group in (xs, ys))
+    left, right = (torch.stack([_centre(samples @ samples.mT) for samples in group]) for group in (xs, ys))
     return left @ right.mT
 
 
-def _centred_gram(samples: Tensor) -> Tensor:
-    """The Gram matrix of [n, p], flat, of norm 1, centred so that products of two are unbiased.
+def _centre(gram: Tensor) -> Tensor:
+    """A Gram matrix [n, n], flat, of norm 1, centred so that products of two are unbiased.
 
     U-centring (Szekely & Rizzo 2014, Annals of Statistics 42): without the diagonal, all rows and columns sum to 0.
     """
-    n = len(samples)
-    gram = (samples @ samples.mT).double().fill_diagonal_(0)
+    n = len(gram)
+    gram = gram.double().fill_diagonal_(0)
     rows = gram.sum(0) / (n - 2)
     centred = (gram - rows - rows[:, None] + gram.sum() / ((n - 1) * (n - 2))).fill_diagonal_(0).flatten()
     return centred / centred.norm()

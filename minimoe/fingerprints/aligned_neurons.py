@@ -46,7 +46,7 @@ MOST_NEURONS, MOST_EXPERTS = 512, 8  # of a part of a wide model, and of a layer
 MOST_FITS, MOST_OWN = 8, 16  # parts, in even steps, from which one rotation is sought; and that get one of their own
 STEPS = 8  # of iterative closest points
 DIRECTIONS = 256  # of a wide residual stream, in which rotations are looked for
-INPUTS = 2048  # for which neurons are heard; twice as many as neurons where those are more
+INPUTS = 2048  # for which neurons are heard, of wide models half; at least twice as many as neurons
 QUIET = 1e-6  # the mean square of a combination of neurons, each of 1: those below are silent, half precision included
 SILENT, FEWEST_SILENT = 0.01, 0.01  # a neuron that counts less does nothing; the share of them that is looked into
 FAINTEST = 0.01  # of that of the loudest layer: a layer below counts less
@@ -114,8 +114,7 @@ def align(a: Weights, b: Weights, all_count: bool = False) -> Alignment:
     first, second = sorted((a, b), key=_shape)
     left, right = _widen(read_parts(first, all_count), read_parts(second, all_count))
     pairs = _pair_parts(left, right)
-    still = torch.eye(pairs[0][0].faces.shape[-1]).to(pairs[0][0].faces)
-    bodies = [_score_all(pairs, [still] * len(pairs))]
+    bodies = [_score_all(pairs, [None] * len(pairs))]
     pairs = [tuple(part._replace(faces=part.narrow) for part in pair) for pair in pairs]
     step = -(-len(pairs) // MOST_FITS)
     tried = pairs[::step]
@@ -161,7 +160,7 @@ def read_parts(weights: Weights, all_count: bool) -> list[list[Part]]:
 
 def _main_directions(layers: Sequence[list[Part]]) -> Tensor:
     """Of the residual stream, those in which most of the faces lie; they turn as it turns: [H, DIRECTIONS]."""
-    rows = torch.cat([part.faces[:, ::8].flatten(0, 1) for parts in layers for part in parts])
+    rows = torch.cat([part.faces[:, ::16].flatten(0, 1) for parts in layers for part in parts])
     basis = torch.randn(rows.shape[1], DIRECTIONS, generator=torch.Generator().manual_seed(0)).to(rows)
     for _ in range(4):  # subspace iteration
         basis = torch.linalg.qr(rows.mT @ (rows @ basis)).Q
@@ -180,11 +179,14 @@ def _read_layer(weights: Weights, layer: int, inputs: Tensor, all_count: bool) -
     Where all count, nobody listens, and that is infinite.
     """
     longest: list[tuple[float, str, list[Tensor]]] = []
-    for name, faces in each_part(weights, layer):
-        lengths = faces[0].norm(dim=1)
-        kept = lengths.argsort(descending=True, stable=True)  # an order that no gauge changes
-        kept = kept[:MOST_NEURONS] if weights.hidden_size > WIDE else kept
-        longest.append((float(lengths[kept].mean()), name, [face[kept].to(inputs) for face in faces]))
+    most = MOST_NEURONS if weights.hidden_size > WIDE else None
+
+    def the_longest(rows: Tensor) -> Tensor:
+        return rows.norm(dim=1).argsort(descending=True, stable=True)[:most]  # an order that no gauge changes
+
+    for name, faces in each_part(weights, layer, the_longest):
+        mean = float(faces[0].norm(dim=1).mean())
+        longest.append((mean, name, [face.to(inputs) for face in faces]))
         longest = sorted(longest, key=lambda part: -part[0])[:MOST_EXPERTS]
     faces = [_faces(rows) for _, _, rows in longest]
     if all_count:
@@ -212,8 +214,8 @@ def _faces(rows: Sequence[Tensor]) -> Tensor:
 def _inputs(weights: Weights) -> Tensor:
     """Sums of two rows of the embedding, of root mean square 1: [N, H]; float32 if a model is wide, for speed."""
     is_wide = weights.hidden_size > WIDE
-    neurons = MOST_NEURONS if is_wide else max(weights.shape("up", layer)[-2] for layer in weights.layers_with("up"))
-    generator, count = torch.Generator().manual_seed(0), max(INPUTS, 2 * neurons)
+    neurons = max(weights.shape("up", layer)[-2] for layer in weights.layers_with("up"))
+    generator, count = torch.Generator().manual_seed(0), INPUTS // 2 if is_wide else max(INPUTS, 2 * neurons)
     ids = torch.randint(weights.shape("embedding")[0], (2 * count,), generator=generator)
     rows = F.normalize(weights.rows("embedding", ids.tolist()), dim=1)
     inputs = F.normalize(rows[:count] + rows[count:], dim=1) * rows.shape[1] ** 0.5
@@ -272,8 +274,9 @@ def _traits(lengths: Tensor, faces: Tensor, counts: Tensor) -> Tensor:
     forms = moments + [one @ other for place, one in enumerate(moments) for other in moments[place:]]
     count, traits = len(faces), [*(lengths.mT**2)]
     for first in range(count):
+        led = [faces[first] @ form for form in forms]
         for second in range(first, count):
-            traits += [((faces[first] @ form) * faces[second]).sum(1) for form in forms]
+            traits += [(rows * faces[second]).sum(1) for rows in led]
             if first != second:
                 traits.append((faces[first] * faces[second]).sum(1))
     return torch.stack(traits, dim=1).abs().clamp(min=1e-9).log()
@@ -289,8 +292,10 @@ def _widen(left: list[list[Part]], right: list[list[Part]]) -> Iterator[list[lis
     widths = {name: max(getattr(part, name).shape[-1] for part in firsts) for name in ("faces", "narrow")}
 
     def widen(part: Part) -> Part:
-        faces = {name: getattr(part, name) for name in widths}
-        wider = {name: F.pad(face, (0, widths[name] - face.shape[-1])).to(dtype) for name, face in faces.items()}
+        wider = {name: getattr(part, name).to(dtype) for name in widths}
+        for name, face in wider.items():
+            if face.shape[-1] < widths[name]:
+                wider[name] = F.pad(face, (0, widths[name] - face.shape[-1]))
         return part._replace(**wider, counts=part.counts.to(dtype))
 
     return ([[widen(part) for part in parts] for parts in layers] for layers in (left, right))
@@ -334,9 +339,9 @@ def _half(part: Part, k: int) -> Part:
     return part._replace(faces=part.faces[:, k::2], traits=part.traits[k::2], counts=part.counts[k::2])
 
 
-def _cosines(x: Part, y: Part, rotation: Tensor) -> Tensor:
-    """Of each face of [I] neurons with that of [I'], which is turned: [F, I, I']."""
-    return x.faces @ (y.faces @ rotation).mT
+def _cosines(x: Part, y: Part, rotation: Tensor | None) -> Tensor:
+    """Of each face of [I] neurons with that of [I'], which is turned unless `rotation` is None: [F, I, I']."""
+    return x.faces @ (y.faces if rotation is None else y.faces @ rotation).mT
 
 
 def _unsigned(cosines: Tensor) -> Tensor:
@@ -399,11 +404,11 @@ def _closeness(pairs: list[Pair], rotation: Tensor) -> float:
 # --- the score --------------------------------------------------------------------------------------------
 
 
-def _score_all(pairs: list[Pair], rotations: list[Tensor]) -> Tensor:
+def _score_all(pairs: list[Pair], rotations: Sequence[Tensor | None]) -> Tensor:
     return torch.stack([_score(*pair, rotation) for pair, rotation in zip(pairs, rotations, strict=True)])
 
 
-def _score(x: Part, y: Part, rotation: Tensor) -> Tensor:
+def _score(x: Part, y: Part, rotation: Tensor | None) -> Tensor:
     """The mean cosine of faces with those of the counterparts that the other faces choose."""
     cosines = _cosines(x, y, rotation)
     unsigned, here, score = _unsigned(cosines), torch.arange(cosines.shape[2]), 0.0

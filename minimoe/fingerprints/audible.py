@@ -13,7 +13,7 @@ from minimoe.fingerprints.weights import Weights, read_once
 
 ALIKE = 0.98  # the cosine from which on two parts read the same
 AUDIBLE = 0.1  # of the root mean square: who writes so much counts in full
-MOST_DIMENSIONS = 512  # of the residual stream, in which heads are compared
+WIDE, DIMENSIONS = 512, 256  # of a residual stream of more, heads are compared in so many
 
 
 def loudness(alike: Tensor, together: Tensor) -> Tensor:
@@ -54,7 +54,8 @@ def _of_heads(weights: Weights, layer: int) -> tuple[Tensor, Tensor]:
     Norm weights are folded in; wide models are looked at in some dimensions of the residual stream.
     """
     heads, kv_heads = weights.heads(layer)
-    kept = torch.linspace(0, weights.hidden_size - 1, min(weights.hidden_size, MOST_DIMENSIONS)).long()
+    size = weights.hidden_size
+    kept = torch.linspace(0, size - 1, DIMENSIONS).long() if size > WIDE else torch.arange(size)
     norm = weights.get("norm1", layer)[kept] if weights.has("norm1", layer) else 1.0
     q, k, v = (weights.get(role, layer)[:, kept] * norm for role in "qkv")
     o = weights.get("o", layer)[kept].mT
@@ -67,8 +68,5 @@ def _of_heads(weights: Weights, layer: int) -> tuple[Tensor, Tensor]:
 
 def _products(x: Tensor, y: Tensor) -> Tensor:
     """The inner products of x^T y of heads, from x [heads, D, H] and y [heads of keys and values, D, H]."""
-    group = torch.arange(len(x)) // (len(x) // len(y))
-    of_y = torch.einsum("iah,jbh->ijab", y, y)
-    return torch.stack(
-        [(torch.einsum("ah,jbh->jab", one, x) * of_y[group[head], group]).sum((1, 2)) for head, one in enumerate(x)]
-    )
+    of_heads = (x.mT @ y.repeat_interleave(len(x) // len(y), dim=0)).flatten(1)
+    return of_heads @ of_heads.mT

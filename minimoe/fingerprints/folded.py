@@ -6,7 +6,7 @@ matter; an MLP is read as a list of neurons. Biases are left out.
 Shapes: H hidden size, I width of an MLP or of an expert, E experts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -57,21 +57,26 @@ def mlps(weights: Weights, layer: int) -> dict[str, Neurons]:
 def each_mlp(weights: Weights, layer: int, most: int | None = None) -> Iterator[tuple[str, Neurons]]:
     """The same one at a time, with memory for one. most: of more neurons, as many are taken in even steps."""
     _require_gate(weights, layer)
-    for name, faces in each_part(weights, layer):
-        kept = even_steps(len(faces[0]), most)
-        yield name, Neurons(*(face[kept] for face in faces))
+    for name, faces in each_part(weights, layer, lambda rows: even_steps(len(rows), most)):
+        yield name, Neurons(*faces)
 
 
-def each_part(weights: Weights, layer: int) -> Iterator[tuple[str, list[Tensor]]]:
-    """The same of any MLP: gate, up and down [I, H] of each neuron; of an MLP without a gate, up and down."""
+def each_part(
+    weights: Weights, layer: int, choose: Callable[[Tensor], slice | Tensor]
+) -> Iterator[tuple[str, list[Tensor]]]:
+    """The same of any MLP: gate, up and down [I, H] of each neuron; of an MLP without a gate, up and down.
+
+    choose: from the first of these, which neurons are taken.
+    """
     before, after = (_norm(weights, norm, layer) for norm in ("norm2", "norm2_after"))
     reading = [role for role in ("gate", "up") if weights.has(role, layer)]
     is_mixture = len(weights.shape("up", layer)) == 3
     for kind in ("", "shared_") if is_mixture and weights.has("shared_up", layer) else ("",):
         faces = (weights.matrices(f"{kind}{role}", layer) for role in (*reading, "down"))
-        for number, (*read, down) in enumerate(zip(*faces, strict=True)):
-            name = ("shared" if kind else str(number)) if is_mixture else "mlp"
-            yield name, [*(rows * before for rows in read), down.mT * after]
+        for number, (first, *others, down) in enumerate(zip(*faces, strict=True)):
+            name, first = ("shared" if kind else str(number)) if is_mixture else "mlp", first.float() * before
+            kept = choose(first)
+            yield name, [first[kept], *(rows[kept].float() * before for rows in others), down.mT[kept].float() * after]
 
 
 def mean_up(weights: Weights, layer: int, most: int | None = None) -> Tensor:
@@ -79,7 +84,7 @@ def mean_up(weights: Weights, layer: int, most: int | None = None) -> Tensor:
     _require_gate(weights, layer)
     total, count = 0, 0
     for rows in weights.matrices("up", layer):
-        total, count = rows[:most] + total, count + 1
+        total, count = rows[:most].float() + total, count + 1
     return total / count * _norm(weights, "norm2", layer)
 
 

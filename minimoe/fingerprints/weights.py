@@ -18,7 +18,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,7 +83,8 @@ def one_thread() -> Iterator[None]:
 @contextmanager
 def on_the_cpu() -> Iterator[None]:
     """Make tensors on the CPU inside the block, where weights are read to, whatever the default device."""
-    with torch.device("cpu"):
+    is_default = torch.get_default_device().type == "cpu"  # to name it all the same would slow every operation
+    with nullcontext() if is_default else torch.device("cpu"):
         yield
 
 
@@ -212,16 +213,15 @@ class Weights:
         return tensor
 
     def matrices(self, role: str, layer: int) -> Iterator[Tensor]:
-        """The matrix of a role, or those of its experts one after the other, in float32, with memory for one of them.
+        """The matrix of a role, or those of its experts one after the other, as stored, with memory for one of them.
 
         They may lie in one buffer: each overwrites the one before.
         """
         sides = self.shape(role, layer)[-2:]
         for name, part in self._find(role, layer).read(self._tensors):
             for matrix in part.reshape(-1, *sides):
-                wide = matrix.float()
-                self._require_finite(name, wide)
-                yield wide
+                self._require_finite(name, matrix)
+                yield matrix
 
     def rows(self, role: str, ids: list[int]) -> Tensor:
         """Some rows of embedding or head, [len(ids), H] in float32."""

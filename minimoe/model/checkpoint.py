@@ -14,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -134,9 +135,14 @@ class Checkpoint:
         if not isinstance(stored, Stored):
             return self[name][list(ids)]
         place = {row: number for number, row in enumerate(sorted(set(ids)))}
-        runs = [list(run) for _, run in groupby(place, lambda row: row - place[row])]
-        parts = [next(stored.rows(run[0], run[-1] + 1).pieces(self._read, len(run) * stored.shape[-1])) for run in runs]
-        return torch.cat(parts).view(len(place), -1)[[place[row] for row in ids]]
+        rows = torch.empty(len(place), stored.shape[-1], dtype=stored.number_type, device="cpu")
+        memory = rows.view(torch.uint8).numpy()
+        for _, run in groupby(place, lambda row: row - place[row]):
+            first, *others = run
+            wanted = memory[place[first] :][: 1 + len(others)]
+            with self._open_at(stored.file, stored.start + first * memory.shape[1], wanted.nbytes) as file:
+                self._fill(wanted, file, stored)
+        return rows[[place[row] for row in ids]]
 
     def _read(self, stored: Stored, size: int, dtype: torch.dtype) -> Iterator[Tensor]:
         """The bytes of a tensor, taken as `dtype`, in pieces that lie in one buffer.
@@ -149,11 +155,15 @@ class Checkpoint:
         with self._open_at(stored.file, stored.start, total * buffer.element_size()) as file:
             for start in range(0, max(total, 1), max(size, 1)):  # an empty tensor is one empty piece
                 piece = buffer[: total - start]
-                found = file.readinto(piece.view(torch.uint8).numpy())
-                if found != piece.nbytes:
-                    raise CheckpointError(f"{file.name}: found {found} bytes of {stored.name}, wanted {piece.nbytes}")
-                self.bytes_read += found
+                self._fill(piece.view(torch.uint8).numpy(), file, stored)
                 yield piece
+
+    def _fill(self, memory: np.ndarray, file: BinaryIO, stored: Stored) -> None:
+        """Read the next bytes of a tensor."""
+        found = file.readinto(memory)
+        if found != memory.nbytes:
+            raise CheckpointError(f"{file.name}: found {found} bytes of {stored.name}, wanted {memory.nbytes}")
+        self.bytes_read += found
 
     @property
     def files(self) -> list[Path]:
@@ -411,7 +421,7 @@ def require_finite(name: str, tensor: Tensor) -> None:
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether it holds neither NaN nor infinity. A sum shows it many times faster, unless it overflows itself."""
-    total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
+    total = tensor.sum(dtype=torch.float32 if tensor.dtype == torch.float16 else None)
     return bool(total.isfinite()) or bool(tensor.isfinite().all())
 
 

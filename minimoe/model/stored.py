@@ -3,9 +3,9 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -59,12 +59,6 @@ class Stored:
     def pieces(self, read: "Read", size: int) -> Iterator[Tensor]:
         """Its numbers in order, in flat pieces of at most `size`; what is stored in few bits, in float32."""
         return read(self, size, self.number_type)
-
-    def rows(self, start: int, stop: int) -> Self:
-        """Some rows of a matrix, where they lie."""
-        columns = self.shape[-1]
-        first = self.start + start * columns * self.number_type.itemsize
-        return replace(self, start=first, shape=(stop - start, columns))
 
 
 # Reads a stored tensor as numbers of a dtype, in flat pieces that lie in one buffer: each overwrites the one before.

@@ -1,11 +1,14 @@
 """The duel: what the attacker sees is what he makes, and what he makes computes what the stranger did."""
 
+import csv
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 from minimoe.data_files import data_path
 from minimoe.fingerprints.aligned_cka import aligned_cka
+from minimoe.fingerprints.compare import DECIDING
 from minimoe.fingerprints.weights import open_weights
 from minimoe.model import MoEForCausalLM
 from minimoe.training.tokenizer import load_tokenizer
@@ -80,3 +83,12 @@ def test_the_likeness_of_cka_is_aligned_cka():
     assert float(likeness_of_cka(view_of(b), view_of(a))) == pytest.approx(true, abs=0.05)
     assert float(likeness_of_cka(view_of(a), view_of(a))) == pytest.approx(1)
     assert float(likeness_of_neurons(view_of(a), view_of(a))) == pytest.approx(1, abs=0.02)
+
+
+def test_in_the_shipped_table_every_method_is_attacked_and_no_verdict_falls():
+    with open(data_path("zoo/benchmark/duel.csv"), encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["method"] for row in rows} == set(DECIDING)
+    for row in rows:
+        assert row["verdict"] not in ("same weights", "shared lineage")
+        assert (float(row["after"]) > float(row["level"])) == (row["method"] == "csu")
