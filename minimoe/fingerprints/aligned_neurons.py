@@ -43,6 +43,7 @@ from minimoe.fingerprints.result import Refusal, Result, explain_refusals
 from minimoe.fingerprints.weights import Weights, read_once
 
 MOST_NEURONS, MOST_EXPERTS = 512, 8  # of a part of a wide model, and of a layer: those with the longest rows
+EXACT = 128  # the widest residual stream that is looked at in float64: further up it takes long
 MOST_FITS, MOST_OWN = 8, 16  # parts, in even steps, from which one rotation is sought; and that get one of their own
 STEPS = 8  # of iterative closest points
 DIRECTIONS = 256  # of a wide residual stream, in which rotations are looked for
@@ -117,13 +118,13 @@ def align(a: Weights, b: Weights, all_count: bool = False) -> Alignment:
     bodies = [_score_all(pairs, [None] * len(pairs))]
     pairs = [tuple(part._replace(faces=part.narrow) for part in pair) for pair in pairs]
     step = -(-len(pairs) // MOST_FITS)
-    tried = pairs[::step]
+    tried = [(source, _thin(found)) for source, found in pairs[::step]]
     if tried[0][1].layer != tried[-1][1].layer:
         bodies.append(_score_all(pairs, _fit_to_other_layers(pairs, tried)))
     best = torch.stack(bodies).max(0).values
     for place in sorted(range(len(pairs)), key=lambda place: -_likeness(*pairs[place]))[:MOST_OWN]:
         source, found = pairs[place]
-        own = _score(source, _half(found, 1), _fit(source, _half(found, 0)))
+        own = _score(source, _every(found, 2, 1), _fit(source, _thin(_every(found, 2, 0))))
         best[place] = max(best[place], own)
     names = [f"layer {part.layer} {'mlp' if part.name == 'mlp' else f'expert {part.name}'}" for _, part in pairs]
     silent = max(_silent(left), _silent(right))
@@ -212,14 +213,14 @@ def _faces(rows: Sequence[Tensor]) -> Tensor:
 
 
 def _inputs(weights: Weights) -> Tensor:
-    """Sums of two rows of the embedding, of root mean square 1: [N, H]; float32 if a model is wide, for speed."""
+    """Sums of two rows of the embedding, of root mean square 1: [N, H], in the dtype of what is computed with them."""
     is_wide = weights.hidden_size > WIDE
     neurons = max(weights.shape("up", layer)[-2] for layer in weights.layers_with("up"))
     generator, count = torch.Generator().manual_seed(0), INPUTS // 2 if is_wide else max(INPUTS, 2 * neurons)
     ids = torch.randint(weights.shape("embedding")[0], (2 * count,), generator=generator)
     rows = F.normalize(weights.rows("embedding", ids.tolist()), dim=1)
     inputs = F.normalize(rows[:count] + rows[count:], dim=1) * rows.shape[1] ** 0.5
-    return inputs.to(torch.float32 if is_wide else torch.float64)
+    return inputs.to(torch.float64 if weights.hidden_size <= EXACT else torch.float32)
 
 
 def _use(weights: Weights, layer: int, inputs: Tensor) -> dict[str, float]:
@@ -247,7 +248,7 @@ def _loudness(rows: Sequence[Tensor], faces: Tensor, inputs: Tensor) -> Tensor:
     across = F.normalize(up - (up * gate).sum(1, keepdim=True) * gate, dim=1)
     alike = (gate @ gate.mT) ** 2 + (across @ gate.mT) ** 2 > ALIKE**2  # which gates read in the plane of which neuron
     alike = (alike | alike.mT).float()
-    alike = (alike @ alike) > 0  # and those that read like a third
+    alike = (alike.to_sparse() @ alike) > 0  # and those that read like a third
     moments = (active.mT @ active).double() / len(inputs)
     near = loudness(alike, moments * (down @ down.mT))
     sizes = moments.diagonal().clamp(min=torch.finfo(moments.dtype).tiny).sqrt()
@@ -334,9 +335,15 @@ def _compare_traits(x: Part, y: Part) -> Tensor:
 # --- the rotation -----------------------------------------------------------------------------------------
 
 
-def _half(part: Part, k: int) -> Part:
-    """Every second neuron, from the k-th on."""
-    return part._replace(faces=part.faces[:, k::2], traits=part.traits[k::2], counts=part.counts[k::2])
+def _every(part: Part, step: int, start: int = 0) -> Part:
+    """Some of its neurons, in even steps."""
+    kept = slice(start, None, step)
+    return part._replace(faces=part.faces[:, kept], traits=part.traits[kept], counts=part.counts[kept])
+
+
+def _thin(part: Part) -> Part:
+    """As many of its neurons as a rotation is fitted to."""
+    return _every(part, -(-len(part.counts) // MOST_NEURONS))
 
 
 def _cosines(x: Part, y: Part, rotation: Tensor | None) -> Tensor:
