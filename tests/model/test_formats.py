@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+from transformers import GptOssConfig, GptOssForCausalLM
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
@@ -203,6 +205,40 @@ def test_mxfp4_is_what_transformers_makes_of_it(experts, tmp_path):
     assert_read(folder(tmp_path, tensors, {"quant_method": "mxfp4"}), name, wanted)
     found = folder(tmp_path, tensors | {f"{name}_bias": torch.ones(experts, 6)})
     assert set(found) == {name, f"{name}_bias"} and torch.equal(found[name], wanted)
+
+
+def test_gpt_oss_as_it_is_published_runs(tmp_path):
+    """Experts in MXFP4, the rest in bfloat16: the answers are those of transformers with the numbers they stand for."""
+    torch.manual_seed(0)
+    config = GptOssConfig(
+        vocab_size=64,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        intermediate_size=32,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+    )
+    oracle = GptOssForCausalLM(config).bfloat16().float().eval()
+    tensors = {}
+    for name, tensor in oracle.state_dict().items():
+        if not name.endswith(("gate_up_proj", "down_proj")):
+            tensors[name] = tensor.bfloat16()
+            continue
+        experts, rows, columns = tensor.shape
+        blocks = torch.randint(0, 256, (experts, columns, rows // 32, 16), dtype=torch.uint8)
+        scales = torch.randint(122, 125, (experts, columns, rows // 32), dtype=torch.uint8)
+        tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        tensor.copy_(convert_moe_packed_tensors(blocks, scales, dtype=torch.float32))
+    config.save_pretrained(tmp_path)
+    edit_json(tmp_path / "config.json", quantization_config={"quant_method": "mxfp4"})
+    save_file(tensors, tmp_path / "model.safetensors")
+    model = MoEForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    with torch.no_grad():
+        found, wanted = model(IDS).logits, oracle(IDS).logits
+    assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
 
 
 def test_mxfp4_by_hand(tmp_path):
