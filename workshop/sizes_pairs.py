@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from itertools import combinations, zip_longest
 from pathlib import Path
 
-from minimoe.lineage import derive, upcycling
+from minimoe.lineage import derive, plant, upcycling
 from minimoe.lineage.gauge import all_gauges
-from minimoe.lineage.tree import MEMBERS
+from minimoe.lineage.tree import MEMBERS, PLANTS
 from minimoe.lineage.zoo import Zoo
 from minimoe.model import MoEForCausalLM
 from workshop.family_tree import MIXTURE, SLICED
@@ -30,8 +31,8 @@ class Pair:
 
     a: str
     b: str
-    use: str  # "stranger" or "relative"
-    kind: str  # what was done to the descendants, or what the strangers are
+    use: str  # "stranger", "relative", or "planted": a stranger that holds parts of the other, which do nothing
+    kind: str  # what was done to the descendants, what was planted, or what the strangers are
 
 
 # --- models -----------------------------------------------------------------------------------------------
@@ -66,6 +67,9 @@ MERGED: Mapping[str, Callable[..., MoEForCausalLM]] = {
 }
 TRAINED = ("finetuned", "continued")
 TRANSPLANT = "transplant"
+PLANTED: Mapping[str, Callable[..., MoEForCausalLM]] = {
+    f"planted-{kind}": partial(getattr(plant, recipe), **options) for kind, (recipe, options) in PLANTS.items()
+}  # from a root and the donor of its cell
 
 
 class Models:
@@ -79,7 +83,7 @@ class Models:
         root, kinds = split_name(name)
         needed = [f"{root}-{kind}" for kind in TRAINED] if set(kinds) & MERGED.keys() else []
         needed.append(f"{root}-{kinds[0]}" if set(kinds) & set(TRAINED) else root)
-        needed += [donor_of(root)] if TRANSPLANT in kinds else []
+        needed += [donor_of(root)] if {TRANSPLANT, *PLANTED} & set(kinds) else []
         return all(one in MEMBERS or is_there(self.home, one) for one in needed)
 
     def load(self, name: str) -> MoEForCausalLM:
@@ -95,20 +99,22 @@ class Models:
         if kinds[-1] == TRANSPLANT:
             donor, layer = self.load(donor_of(root)), GRID[root].depth // 2
             return upcycling.transplant_expert(self.load(before), donor, layer=layer, expert=1)
+        if kinds[-1] in PLANTED:
+            return PLANTED[kinds[-1]](self.load(before), self.load(donor_of(root)))
         return MADE[kinds[-1]](self.load(before))
 
 
 def donor_of(root: str) -> str:
-    """The first root of a cell: its MLP of the middle layer takes the place of an expert in mixtures of the others."""
+    """The first root of a cell, of which the others get parts: an expert that works, or parts that do nothing."""
     return f"{root.rpartition('-')[0]}-1"
 
 
 def split_name(name: str) -> tuple[str, tuple[str, ...]]:
     """The root, and what was done to it, one after the other. Raises ValueError: the name is not one of a model."""
     kinds: list[str] = []
-    rest = name
+    rest, known = name, (*TRAINED, *MERGED, *PLANTED, *MADE, TRANSPLANT)
     while rest not in MEMBERS and (rest not in GRID or GRID[rest].kind):
-        found = next((kind for kind in (*TRAINED, *MERGED, *MADE, TRANSPLANT) if rest.endswith(f"-{kind}")), None)
+        found = next((kind for kind in known if rest.endswith(f"-{kind}")), None)
         if found is None:
             raise ValueError(f"{name!r}: wanted a root of the grid or the zoo, and what is done to it")
         kinds.insert(0, found)
@@ -121,7 +127,7 @@ def split_name(name: str) -> tuple[str, tuple[str, ...]]:
 
 def pairs() -> list[Pair]:
     """All pairs, cheap ones first, strangers and relatives in turns: wherever scoring ends, there are both."""
-    return [pair for both in zip_longest(_strangers(), _relatives()) for pair in both if pair]
+    return [pair for both in zip_longest(_strangers(), _relatives()) for pair in both if pair] + [*_planted()]
 
 
 def _relatives() -> Iterator[Pair]:
@@ -138,6 +144,15 @@ def _relatives() -> Iterator[Pair]:
         yield from (Pair(f"{root}-{x}", f"{root}-{y}", "relative", "cousins") for x, y in cousins)
         if (second := second_root(root)) is not None:
             yield from (Pair(root, f"{second}-copy-{kind}", "relative", f"{kind}, donor") for kind in _TRANSPLANTED)
+
+
+def _planted() -> Iterator[Pair]:
+    """Of every cell with two dense roots: the first, and the second with parts of it that do nothing, rewritten."""
+    for root in _first_roots():
+        if (host := second_root(root)) is not None:
+            for kind in PLANTED:
+                made = f"{host}-copy-{kind}" if kind == "planted-expert" else f"{host}-{kind}"
+                yield Pair(root, f"{made}-gauged", "planted", kind)
 
 
 _TRANSPLANTED = (TRANSPLANT, f"{TRANSPLANT}-gauged")

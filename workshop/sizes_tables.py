@@ -26,6 +26,7 @@ from workshop.benchmark import judge_row
 TERMS = ("constant", "1 / width", "1 / depth", "1 / (width depth)", "other depths")
 USUAL = {"width": 96, "depth": 4}  # of the zoo, by which sizes are divided: for it, the first four terms are 1
 FACTS = (*USUAL, "tokens")
+USES = (("stranger", "strangers", "accused"), ("planted", "planted", "fooled"), ("relative", "relatives", "found"))
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ def laws(rows: Rows, methods: Iterable[str]) -> Rows:
 def left_out(rows: Rows, methods: Sequence[str]) -> Rows:
     """What the verdict says of each pair, and each method by itself, from strangers none of which has a width of it.
 
-    A row for each smaller width of a pair and one for all; "cannot_tell" counts verdicts of strangers and relatives.
+    A row for each smaller width of a pair and one for all. "planted" are strangers with parts of the other model that
+    do nothing, "fooled" those that are taken for relatives. "cannot_tell" counts verdicts of all pairs.
     """
     judged = [_judge_by_other_widths(rows, row, methods) for row in rows]
     table = []
@@ -121,9 +123,9 @@ def left_out(rows: Rows, methods: Sequence[str]) -> Rows:
         here = [row for row in judged if width in ("all", _smaller("width")(row))]
         for by in ("verdict", *methods):
             counted = {"width": width, "by": by}
-            for use, verb in (("stranger", "accused"), ("relative", "found")):
+            for use, name, verb in USES:
                 some = [row for row in here if row["use"] == use]
-                counted |= {f"{use}s": len(some), verb: sum(row["above"][by] for row in some)}
+                counted |= {name: len(some), verb: sum(row["above"][by] for row in some)}
             unsure = sum(row["verdict"] == CANNOT_TELL for row in here)
             table.append({**counted, "cannot_tell": unsure if by == "verdict" else None})
     return table

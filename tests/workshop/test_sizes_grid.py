@@ -93,7 +93,7 @@ def test_strangers_have_no_root_in_common_and_relatives_have_one():
         shared = {split_name(pair.a)[0]} & {split_name(pair.b)[0], *given}
         assert bool(shared) == (pair.use == "relative"), pair
     found = [pair.use for pair in pairs()]
-    assert found.count("stranger") >= 400 and found.count("relative") >= 100
+    assert found.count("stranger") >= 400 and found.count("relative") >= 100 and found.count("planted") >= 150
     assert len({(pair.a, pair.b) for pair in pairs()}) == len(found)
 
 
@@ -106,6 +106,9 @@ def test_models_that_were_made_compute_what_they_should(models):
     experts = mixture.model.layers[1].mlp.experts.gate_proj
     assert torch.equal(experts[1], donor.model.layers[1].mlp.gate_proj.weight)
     assert not torch.equal(experts[1], experts[0])
+    planted = models.load("48x2-2-planted-products-gauged")
+    assert planted.config.intermediate_size > donor.config.intermediate_size
+    assert (planted(ids).logits - other).abs().max() < 1e-4
     mean = (tensors(models.load("48x2-1-finetuned")) + tensors(models.load("48x2-1-continued"))) / 2
     torch.testing.assert_close(tensors(models.load("48x2-1-lerp")), mean)
 
