@@ -22,6 +22,8 @@ from workshop.sizes_grid import GRID, is_there, load
 
 ZOO_ROOTS = ("alder", "birch", "stranger-01", "stranger-13", "deep-1", "mixture-1")  # of width 96, all of them shipped
 LAYER_PAIRS = 64  # of two models of different depths; more take too long
+MANY_NEURONS = ("planted-squares", "planted-spans")  # what is left out where width times depth is above LARGE
+LARGE = 512
 OTHER_SIZES = 3  # of the pairs that differ in width and in depth, one in so many is compared
 
 
@@ -150,7 +152,8 @@ def _planted() -> Iterator[Pair]:
     """Of every cell with two dense roots: the first, and the second with parts of it that do nothing, rewritten."""
     for root in _first_roots():
         if (host := second_root(root)) is not None:
-            for kind in PLANTED:
+            is_large = GRID[root].width * GRID[root].depth > LARGE  # to hear so many neurons takes minutes
+            for kind in [kind for kind in PLANTED if not (is_large and kind in MANY_NEURONS)]:
                 made = f"{host}-copy-{kind}" if kind == "planted-expert" else f"{host}-{kind}"
                 yield Pair(root, f"{made}-gauged", "planted", kind)
 
