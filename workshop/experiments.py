@@ -1,6 +1,6 @@
 """The training runs behind the course, and the tables made from them.
 
-    python -m workshop.experiments [NAME ...] [--seeds 0 1 2]
+    python -m workshop.experiments [NAME ...] [--seeds 0 1 2] [--out data/runs]
 
 trains each (a few minutes a seed on one thread) into `runs/NAME-SEED`, continues what was interrupted, and writes
 
@@ -8,7 +8,8 @@ trains each (a few minutes a seed on one thread) into `runs/NAME-SEED`, continue
     data/runs/NAME/held_out.csv   every 100 steps: held-out nats per token, by domain
     data/runs/NAME/final.csv      the same after the last step, measured on eight times as much text
 
-All averages are over the steps since the last row.
+All averages are over the steps since the last row. data/runs/more-seeds has the last table of five more seeds:
+`python -m workshop.experiments moe dense-active --seeds 3 4 5 6 7 --out data/runs/more-seeds` writes it.
 """
 
 from __future__ import annotations
@@ -115,10 +116,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=list(EXPERIMENTS), metavar="NAME", help=", ".join(EXPERIMENTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=data_path("runs"), help="a folder for a folder of tables each")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for name in arguments.names:
-        run(name, arguments.seeds)
+        run(name, arguments.seeds, out=arguments.out / name)
 
 
 if __name__ == "__main__":
