@@ -69,9 +69,7 @@ def train_parallel(
             one that looks at all tokens of a batch or draws noise; the processes differ in what they train or run on.
         FloatingPointError: as `train`.
     """
-    return ParallelRun(
-        model, corpus, Settings(**settings), out and Path(out), save_every, None, (), ranks
-    ).to_the_end()
+    return ParallelRun(model, corpus, Settings(**settings), out and Path(out), save_every, None, (), ranks).to_the_end()
 
 
 class ShardedExperts(Experts):
