@@ -2,4 +2,5 @@
 
 from minimoe.cli import app
 
-app(prog_name="minimoe")
+if __name__ == "__main__":
+    app(prog_name="minimoe")
