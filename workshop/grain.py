@@ -3,7 +3,7 @@
     python -m workshop.grain [--seeds 0 1 2] [--steps 400]
 
 trains each of `presets.GRAINS` on the planted corpus (a minute a seed on one thread) and writes data/runs/grain.csv:
-the held-out nats per token after the last step, mean over domains, and the seconds that the steps took.
+the held-out nats per token after the last step, mean over domains.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def sweep(corpus: Corpus, seeds: Sequence[int], **settings: Any) -> list[dict[st
             log = train(model, corpus, seed=seed, **settings)
             held_out = evaluate(model, corpus, batches=16)
             nats = sum(held_out.values()) / len(held_out)
-            rows.append({"model": name, "seed": seed, "steps": len(log), "nats": nats, "seconds": log[-1]["seconds"]})
+            rows.append({"model": name, "seed": seed, "steps": len(log), "nats": nats})
     return rows
 
 
