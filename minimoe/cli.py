@@ -65,22 +65,46 @@ def train_command(
         typer.Option(help="A loss over the batch or in each sequence, a selection bias, or none."),
     ] = "loss",
     threads: Annotated[int, typer.Option(min=1, help="More than one gives up bit-identical repeats.")] = 1,
+    expert_parallel: Annotated[
+        bool, typer.Option("--expert-parallel", help="Experts over the processes that torchrun started.")
+    ] = False,
 ) -> None:
     """Train a small mixture of experts and show what it has learnt."""
     import torch
 
+    torch.set_num_threads(threads)
+    if not expert_parallel:
+        _train(corpus, out, steps, seed, experts, experts_per_token, balance)
+        return
+    from minimoe.training.processes import joined
+
+    with joined() as ranks:
+        _train(corpus, out, steps, seed, experts, experts_per_token, balance, ranks)
+
+
+def _train(
+    corpus: str, out: Path, steps: int, seed: int, experts: int, experts_per_token: int, balance: str, ranks=None
+) -> None:
+    """Train, in this process or over `ranks`, of which the first alone speaks."""
     from minimoe import Corpus, MoEForCausalLM, evaluate, train
     from minimoe.training.presets import small_config
 
-    torch.set_num_threads(threads)
+    say = typer.echo if ranks is None or ranks.rank == 0 else lambda _: None
     _check_writable(out)  # before the corpus is read, which takes a while
     known = {"real": Corpus.real, "planted": Corpus.planted}
     text = known[corpus]() if corpus in known else Corpus.from_folder(corpus)
     config = small_config(text.vocab_size, experts=experts, experts_per_token=experts_per_token, balance=balance)
     model = MoEForCausalLM(config, seed=seed)
     total, active = config.num_parameters(), config.num_parameters(active=True)
-    typer.echo(f"{total:,} parameters, {active:,} active per token; corpus: {', '.join(text.domains)}")
-    log = train(model, text, out=out, steps=steps, seed=seed)
+    say(f"{total:,} parameters, {active:,} active per token; corpus: {', '.join(text.domains)}")
+    if ranks is None:
+        log = train(model, text, out=out, steps=steps, seed=seed)
+    else:
+        from minimoe.training.parallel import train_parallel
+
+        log = train_parallel(model.to(ranks.device), text, ranks, out=out, steps=steps, seed=seed)
+        if ranks.rank > 0:
+            return
     typer.echo("\nHeld-out loss, nats per token")
     for domain, loss in evaluate(model, text).items():
         typer.echo(f"  {domain:<20} {loss:.2f}")

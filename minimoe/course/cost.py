@@ -41,21 +41,56 @@ class Placed(NamedTuple):
 def place_experts(experts: int, k: int, devices: int, skew: float, tokens: int, *, seed: int = 0) -> dict[str, Placed]:
     """Route one batch by "top-k" and by "MoGE", with the experts placed on devices in blocks of neighbours.
 
-    The expert of popularity rank r = 1, 2, ... is the first choice of a share of tokens in proportion to r ** -skew
-    (Zipf's law; Gumbel noise makes it so), and 0 makes all equally popular. Which expert has which rank is drawn at
-    random. A token meets k experts; those of a device are one group of MoGE. Raises ValueError where `experts` or `k`
-    is no multiple of `devices`, or k is more than the experts.
+    The logits are those of `popular_logits`. A token meets k experts; those of a device are one group of MoGE. Raises
+    ValueError where `experts` or `k` is no multiple of `devices`, or k is more than the experts.
     """
     require(experts % devices == 0, "experts", experts, f"a multiple of devices={devices}, to place as many on each")
     fits = f"a multiple of devices={devices} up to experts={experts}, as MoGE takes as many from each"
     require(k % devices == 0 and k <= experts, "k", k, fits)
-    draw = torch.Generator().manual_seed(seed)
-    rank = 1 + torch.randperm(experts, generator=draw)
-    gumbel = -(-torch.rand(tokens, experts, generator=draw, dtype=torch.float64).log()).log()
-    logits = gumbel - skew * rank.log()
-    placed = {}
+    logits, placed = popular_logits(experts, skew, tokens, seed), {}
     for rule, output in (("top-k", route_topk(logits, k)), ("MoGE", route_grouped(logits, k, devices))):
         load = expert_load(output.indices, experts).double().view(devices, -1)
         work = load.sort(descending=True).values / (tokens * k / devices)
         placed[rule] = Placed(work, output.weights.sum(-1).mean().item())
     return placed
+
+
+def popular_logits(experts: int, skew: float, tokens: int, seed: int = 0) -> Tensor:
+    """Router logits [tokens, experts] float64 that make some experts popular.
+
+    The expert of popularity rank r = 1, 2, ... is the first choice of a share of tokens in proportion to r ** -skew
+    (Zipf's law; Gumbel noise makes it so), and 0 makes all equally popular. Which expert has which rank is drawn at
+    random.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    rank = 1 + torch.randperm(experts, generator=draw)
+    gumbel = -(-torch.rand(tokens, experts, generator=draw, dtype=torch.float64).log()).log()
+    return gumbel - skew * rank.log()
+
+
+class Crossing(NamedTuple):
+    """What a token sends when the experts of a layer lie on nodes of several devices; means over tokens."""
+
+    nodes: float  # to how many other nodes it goes: one copy each, which the node hands on
+    devices: float  # to how many other devices
+
+
+def crossings(config: MoEConfig, nodes: int, *, devices: int = 8, tokens: int = 4096, seed: int = 0) -> Crossing:
+    """Simulate where tokens of the first device go, by `route_topk` in the groups of `config`, all experts alike.
+
+    Experts lie in blocks of neighbours, as many on each device. Where there are more devices than experts, each circle
+    of nodes that holds them all keeps to itself. Raises ValueError where devices cannot hold as many each.
+    """
+    circle, experts = min(nodes * devices, config.num_experts), config.num_experts
+    wanted = f"so many that {nodes} x {devices} devices hold as many of {experts} experts each"
+    require(experts % circle == 0, "nodes", nodes, wanted)
+    options = {"score_func": config.score_func, "n_group": config.n_group, "topk_group": config.topk_group}
+    logits = popular_logits(experts, 0.0, tokens, seed)
+    chosen = route_topk(logits, config.num_experts_per_tok, **options).indices
+    return Crossing(*(_others(chosen // size) for size in (experts // circle * devices, experts // circle)))
+
+
+def _others(places: Tensor) -> float:
+    """Of places [tokens, K], 0 is one's own: how many different others there are, in the mean."""
+    met = torch.zeros(len(places), int(places.max()) + 1, dtype=torch.float64).scatter(1, places, 1.0)
+    return met[:, 1:].sum(1).mean().item()

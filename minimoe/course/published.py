@@ -27,11 +27,14 @@ class RealModel(NamedTuple):
 
 CLAIMED = 0.927  # the correlation that the claim of July 2025 rests on (arXiv 2507.03014)
 
-# DeepSeek-V3 (latent attention) and gpt-oss (biases in its experts) have parts that MoEConfig does not describe.
-REAL_MODELS = {
-    name: RealModel(MoEConfig(**model["config"]), model["source"])
-    for name, model in json.loads(data_path("published/models.json").read_text(encoding="utf-8")).items()
-}
+
+def _read_models(name: str) -> dict[str, RealModel]:
+    models = json.loads(data_path(f"published/{name}.json").read_text(encoding="utf-8"))
+    return {name: RealModel(MoEConfig(**model["config"]), model["source"]) for name, model in models.items()}
+
+
+REAL_MODELS = _read_models("models")
+LARGE_MODELS = _read_models("large_models")  # those whose configurations notebook 13 reads, besides two of the others
 
 # How differently a model uses its experts for five domains (code, papers, encyclopedia, web, books): by layer, the
 # Jensen-Shannon divergence in bits, of a possible log2(5) = 2.32; and, in layer 7 of OLMoE, the largest share of a

@@ -322,19 +322,21 @@ def extend_vocabulary(model: MoEForCausalLM, new_tokens: int, *, seed: int = 0) 
     return build_from(model, tensors, vocab_size=model.config.vocab_size + new_tokens)
 
 
-def quantise(model: MoEForCausalLM, bits: int) -> MoEForCausalLM:
+def quantise(model: MoEForCausalLM, bits: int, *, experts_only: bool = False) -> MoEForCausalLM:
     """Round the matrices of all layers to integers of `bits` bits, one scale per row, and store what these stand for.
 
     Symmetric, round to nearest: with s = max |row| / (2^(bits - 1) - 1), each weight becomes the multiple of s next to
     it, at most s / 2 away (Dettmers et al. 2022, arXiv 2208.07339, section 2.1, row-wise). Embedding, output head,
-    routers, norms and biases stay, as usual. 8 and 4 bits are usual.
+    routers, norms and biases stay, as usual. 8 and 4 bits are usual. With `experts_only`, so does all but the routed
+    experts, where most weights of a mixture lie.
     Raises ValueError: bits is not 2 to 8.
     """
     require(bits in range(2, 9), "bits", bits, "a whole number from 2 to 8")
     tensors = model.state_dict()
     for name, weight in tensors.items():
         routes = ".mlp.gate." in name or ".shared_expert_gate." in name
-        if name.startswith("model.layers.") and weight.dim() > 1 and not routes:
+        kept = ".mlp.experts." not in name or name.endswith("_bias") if experts_only else routes
+        if name.startswith("model.layers.") and weight.dim() > 1 and not kept:
             rows = wide(weight)
             step = rows.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
             tensors[name] = ((rows / step.where(step > 0, 1)).round() * step).to(weight)

@@ -130,7 +130,7 @@ def expert_capacity(num_tokens: int, num_experts: int, k: int, capacity_factor: 
     return max(1, math.floor(min(num_tokens, share * (1 + 1e-12))))  # 100 * .29 is 28.999999999999996
 
 
-def apply_capacity(output: RouterOutput, capacity: int) -> RouterOutput:
+def apply_capacity(output: RouterOutput, capacity: int, ahead: Tensor | None = None) -> RouterOutput:
     """Drop what exceeds `capacity` slots per expert: such a slot gets weight 0 and index E.
 
     All first choices are served before any second choice, and earlier tokens before later ones
@@ -140,10 +140,15 @@ def apply_capacity(output: RouterOutput, capacity: int) -> RouterOutput:
     Args:
         output: of T tokens and K choices, best first.
         capacity: slots per expert, at least 1.
+        ahead: [K, E + 1] int64: where these tokens are a part of the batch, how many slots of the other tokens each
+            expert serves before those of each choice; the last column, of empty slots, does not matter.
     """
     require(capacity >= 1, "capacity", capacity, "at least 1")
     by_rank = output.indices.T.flatten()  # all first choices, then all second choices, ...
     experts = torch.arange(output.logits.shape[-1] + 1, device=by_rank.device)  # the last one takes the empty slots
     queue = (by_rank[:, None] == experts).long().cumsum(0)
-    place = queue.gather(1, by_rank[:, None]).squeeze(1)  # 1 for the first in an expert's queue
-    return leave_out(output, (place <= capacity).view(output.indices.T.shape).T)
+    queue = queue.unflatten(0, output.indices.T.shape)  # [K, T, E + 1]
+    if ahead is not None:
+        queue = queue + ahead[:, None]
+    place = queue.gather(2, output.indices.T[..., None]).squeeze(2)  # [K, T], 1 for the first in an expert's queue
+    return leave_out(output, (place <= capacity).T)

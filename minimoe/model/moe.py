@@ -38,6 +38,7 @@ class MoELayer(nn.Module):
         shared = config.shared_expert_intermediate_size
         self.shared_expert = MLP(config.hidden_size, shared) if shared else None
         self.shared_expert_gate = Linear(config.hidden_size, 1, bias=False) if config.shared_expert_gate else None
+        self.limit = within_capacity  # training/parallel.py puts another here, for tokens that lie in many processes
         if seed is not None:
             initialise(self, config.initializer_range, seed)
 
@@ -55,7 +56,7 @@ class MoELayer(nn.Module):
         real = None if attention_mask is None else attention_mask.flatten().bool()
         dispatched = chosen = self.gate(x, ids, real)
         if self.config.capacity_factor is not None and self.config.router != "expert_choice":  # which never exceeds it
-            dispatched = apply_capacity(chosen, _capacity(self.config, x.shape[0], real))
+            dispatched = self.limit(chosen, self.config, real)
         output = self.experts(x, dispatched.indices, dispatched.weights)
         if self.shared_expert is not None:
             gate_logits = None if self.shared_expert_gate is None else self.shared_expert_gate(x)
@@ -177,6 +178,11 @@ class Experts(nn.Module):
         biases = (getattr(self, name) for name in self.biases)
         matrices = self.gate_proj, self.up_proj, self.down_proj
         return run(hidden_states, indices, weights, *matrices, *biases, act=self.act)
+
+
+def within_capacity(chosen: RouterOutput, config: MoEConfig, real: Tensor | None) -> RouterOutput:
+    """What the experts accept of a choice; `real` [T] is False for padding, None: there is none."""
+    return apply_capacity(chosen, _capacity(config, len(chosen.indices), real))
 
 
 def _capacity(config: MoEConfig, num_tokens: int, real: Tensor | None) -> int:

@@ -3,16 +3,18 @@
 Shapes: L sparse layers, E experts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from minimoe.model.balance import chosen_experts, expert_load, load_balancing_loss, router_z_loss
+from minimoe.model.routing import RouterOutput
 from minimoe.model.transformer import CausalLMOutput, MoEForCausalLM, next_token_loss, next_token_targets
 
 MicroBatch = Mapping[str, Tensor]  # arguments of `MoEForCausalLM.forward`
+Shares = Callable[[Sequence[RouterOutput]], Tensor]  # of what routers chose: the `shares` of `load_balancing_loss`
 
 
 class BatchLosses(NamedTuple):
@@ -24,7 +26,7 @@ class BatchLosses(NamedTuple):
     load: list[Tensor]  # of each sparse layer: how many slots each expert received, [E] int64
 
 
-class _Size(NamedTuple):
+class Size(NamedTuple):
     """What the means of a loss are taken over; padding does not count."""
 
     labels: int
@@ -60,25 +62,27 @@ def accumulate_gradients(model: MoEForCausalLM, micro_batches: Sequence[MicroBat
         output = model(batch["input_ids"], mask, labels=labels, output_router_logits=True)
         output.loss.backward()
         return _batch_losses(output.loss, output.cross_entropy, output.aux_loss, output)
-    sizes = [_size(batch) for batch in micro_batches]
-    whole = _Size(*map(sum, zip(*sizes, strict=True)))
+    sizes = [size_of(batch) for batch in micro_batches]
+    whole = Size(*map(sum, zip(*sizes, strict=True)))
     if not whole.labels:
         raise ValueError("labels are -100 or padding everywhere: wanted at least one to score in some micro-batch")
     config = model.config
     sparse = any(config.is_sparse(layer) for layer in range(config.num_hidden_layers))
     balanced = sparse and config.router_aux_loss_coef > 0
-    shares = _shares(model, micro_batches, whole.tokens) if balanced and not config.seq_aux else None
-    parts = [_backward(model, batch, size, whole, shares) for batch, size in zip(micro_batches, sizes, strict=True)]
+    counted = _shares(model, micro_batches, whole.tokens) if balanced and not config.seq_aux else None
+    pairs = zip(micro_batches, sizes, strict=True)
+    parts = [add_gradients(model, batch, size, whole, lambda _: counted) for batch, size in pairs]
     losses, cross_entropies, aux_losses, loads = zip(*parts, strict=True)
     load = [sum(of_layer) for of_layer in zip(*loads, strict=True)]
     return BatchLosses(sum(losses), sum(cross_entropies), sum(aux_losses) if balanced else None, load)
 
 
-def _size(batch: MicroBatch) -> _Size:
+def size_of(batch: MicroBatch) -> Size:
+    """What the losses of a micro-batch are taken over."""
     ids, mask = batch["input_ids"], batch.get("attention_mask")
     labels = int((next_token_targets(batch["labels"], mask) != -100).sum())
     there = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask != 0
-    return _Size(labels, int(there.sum()), int(there.any(1).sum()))
+    return Size(labels, int(there.sum()), int(there.any(1).sum()))
 
 
 @torch.no_grad()
@@ -92,19 +96,21 @@ def _shares(model: MoEForCausalLM, micro_batches: Sequence[MicroBatch], tokens: 
     return sum(counts) / tokens
 
 
-def _backward(
-    model: MoEForCausalLM, batch: MicroBatch, size: _Size, whole: _Size, shares: Tensor | None
-) -> BatchLosses:
-    """One micro-batch's part of the losses of the whole batch: the parts add up to it."""
+def add_gradients(model: MoEForCausalLM, batch: MicroBatch, size: Size, whole: Size, shares: Shares) -> BatchLosses:
+    """Backward of one micro-batch's part of the losses of the whole batch: the parts add up to it.
+
+    Args:
+        shares: which shares of the tokens chose each expert in the whole batch; not asked with `seq_aux`.
+    """
     config, mask = model.config, batch.get("attention_mask")
     output = model(batch["input_ids"], mask, output_router_logits=True)
     loss = cross_entropy = next_token_loss(output.logits, batch["labels"], mask, reduction="sum") / whole.labels
     chosen, aux_loss, tokens = output.router_outputs, None, size.tokens / whole.tokens
     if chosen and config.router_aux_loss_coef:
-        sequences, share = 1, tokens
+        sequences, share, counted = 1, tokens, None if config.seq_aux else shares(chosen)
         if config.seq_aux:
             sequences, share = len(batch["input_ids"]), size.sequences / whole.sequences
-        aux_loss = share * load_balancing_loss(chosen, sequences=sequences, attention_mask=mask, shares=shares)
+        aux_loss = share * load_balancing_loss(chosen, sequences=sequences, attention_mask=mask, shares=counted)
         loss = loss + config.router_aux_loss_coef * aux_loss if model.training else loss
     if chosen and config.router_z_loss_coef and model.training:
         loss = loss + config.router_z_loss_coef * tokens * router_z_loss(chosen, attention_mask=mask)

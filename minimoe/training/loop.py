@@ -39,6 +39,8 @@ from minimoe.training.corpus import Corpus
 from minimoe.training.tokenizer import read_tokenizer
 
 STATE_FILE = "training_state.safetensors"
+STATE_FOLDER = "training_state"  # of a run over several processes (parallel.py)
+STATES = (STATE_FILE, STATE_FOLDER)
 LOG_FILE = "log.jsonl"
 RECIPE_FILE = "training.json"
 # The smallest value of a setting; of all others 0.
@@ -108,19 +110,8 @@ def train(
             and `out` is None, or `out` holds another run, another model or a damaged state.
         FloatingPointError: the loss is no longer finite. The last saved state stays.
     """
-    run = _Run(model, corpus, Settings(**settings), out and Path(out), save_every, evaluate_every, snapshots)
-    run.resume()
-    bar = progress_bar(total=run.settings.steps, initial=run.step, unit="step", desc="training", leave=True)
-    model.train()
-    with bar:
-        while run.step < run.settings.steps:
-            record = run.advance()
-            tokens = run.settings.batch_size * run.settings.seq_len * record["step"]
-            bar.set_postfix_str(f"loss {record['loss']:.3f}, {tokens / record['seconds']:,.0f} tokens/s", refresh=False)
-            bar.update()
-    model.eval()
-    run.finish()
-    return run.log
+    run = Run(model, corpus, Settings(**settings), out and Path(out), save_every, evaluate_every, snapshots)
+    return run.to_the_end()
 
 
 @torch.no_grad()
@@ -157,8 +148,10 @@ def learning_rate(step: int, settings: Settings) -> float:
 
 
 @dataclass
-class _Run:
+class Run:
     """The state of one training run and how it is stored."""
+
+    state_name = STATE_FILE  # of what it resumes from
 
     model: MoEForCausalLM
     corpus: Corpus
@@ -184,14 +177,26 @@ class _Run:
         require(fits, f"out={self.out}, snapshots", snapshots, f"a folder, and steps from 0 to {steps}")
         self.model.tokenizer_json = self.corpus.tokenizer.to_str(pretty=True)
         self.first_weights = _weights_sha256(self.model)
-        matrices = [parameter for parameter in self.model.parameters() if parameter.dim() > 1]
-        vectors = [parameter for parameter in self.model.parameters() if parameter.dim() <= 1]
-        decaying = {"params": matrices, "weight_decay": self.settings.weight_decay}
-        groups = [decaying, {"params": vectors, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+        self.optimizer = adamw(self.model, self.settings)
         self.step = 0
         self.log: list[dict[str, Any]] = []
         self.seconds_before, self.started = 0.0, time.perf_counter()
+
+    def to_the_end(self) -> list[dict[str, Any]]:
+        """Resume, take all steps that are left, write the finished model; returns the log."""
+        self.resume()
+        bar = progress_bar(total=self.settings.steps, initial=self.step, unit="step", desc="training", leave=True)
+        self.model.train()
+        with bar:
+            while self.step < self.settings.steps:
+                record = self.advance()
+                tokens = self.settings.batch_size * self.settings.seq_len * record["step"]
+                speed = f"{tokens / record['seconds']:,.0f} tokens/s"
+                bar.set_postfix_str(f"loss {record['loss']:.3f}, {speed}", refresh=False)
+                bar.update()
+        self.model.eval()
+        self.finish()
+        return self.log
 
     def advance(self) -> dict[str, Any]:
         """Take one step, log it, and save if it is time."""
@@ -203,11 +208,10 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        micro_batches = ids.split(settings.batch_size // settings.gradient_accumulation_steps)
-        losses = accumulate_gradients(self.model, [{"input_ids": part, "labels": part} for part in micro_batches])
+        losses = self.gradients(ids)
         if not losses.loss.isfinite():
             raise FloatingPointError(f"loss={losses.loss.item()} at step {self.step + 1}: wanted a finite number")
-        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
+        grad_norm = self.clip()
         if self.model.config.e_score_correction_bias:
             sparse = (block.mlp for block in self.model.model.layers if block.is_sparse)
             for layer, load in zip(sparse, losses.load, strict=True):
@@ -219,6 +223,15 @@ class _Run:
         if self.out and (self.step % self.save_every == 0 or self.step == settings.steps):
             self.save()
         return self.log[-1]
+
+    def gradients(self, ids: Tensor) -> BatchLosses:
+        """Leave the gradient of a batch, ids [B, S], in the model."""
+        micro_batches = ids.split(self.settings.batch_size // self.settings.gradient_accumulation_steps)
+        return accumulate_gradients(self.model, [{"input_ids": part, "labels": part} for part in micro_batches])
+
+    def clip(self) -> Tensor:
+        """Shorten the gradient where it is longer than `max_grad_norm`; returns how long it was."""
+        return nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
 
     def _record(self, losses: BatchLosses, rate: float, grad_norm: Tensor) -> None:
         """Log the step that was just taken."""
@@ -237,8 +250,12 @@ class _Run:
             record["held_out"] = evaluate(self.model, self.corpus)
         self.log.append(record)
         if self.out:
-            with open(self.out / LOG_FILE, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            self.write(record)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Add a record to the file of the log."""
+        with open(self.out / LOG_FILE, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
 
     def take_snapshot(self) -> None:
         """Save the model as it is now, if it is wanted."""
@@ -251,7 +268,7 @@ class _Run:
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
         tensors["torch_rng_state"] = torch.get_rng_state()
-        about = {**self._identity(), "step": self.step, "seconds": self.log[-1]["seconds"]}
+        about = {**self.identity(), "step": self.step, "seconds": self.log[-1]["seconds"]}
         write_atomically(self.out / STATE_FILE, to_safetensors(tensors, metadata={"minimoe": json.dumps(about)}))
 
     def resume(self) -> None:
@@ -261,17 +278,17 @@ class _Run:
             self.out.mkdir(parents=True, exist_ok=True)
             for leftover in self.out.glob(f".{STATE_FILE}.*"):  # of a save that was killed
                 leftover.unlink()
-            found = [name for name in ("config.json", "model.safetensors") if (self.out / name).exists()]
-            if (self.out / STATE_FILE).exists():
-                self._load(self.out / STATE_FILE)
-            elif found:  # which no run has made, and so is not ours to replace
-                held = f"{self.out} holds {' and '.join(found)} but no {STATE_FILE}"
+            found = [name for name in (*STATES, "config.json", "model.safetensors") if (self.out / name).exists()]
+            if self.state_name in found:
+                self.load(self.out / self.state_name)
+            elif found:  # which no run of this kind has made, and so is not ours to replace
+                held = f"{self.out} holds {' and '.join(found)} but no {self.state_name}"
                 raise ValueError(f"{held}: wanted a folder without a model; name another `out`")
-            self._rewind_log(self.out / LOG_FILE)
+            self.rewind_log(self.out / LOG_FILE)
         if self.step == 0:
             self.take_snapshot()
 
-    def _load(self, path: Path) -> None:
+    def load(self, path: Path) -> None:
         """Take weights, optimizer, random state and step from a file of `save`."""
         try:
             with safe_open(path, framework="pt") as file:
@@ -280,7 +297,7 @@ class _Run:
         except (SafetensorError, TypeError, KeyError, json.JSONDecodeError) as error:
             size = path.stat().st_size
             raise ValueError(f"{path}: {size} bytes, not a whole saved state; remove it to start again") from error
-        self._check_identity(about)
+        self.check_identity(about)
         torch.set_rng_state(tensors.pop("torch_rng_state"))
         moments: dict[int, dict[str, Tensor]] = defaultdict(dict)  # of each parameter, as AdamW numbers them
         for name in tensors:
@@ -291,7 +308,7 @@ class _Run:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": dict(moments)})
         self.step, self.seconds_before = about["step"], about["seconds"]
 
-    def _rewind_log(self, path: Path) -> None:
+    def rewind_log(self, path: Path) -> None:
         """Forget the steps that were logged after the saved state: they are taken again."""
         lines = path.read_bytes().splitlines()[: self.step] if path.exists() else []
         try:
@@ -299,21 +316,23 @@ class _Run:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}: line {len(lines)} or an earlier one is not JSON ({error})") from error
         if [record["step"] for record in self.log] != list(range(1, self.step + 1)):
-            wanted = f"those of steps 1 to {self.step}, where the saved state is; remove {STATE_FILE} to start again"
+            wanted = (
+                f"those of steps 1 to {self.step}, where the saved state is; remove {self.state_name} to start again"
+            )
             raise ValueError(f"{path}: {len(lines)} lines, wanted {wanted}")
         write_atomically(path, b"".join(line + b"\n" for line in lines))
 
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """What must be the same for a run to be continued, as JSON gives it back."""
         identity = {"settings": asdict(self.settings), "config": asdict(self.model.config)}
         identity |= {"corpus_sha256": self.corpus.sha256, "first_weights_sha256": self.first_weights}
         return json.loads(json.dumps(identity))
 
-    def _check_identity(self, saved: dict[str, Any]) -> None:
+    def check_identity(self, saved: dict[str, Any]) -> None:
         """Raise ValueError, naming every difference, where the saved run is not the one that is asked for."""
         for name, defaults in (("settings", Settings()), ("config", MoEConfig())):
             saved[name] = json.loads(json.dumps(asdict(defaults))) | saved[name]  # what is younger than the run
-        there, wanted = (about | about["settings"] | about["config"] for about in (saved, self._identity()))
+        there, wanted = (about | about["settings"] | about["config"] for about in (saved, self.identity()))
         differences = [
             f"{name}={there.get(name)!r} there, {value!r} asked for"
             for name, value in wanted.items()
@@ -328,8 +347,16 @@ class _Run:
         if not self.out:
             return
         self.model.save_pretrained(self.out)
-        recipe = {**self._identity(), "tokens": self.step * self.settings.batch_size * self.settings.seq_len}
+        recipe = {**self.identity(), "tokens": self.step * self.settings.batch_size * self.settings.seq_len}
         write_atomically(self.out / RECIPE_FILE, (json.dumps(recipe, indent=2) + "\n").encode())
+
+
+def adamw(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
+    """The optimizer of a run: only matrices decay."""
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
+    decaying = {"params": matrices, "weight_decay": settings.weight_decay}
+    return torch.optim.AdamW([decaying, {"params": vectors, "weight_decay": 0.0}], betas=(0.9, 0.95), fused=True)
 
 
 def _require_full_precision(model: nn.Module) -> None:

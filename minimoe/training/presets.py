@@ -2,7 +2,7 @@
 which they were trained for its figures (`python -m workshop.experiments` repeats them).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minimoe.model.config import MoEConfig, require
 
@@ -40,6 +40,35 @@ def small_config(
         router_aux_loss_coef=0.01 if with_loss else 0.0,
         seq_aux=balance == "sequence",
         model_type="mixtral" if balance in ("loss", "none") and experts_per_token > 1 else "minimoe",
+    )
+
+
+# Into how many pieces each of 8 experts is cut, and how many of all pieces every token meets, whatever the router says.
+GRAINS = {
+    "8 experts": (1, 0),
+    "16 halves": (2, 0),
+    "32 quarters": (4, 0),
+    "8 experts, 1 shared": (1, 1),
+    "32 quarters, 2 shared": (4, 2),
+}
+
+
+def grain_config(pieces: int = 1, shared: int = 0, vocab_size: int = 1024) -> MoEConfig:
+    """`small_config`, whose experts are cut into `pieces`, of which `shared` are met by every token.
+
+    So DeepSeekMoE compares them (Dai et al. 2024, arXiv 2401.06066, section 3): a token meets as many neurons, and as
+    many are stored, as without; only the router has a row for each routed piece. Raises ValueError as `MoEConfig`.
+    """
+    whole, width = small_config(vocab_size), WIDTH // pieces
+    routed = whole.num_experts_per_tok * pieces - shared
+    return replace(
+        whole,
+        num_experts=whole.num_experts * pieces - shared,
+        num_experts_per_tok=routed,
+        moe_intermediate_size=width,
+        shared_expert_intermediate_size=shared * width,
+        norm_topk_prob=routed > 1,
+        model_type="minimoe",
     )
 
 

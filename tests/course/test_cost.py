@@ -6,7 +6,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from minimoe.course.cost import place_experts, training_flop
+from minimoe.course.cost import crossings, place_experts, popular_logits, training_flop
 from minimoe.model import MoEConfig, MoEForCausalLM
 from minimoe.training.presets import small_config
 
@@ -107,3 +107,21 @@ def test_what_cannot_be_placed_is_explained():
     ):
         with pytest.raises(ValueError, match=message):
             place_experts(*setting, 1.0, 10)
+
+
+def test_crossings_by_a_loop_over_tokens():
+    """Groups hold a token back: by DeepSeek-V3's rule it meets 4 of 8 nodes at most, as each is a group there."""
+    groups = {"score_func": "sigmoid", "n_group": 8, "topk_group": 4}
+    free, bound = (MoEConfig(num_experts=64, num_experts_per_tok=8, **more) for more in ({}, groups))
+    found = crossings(free, 8, devices=2, tokens=500)
+    nodes, places = [], []
+    for logits in popular_logits(64, 0.0, 500):
+        chosen = logits.topk(8).indices.tolist()
+        nodes.append(len({expert // 8 for expert in chosen} - {0}))
+        places.append(len({expert // 4 for expert in chosen} - {0}))
+    assert found == pytest.approx((np.mean(nodes), np.mean(places)))
+    assert crossings(bound, 8, devices=2, tokens=500).nodes < min(4, found.nodes)
+    assert crossings(free, 1, devices=2).nodes == 0
+    assert crossings(free, 64, devices=2, tokens=99) == crossings(free, 32, devices=2, tokens=99)
+    with pytest.raises(ValueError, match="nodes=3: wanted so many that 3 x 2 devices hold as many of 64 experts each"):
+        crossings(free, 3, devices=2)

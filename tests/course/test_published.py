@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from minimoe.course.published import MIXTRAL_REPETITION, REAL_MODELS, read_published
+from minimoe.course.published import LARGE_MODELS, MIXTRAL_REPETITION, REAL_MODELS, read_published
 from minimoe.data_files import data_path
 from minimoe.model.families import write_config
 
@@ -17,6 +17,8 @@ FAMILIES = {
     "Qwen1.5-MoE-A2.7B": "qwen2_moe",
     "Qwen3-30B-A3B": "qwen3_moe",
     "Mixtral-8x7B": "mixtral",
+    "DeepSeek-V3": "deepseek_v3",
+    "gpt-oss-20b": "gpt_oss",
 }  # transformers has no Pangu Pro MoE
 
 
@@ -26,6 +28,16 @@ def test_published_totals():
         config = REAL_MODELS[name].config
         assert f"{config.num_parameters() / 1e9:.2f}" == total
         assert f"{config.num_parameters(active=True) / 1e9:.2f}" == active
+
+
+def test_published_totals_of_large_models():
+    """671 and 37 billion (arXiv 2412.19437, abstract); 20.91 and 3.61, without the embedding (arXiv 2508.10925)."""
+    deepseek, gpt_oss = (LARGE_MODELS[name].config for name in ("DeepSeek-V3", "gpt-oss-20b"))
+    assert deepseek.num_parameters() // 10**9 == 671
+    assert deepseek.num_parameters(active=True) // 10**9 == 37
+    embedding = gpt_oss.vocab_size * gpt_oss.hidden_size
+    assert f"{gpt_oss.num_parameters() / 1e9:.2f}" == "20.91"
+    assert f"{(gpt_oss.num_parameters(active=True) - embedding) / 1e9:.2f}" == "3.61"
 
 
 def test_sizes_that_models_are_named_after():
@@ -44,7 +56,7 @@ def test_sizes_that_models_are_named_after():
 
 def test_transformers_counts_the_same():
     for name, family in FAMILIES.items():
-        config = REAL_MODELS[name].config
+        config = (REAL_MODELS | LARGE_MODELS)[name].config
         raw = json.loads(json.dumps(write_config(config, family, "bfloat16")))  # as a file has it
         with torch.device("meta"):  # shapes without memory
             theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**raw))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minimoe.model import Router, route_switch
-from minimoe.training.presets import BALANCES, small_config
+from minimoe.training.presets import BALANCES, GRAINS, grain_config, small_config
 
 
 def test_dense_twins_match_what_a_token_meets_and_what_is_stored():
@@ -37,3 +37,14 @@ def test_one_expert_per_token_is_weighted_as_in_switch_transformer():
 def test_an_unknown_balance_is_refused():
     with pytest.raises(ValueError, match="balance='luck': wanted one of loss, sequence, bias, none"):
         small_config(balance="luck")
+
+
+def test_grains_store_and_meet_as_much_as_whole_experts():
+    """But for the router, which has a row for each routed piece."""
+    whole = small_config()
+    for pieces, shared in GRAINS.values():
+        config = grain_config(pieces, shared)
+        routers = 4 * 96 * (8 * pieces - shared - 8)
+        assert config.num_parameters() - routers == whole.num_parameters()
+        assert config.num_parameters(active=True) - routers == whole.num_parameters(active=True)
+        assert config.router_learns

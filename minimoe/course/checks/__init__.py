@@ -11,5 +11,6 @@ from minimoe.course.checks.evidence import *
 from minimoe.course.checks.mixture import *
 from minimoe.course.checks.museum import *
 from minimoe.course.checks.rewrites import *
+from minimoe.course.checks.scale_up import *
 from minimoe.course.checks.setup import *
 from minimoe.course.checks.trained_mixture import *
