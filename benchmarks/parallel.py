@@ -58,11 +58,15 @@ def one_against_two(rounds: int, steps: int) -> dict[str, Any]:
     clock = {name: [max(one["clock"] for one in of_all) / steps for of_all in turns] for name, turns in found.items()}
     tokens = BATCH["batch_size"] * BATCH["seq_len"]
     result = report(f"a training step of {tokens} tokens", clock, TWO, [Target(ALONE, WANTED)])
-    print(f"\n{'':12} processor time of a step, of all processes, ms")
-    for name, turns in found.items():
-        busy = [sum(one["processor"] for one in of_all) / steps for of_all in turns]
-        result[f"processor {name}"] = busy
-        print(f"{name:12} {1000 * median(busy):8.1f}")
+    busy = {name: [[one["processor"] / steps for one in of_all] for of_all in turns] for name, turns in found.items()}
+    alone, busier, both = (
+        1000 * median(map(pick, busy[name])) for name, pick in ((ALONE, max), (TWO, max), (TWO, sum))
+    )
+    print(
+        f"\nprocessor time of a step: {alone:.0f} ms alone; {both:.0f} ms of both, {busier:.0f} ms of the busier one:"
+    )
+    print(f"{alone / busier:.2f} times as fast where each has a core of its own and nothing is waited for")
+    result["processor"] = busy
     print("\nwhat rank 0 sends in a step of training over two processes")
     print(f"{'':20}    calls       bytes    share of the time of a step")
     last = found[TWO][-1][0]
@@ -125,9 +129,8 @@ def pangu_on_paper() -> list[dict[str, float]]:
     """Print what must be read to generate as fast as was reported of Pangu Pro MoE, in 8 bits."""
     config = REAL_MODELS["Pangu Pro MoE"].config
     rate = next(float(row["value"]) for row in read_published("links") if row["unit"] == "tokens/s per card")
-    print(
-        f"\nPangu Pro MoE: {rate:g} tokens/s per card were reported; what 4 cards must read for that, 8 bits, no cache"
-    )
+    print(f"\nPangu Pro MoE: {rate:g} tokens/s per card were reported. What a card then reads of weights of 8 bits,")
+    print("however many cards share the model, by the number of sequences that they serve at once:")
     found = []
     for sequences in (16, 64, 256, 1024):
         bandwidth = rate * step(config, sequences=sequences, bits=8).read / sequences

@@ -39,7 +39,7 @@ def exchange(
     x = torch.zeros(len(own), hidden, requires_grad=True)
     layer(x, output.indices, output.weights).sum().backward()
     given = expert_load(output.indices, experts).view(ranks.size, -1).sum(1).tolist()
-    return Exchanged(given, layer.received[0], ranks.sent)
+    return Exchanged(given, layer.received, ranks.sent)
 
 
 def exchange_both(ranks: Ranks, *arguments, **options) -> dict[str, Exchanged]:

@@ -75,13 +75,13 @@ def train_parallel(
 class ShardedExperts(Experts):
     """The experts of one layer, of which this rank holds the `ranks.rank`-th E / n: tensors [E / n, ...].
 
-    `received` is how many rows each call so far was given to compute.
+    `received` is how many rows it was given to compute so far.
     """
 
     def __init__(self, whole: Experts, ranks: Ranks) -> None:
         nn.Module.__init__(self)
         self.implementation, self.biases, self.act = whole.implementation, whole.biases, whole.act
-        self.ranks, self.received = ranks, []
+        self.ranks, self.received = ranks, 0
         for name, tensor in whole.named_parameters():
             self.register_parameter(name, nn.Parameter(tensor.detach().chunk(ranks.size)[ranks.rank].clone()))
 
@@ -96,7 +96,7 @@ class ShardedExperts(Experts):
         token = slots // indices.shape[1]
         rows = _Exchange.apply(hidden_states.index_select(0, token), ranks, "dispatch", sent, received)
         own = torch.arange(experts, device=of.device).repeat(ranks.size).repeat_interleave(of.flatten())
-        self.received.append(len(rows))
+        self.received += len(rows)
         computed = super().forward(rows, own[:, None], torch.ones_like(own[:, None]))
         back = _Exchange.apply(computed, ranks, "combine", received, sent)
         weighted = back * weights.flatten().index_select(0, slots)[:, None].to(back.dtype)

@@ -90,15 +90,15 @@ def test_folder_is_that_of_a_single_process(tmp_path):
 @pytest.mark.exact("a resumed run is compared to the bit with one that nothing stopped")
 def test_resuming_is_exact_and_takes_any_number_of_processes(tmp_path):
     few = {"steps": 6, "save_every": 2}
-    for whole, resumed in run_processes(2, workers.undisturbed_and_resumed, "capacity", tmp_path / "two", few):
+    folders = tmp_path / "two", tmp_path / "four"
+    for whole, resumed in run_processes(2, workers.undisturbed_and_resumed, "capacity", *folders, few):
         assert_equal(resumed, whole, tolerance=0)
-    out = tmp_path / "four"
-    run_processes(2, workers.stopped_then_resumed, "capacity", out, 5, few)
+    out = folders[1]
     assert [path.name for path in (out / STATE_FOLDER).iterdir()] == ["step-4"]
     assert len((out / LOG_FILE).read_text(encoding="utf-8").splitlines()) == 5
     for resumed in run_processes(4, workers.stopped_then_resumed, "capacity", out, None, few):
         assert_equal(resumed, whole, tolerance=1e-6)
-    for folder in (tmp_path / "two", out):
+    for folder in folders:
         steps = [json.loads(line)["step"] for line in (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()]
         assert steps == [1, 2, 3, 4, 5, 6]
     with pytest.raises(ValueError, match=f"holds {STATE_FOLDER}.* but no {re.escape(STATE_FILE)}"):
@@ -117,17 +117,19 @@ def test_bytes_are_those_that_the_system_says_were_written():
 
 def test_dispatch_is_counted_by_hand():
     """Rows to the other rank are the slots that its experts were given; back come as many; MoGE sends half of all."""
-    for rule in ("topk", "grouped"):
-        for rank, (sent, received, indices, row) in enumerate(run_processes(2, workers.sent_in_a_forward, rule)):
-            of_rank = [[(chosen // 4 == expert_rank).sum().item() for chosen in own] for own, expert_rank in (
-                (indices, 0), (indices, 1))]  # fmt: skip
-            assert sent["dispatch"].bytes == sum(of_rank[1 - rank]) * row
+    for rank, by_rule in enumerate(run_processes(2, workers.sent_in_a_forward, ("topk", "grouped"))):
+        for rule, (sent, received, indices, row) in by_rule.items():
+            given = sum(int((chosen // 4 == 1 - rank).sum()) for chosen in indices)
+            assert sent["dispatch"].bytes == given * row
             assert sent["dispatch"].calls == sent["combine"].calls == len(indices) == len(received)
             if rule == "grouped":
                 assert set(received) == {indices[0].numel()}, "half of the slots of either rank"
 
 
 # --- what can go wrong -----------------------------------------------------------------------------------------------
+
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 def launch(*command):
@@ -153,8 +155,7 @@ def end(processes):
 
 def test_a_killed_process_ends_torchrun_which_names_it_and_the_run_can_be_resumed(tmp_path):
     out = tmp_path / "run"
-    run = launch(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                 workers.__file__, str(out))  # fmt: skip
+    run = launch(*TORCHRUN, workers.__file__, str(out))
     try:
         wait_for(out / STATE_FOLDER / "step-5", [run])
         os.kill(int((out / "1.pid").read_text(encoding="utf-8")), signal.SIGKILL)
@@ -200,6 +201,26 @@ def test_a_process_that_is_gone_or_stuck_ends_the_others_which_name_it(tmp_path,
         end(processes)
     assert other.returncode == 1
     assert re.search(message.replace("PID", str(gone.pid)), said), said
+
+
+def test_the_command_of_the_readme(tmp_path):
+    """Two processes on a folder of texts: one of them speaks, and leaves a model that can be opened."""
+    for name in ("even", "odd"):
+        (tmp_path / "texts" / name).mkdir(parents=True)
+        for number in range(12):
+            text = " ".join(str(2 * n + (name == "odd")) for n in range(number, number + 60))
+            (tmp_path / "texts" / name / f"{number}.txt").write_text(text, encoding="utf-8")
+    out = tmp_path / "run"
+    run = launch(*TORCHRUN, "-m", "minimoe", "train", "--expert-parallel", "--corpus", str(tmp_path / "texts"),
+                 "--steps", "2", "--out", str(out))  # fmt: skip
+    try:
+        said = run.communicate(timeout=120)[0].decode()
+    finally:
+        end([run])
+    assert run.returncode == 0, said
+    assert said.count("parameters,") == said.count("Held-out loss") == 1
+    assert MoEForCausalLM.from_pretrained(out).config.num_experts == 8
+    assert len((out / LOG_FILE).read_text(encoding="utf-8").splitlines()) == 2
 
 
 def test_a_bad_launch_says_what_was_found_and_wanted(monkeypatch):

@@ -99,10 +99,14 @@ def stopped_then_resumed(ranks, rule, out, at, settings):
     return log, model.state_dict()
 
 
-def undisturbed_and_resumed(ranks, rule, out, settings):
-    """Log and weights of a run that nothing stopped, and of one that was stopped at step 5 and resumed."""
+def undisturbed_and_resumed(ranks, rule, out, other, settings):
+    """Log and weights of a run that nothing stopped, and of one that was stopped at step 5 and resumed.
+
+    A second one, in the folder `other`, is left stopped.
+    """
     whole = stopped_then_resumed(ranks, rule, None, None, settings)
-    assert stopped_then_resumed(ranks, rule, out, 5, settings) is None
+    for folder in (out, other):
+        assert stopped_then_resumed(ranks, rule, folder, 5, settings) is None
     return whole, stopped_then_resumed(ranks, rule, out, None, settings)
 
 
@@ -135,14 +139,15 @@ def sent_and_written(ranks):
     return sum(s.bytes for s in ranks.sent.values()), written() - before, sum(s.calls for s in ranks.sent.values())
 
 
-def sent_in_a_forward(ranks, rule):
-    """What one forward pass sent and received, what its routers chose, and the bytes of a row."""
-    model = build(rule)
-    experts = shard(model, ranks)
-    ids = torch.arange(24).view(2, 12) + ranks.rank
-    chosen = model(ids, output_router_logits=True).router_outputs
-    received = [calls for layer in experts for calls in layer.received]
-    return ranks.sent, received, [output.indices for output in chosen], 16 * 8
+def sent_in_a_forward(ranks, rules):
+    """By rule: what one forward pass sent and received, what its routers chose, and the bytes of a row."""
+    found = {}
+    for rule in rules:
+        model, ranks.sent = build(rule), {}
+        experts = shard(model, ranks)
+        chosen = model(torch.arange(24).view(2, 12) + ranks.rank, output_router_logits=True).router_outputs
+        found[rule] = ranks.sent, [layer.received for layer in experts], [output.indices for output in chosen], 16 * 8
+    return found
 
 
 def refusals(ranks):
