@@ -1,7 +1,7 @@
 """Writes what is generated under `notebooks/`.
 
     python -m workshop.build notebooks    execute notebooks and solutions, keep their outputs; write the exercises
-    python -m workshop.build exercises    write the exercises from the solutions, and notebooks with gaps from the solved
+    python -m workshop.build exercises    write exercises from solutions, and notebooks with gaps from the solved
     python -m workshop.build metadata     write tags and slide types anew, and execute nothing
     python -m workshop.build figure-data  write the CSV files that the figures are compared with
 

@@ -136,7 +136,7 @@ def check_auc(answer: Callable[[Sequence[float], Sequence[float]], float]) -> st
         "A tie counts a half, not a whole.": lambda x, y: share(x, y, tie=1.0),
         "This is how often the stranger scores higher.": lambda x, y: share(y, x),
     }
-    tries = [([0.9, 0.5, 0.5], [0.1, 0.5, 0.7, 0.95]), ([0.2], [0.1, 0.3])]
+    tries = [([0.9, 0.5, 0.5], [0.1, 0.5, 0.7, 0.3]), ([0.2], [0.1, 0.3])]
     return judge(
         answer, tries, share, mistakes, "Right: 1 where every relative is above every stranger, .5 for a coin."
     )
@@ -294,8 +294,8 @@ def check_recapture(answer: Callable[[int, int], tuple[float, float]]) -> str:
 
 
 def check_ratio(answer: Callable[[np.ndarray, np.ndarray, Callable], float]) -> str:
-    """Check `likelihood_ratio(relatives, strangers, counts)`: the share of relatives whose score counts, divided by that
-    of strangers; `counts` says of an array of scores which count."""
+    """Check `likelihood_ratio(relatives, strangers, counts)`: the share of relatives whose score counts, divided by the
+    share of strangers; `counts` says of an array of scores which count."""
 
     def ratio(relatives: np.ndarray, strangers: np.ndarray, counts: Callable) -> float:
         return counts(relatives).mean() / counts(strangers).mean()
@@ -354,7 +354,8 @@ def check_nearest(answer: Callable[[np.ndarray, Mapping[str, np.ndarray]], Seque
     rng = np.random.default_rng(0)
     bits = rng.random(200) < 0.5
     store = {
-        name: np.where(rng.random(200) < flipped, ~bits, bits) for name, flipped in zip("dbca", (0.4, 0.2, 0.3, 0.0), strict=True)
+        name: np.where(rng.random(200) < flipped, ~bits, bits)
+        for name, flipped in zip("dbca", (0.4, 0.2, 0.3, 0.0), strict=True)
     }
     found = list(answer(bits, store))
     if found == list("dcba"):

@@ -235,7 +235,8 @@ def p_values_of_strangers(scores: Rows, tests: Iterable[str] = ("csu", "permutat
 def p_values_by_promise(scores: Rows, p_values: Rows, calibration: Rows) -> Drawing:
     """What every p-value of the benchmark says of strangers, by what it is: exact, nominal, or not about lineage.
 
-    A p-value of lineage stays on or below the diagonal: among strangers, a share p of them is at most p.
+    A p-value that keeps its promise stays on the diagonal or below it, give or take chance: among strangers, a share p
+    of them is at most p.
 
     Data: promise, test, p_value, share; every p-value in ascending order, and the share of tests up to it.
     """
@@ -262,7 +263,7 @@ def p_values_by_promise(scores: Rows, p_values: Rows, calibration: Rows) -> Draw
         axes.legend(loc="upper left", fontsize=10, handlelength=1.2, borderpad=0)
     panels[0].set_ylabel("share of strangers up to it")
     alt = f"""Shares of tests of strangers up to each p-value, both on a logarithmic scale, in three panels with a
-        diagonal that no p-value of lineage rises above. At most .05 were: {"; ".join(small)}."""
+        diagonal, on which or below which a p-value that keeps its promise stays. At most .05 were: {"; ".join(small)}."""
     return drawn, columns(("promise", "test", "p_value", "share"), rows), alt
 
 

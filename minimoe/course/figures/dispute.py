@@ -53,7 +53,7 @@ def dispute_timeline(record: Sequence[Mapping[str, str]]) -> Drawing:
         if row["date"][0].isdigit() and row["kind"] not in NOT_DRAWN:
             side = next((side for side in lanes if row["kind"].startswith(side)), "other")
             rows.append((row["date"], side, row["party"], row["title"]))
-    drawn, (axes,) = new_panels(0.46 * len(rows) + 0.6)
+    drawn, (axes,) = new_panels(0.41 * len(rows) + 0.6)
     for height, (date, side, party, title) in enumerate(rows):
         place, colour = list(lanes).index(side), lanes[side]["color"]
         axes.text(-0.12, height, date, ha="right", va="center", color=QUIET)
