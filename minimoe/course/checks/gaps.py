@@ -230,21 +230,28 @@ def check_order_p(answer: Callable[[np.ndarray, np.random.Generator], float]) ->
     partners: (1 + how many random orders reach it) / 1000."""
 
     def p_of(partner: Sequence[int], seed: int) -> float:
-        found = answer(np.array(partner), np.random.default_rng(seed))
-        return float(numbers(found))
+        return _number(answer(np.array(partner), np.random.default_rng(seed)))
 
     kept, turned, random = np.arange(40), np.arange(40)[::-1], np.random.default_rng(3).permutation(40)
     if p_of(kept, 0) == 0:
         raise WrongAnswer("The p-value is 0. The order that was found is one of the 1,000 orders: count it.")
-    if abs(p_of(kept, 0) - 0.001) > 1e-9:
-        raise WrongAnswer(f"Where every neuron kept its number, p is {p_of(kept, 0):.4g}; wanted 1 / 1000.")
+    if not abs(p_of(kept, 0) - 0.001) <= 1e-9:
+        raise WrongAnswer(f"Not yet: where every neuron kept its number, p is {p_of(kept, 0):.4g}; wanted 1 / 1000.")
     if p_of(turned, 0) < 0.9:
         raise WrongAnswer("An order that is turned round is not evidence: count the random orders that are at least "
                           "as high, not those that are as far from 0.")  # fmt: skip
     exact = _normal_tail(np.corrcoef(rankdata(random), np.arange(40))[0, 1] * np.sqrt(39))
-    if abs(p_of(random, 1) - exact) > 0.06:
+    if not abs(p_of(random, 1) - exact) <= 0.06:
         raise WrongAnswer(f"For an order drawn at random p is {p_of(random, 1):.2f}; about {exact:.2f} is right.")
     return "Right: 1 in 1,000 at the least, and anything for a random order."
+
+
+def _number(returned: object) -> float:
+    """The single number that the reader's function returns."""
+    found = numbers(returned)
+    if found.numel() != 1:
+        raise WrongAnswer(f"The function returned {found.numel()} numbers; wanted one.")
+    return float(found)
 
 
 def _normal_tail(z: float) -> float:
@@ -319,13 +326,13 @@ def check_trend(answer: Callable[[int, float, np.random.Generator], float]) -> s
     """Check `chance_score(layers, share, rng)`: the score of two models whose four curves each have a share of their
     variance from one line over the layers, and the rest from chance."""
     for layers, share in ((400, 0.9), (400, 0.5), (400, 0.0)):
-        found = float(np.mean([float(answer(layers, share, np.random.default_rng(seed))) for seed in range(20)]))
+        found = float(np.mean([_number(answer(layers, share, np.random.default_rng(seed))) for seed in range(20)]))
         if abs(found - share**2) < 0.02 and share not in (0.0, 1.0):
             raise WrongAnswer("The score is the square of the share. A standard deviation is the root of a variance: "
                               "the line counts with sqrt(share), the noise with sqrt(1 - share).")  # fmt: skip
-        if abs(found - share) > 0.05:
+        if not abs(found - share) <= 0.05:
             raise WrongAnswer(
-                f"With a share of {share} the score is {found:.2f} on average, in 400 layers; wanted {share}."
+                f"Not yet: with a share of {share} the score is {found:.2f} on average, in 400 layers; wanted {share}."
             )
     return "Right: deep curves score as much as they share."
 
@@ -345,7 +352,9 @@ def check_digest(answer: Callable[[Path], str]) -> str:
             if found == hashlib.sha256(str(path).encode()).hexdigest():
                 raise WrongAnswer("This is the hash of the file's name. Read the file: `open(path, 'rb')`.")
             if found != wanted:
-                raise WrongAnswer("Another number. Open the file as bytes ('rb') and feed all of them, in order.")
+                raise WrongAnswer(
+                    "Not yet: another number. Open the file as bytes ('rb') and feed all of them, in order."
+                )
     return "Right: one number for all bytes, in order."
 
 
@@ -357,7 +366,10 @@ def check_nearest(answer: Callable[[np.ndarray, Mapping[str, np.ndarray]], Seque
         name: np.where(rng.random(200) < flipped, ~bits, bits)
         for name, flipped in zip("dbca", (0.4, 0.2, 0.3, 0.0), strict=True)
     }
-    found = list(answer(bits, store))
+    found = answer(bits, store)
+    if not isinstance(found, list | tuple):
+        raise WrongAnswer(f"The function returned {type(found).__name__}; wanted a list of names.")
+    found = list(found)
     if found == list("dcba"):
         raise WrongAnswer("The farthest comes first. Sort so that the most equal bits come first.")
     if found == list("dbca"):
