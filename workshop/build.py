@@ -38,6 +38,11 @@ _METADATA = {
 }
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 YOUR_CODE = "# your code here"
+# What a solved notebook says of its gaps, and what one with gaps says.
+_FILLED = re.compile(r"^\*\*To write the gaps yourself,\*\* .*$", re.MULTILINE)
+_TO_FILL = (
+    f"**Write** where a cell says `{YOUR_CODE}`. The next cell checks it, and a solution is folded below the check."
+)
 # Where a link leads, and a path in code.
 _RELATIVE = {"markdown": re.compile(r"(\]\()([^)\s]+)"), "code": re.compile(r"""(["'])(\.\./[^"'\s]*)""")}
 _SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n.*?^ *### END SOLUTION$", re.MULTILINE | re.DOTALL)
@@ -136,6 +141,7 @@ def make_gaps(notebook: NotebookNode) -> NotebookNode:
     cells, folded = [], ""
     for cell in with_gaps.cells:
         cell.source = _RELATIVE[cell.cell_type].sub(_one_deeper, cell.source)
+        cell.source = _FILLED.sub(_TO_FILL, cell.source)
         cells.append(cell)
         if cell.cell_type != "code":
             continue

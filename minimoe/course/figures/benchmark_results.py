@@ -263,7 +263,7 @@ def p_values_by_promise(scores: Rows, p_values: Rows, calibration: Rows) -> Draw
         axes.legend(loc="upper left", fontsize=10, handlelength=1.2, borderpad=0)
     panels[0].set_ylabel("share of strangers up to it")
     alt = f"""Shares of tests of strangers up to each p-value, both on a logarithmic scale, in three panels with a
-        diagonal, on which or below which a p-value that keeps its promise stays. At most .05 were: {"; ".join(small)}."""
+        diagonal, on or below which a p-value that keeps its promise stays. At most .05 were: {"; ".join(small)}."""
     return drawn, columns(("promise", "test", "p_value", "share"), rows), alt
 
 
