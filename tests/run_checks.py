@@ -66,7 +66,17 @@ def run_unit_tests(name: str, **options: str) -> Stage:
 
 def run_notebooks(name: str, **options: str) -> Stage:
     """The notebooks under strict nbval."""
-    return run(name, "pytest", "-q", "notebooks", "--ignore=notebooks/exercises", *NBVAL, *TWO_PROCESSES, **options)
+    return run(
+        name,
+        "pytest",
+        "-q",
+        "notebooks",
+        "--ignore=notebooks/exercises",
+        "--ignore=notebooks/gaps",
+        *NBVAL,
+        *TWO_PROCESSES,
+        **options,
+    )
 
 
 def read_counts(report: Path) -> tuple[int, int, int]:

@@ -6,6 +6,7 @@ a notebook made here to be bad, so that no guard can pass without looking.
 
 import ast
 import html
+import math
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -18,11 +19,13 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from minimoe.course import widgets
 from workshop import build
-from workshop.build import NOTEBOOKS, make_exercise, normalise, sources
+from workshop.build import NOTEBOOKS, YOUR_CODE, make_exercise, make_gaps, normalise, sources, written_lines
 from workshop.slides import PAGE, height, slide_types
 
 COURSE = sorted(NOTEBOOKS.glob("*.ipynb"))
 EXERCISES = sorted(NOTEBOOKS.glob("exercises/*.ipynb"))
+GAPS = sorted(NOTEBOOKS.glob("gaps/*.ipynb"))
+SECOND_HALF = [path for path in COURSE if "07" <= path.name[:2] <= "12"]  # relatives and provenance
 pytestmark = pytest.mark.exact("computes nothing")
 Guard = Callable[[NotebookNode, Path], Iterator[str]]
 read = cache(build.read)
@@ -139,7 +142,8 @@ def files_name_their_encoding(notebook: NotebookNode, path: Path) -> Iterator[st
     for cell in code(notebook):
         for call in calls(cell):
             named = {keyword.arg for keyword in call.keywords}
-            if name_of(call.func) in ("open", "read_text", "write_text") and "encoding" not in named:
+            binary = any(isinstance(mode, ast.Constant) and "b" in str(mode.value) for mode in call.args[1:])
+            if name_of(call.func) in ("open", "read_text", "write_text") and not binary and "encoding" not in named:
                 yield f"cell {cell.execution_count} calls {name_of(call.func)} without encoding="
 
 
@@ -189,6 +193,43 @@ def predictions_are_answered(notebook: NotebookNode, path: Path) -> Iterator[str
         yield "the last prediction is not answered"
     if not pairs:
         yield "there is nothing to predict"
+
+
+def concerns(path: Path) -> bool:
+    """Whether two newer rules hold for a notebook: for the second half of the course, and for those made here."""
+    return path in SECOND_HALF or path.parent != NOTEBOOKS
+
+
+def predictions_ask_one_question_and_answers_repeat_it(notebook: NotebookNode, path: Path) -> Iterator[str]:
+    """So nobody has to scroll back, or to answer two things at once."""
+    question = ""
+    for text in markdown(notebook):
+        answers = concerns(path) and "<summary><b>What happened</b></summary>" in text
+        if answers and f"*{question}*" not in text:
+            yield f"an answer does not begin with its question in italics: {question!r}"
+        if concerns(path) and "**Predict.**" in text:
+            paragraph = text.split("**Predict.**")[1].strip().split("\n\n")[0]
+            question = " ".join(paragraph.split()).replace("*", "")
+            if question.count("?") != 1:
+                yield f"a prediction asks {question.count('?')} questions: {question!r}"
+
+
+def says_how_long_it_takes(notebook: NotebookNode, path: Path) -> Iterator[str]:
+    """180 words a minute, a minute a prediction, three a gap, rounded up to five; what is optional apart."""
+    minutes, optional = [0.0, 0.0], False
+    for cell in notebook.cells if concerns(path) else ():
+        if cell.source.startswith("## "):
+            optional = "(optional)" in cell.source.splitlines()[0]
+        minutes[optional] += 3 * cell.source.count("### BEGIN SOLUTION")
+        if cell.cell_type == "markdown":
+            prose = re.sub(r"<[^>]+>|\]\([^)]*\)|[|*#`]|:---", "", cell.source)
+            minutes[optional] += len(prose.split()) / 180 + cell.source.count("**Predict.**")
+    wanted = [5 * math.ceil(found / 5) for found in minutes]
+    stated = [
+        int(found) for found in re.findall(r"about (\d+) minutes", "".join(cell.source for cell in notebook.cells[:2]))
+    ]
+    if any(wanted) and not all(abs(a - b) <= 5 for a, b in zip(stated, wanted, strict=False)):
+        yield f"it says {stated} minutes; counted {wanted}, the second for what is optional"
 
 
 def ends_with_takeaways_questions_exercise(notebook: NotebookNode, path: Path) -> Iterator[str]:
@@ -306,6 +347,8 @@ VALIDATED: list[Guard] = [
 SHAPED: list[Guard] = [
     opens_with_claim_and_objectives,
     predictions_are_answered,
+    predictions_ask_one_question_and_answers_repeat_it,
+    says_how_long_it_takes,
     ends_with_takeaways_questions_exercise,
     makes_a_deck,
     has_neighbours,
@@ -349,6 +392,60 @@ def test_exercises_show_no_solution_and_no_output_and_end_with_a_check():
             assert any(part in cell.source for cell in cells), f"{path.name} has no {part}"
 
 
+# --- gaps inside the notebooks ---------------------------------------------------------------------------------------
+
+
+def test_notebooks_with_gaps_are_made_from_the_solved_ones():
+    made = {
+        path.name: nbformat.writes(make_gaps(read(path)), indent=1) + "\n"
+        for path in COURSE
+        if written_lines(read(path))
+    }
+    assert {path.name: path.read_text(encoding="utf-8") for path in GAPS} == made
+
+
+def test_readers_write_in_the_second_half_of_the_course(capsys):
+    lines = {path.name: written_lines(read(path)) for path in SECOND_HALF}
+    with capsys.disabled():
+        print(
+            "\nlines that readers write in gaps:", *(f"{name[:3].strip('_')} {n}" for name, n in lines.items()), end=""
+        )
+        print(f"; together {sum(lines.values())}")
+    assert sum(lines.values()) >= 60
+
+
+def gaps_of(notebook: NotebookNode) -> Iterator[tuple[str, str, str]]:
+    """For each cell with a gap: what is imported before it, the cell, and the next code cell, which is its check."""
+    cells, imports = code(notebook), ""
+    for cell, check in zip(cells, [*cells[1:], None], strict=True):
+        if "### BEGIN SOLUTION" in cell.source or YOUR_CODE in cell.source:
+            yield imports, cell.source, check.source
+        lines = [node for node in ast.parse(cell.source).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        imports += "".join(f"{ast.unparse(node)}\n" for node in lines)
+
+
+@pytest.mark.parametrize("path", GAPS, ids=lambda path: path.stem)
+def test_each_check_praises_the_solution_and_asks_for_what_is_missing(path, capsys, monkeypatch):
+    monkeypatch.chdir(NOTEBOOKS)
+    solved, unsolved = (list(gaps_of(read(place))) for place in (NOTEBOOKS / path.name, path))
+    assert solved and len(solved) == len(unsolved)
+    for (imports, answer, check), (_, gap, _) in zip(solved, unsolved, strict=True):
+        assert "print(check_" in check, f"no check below {answer[:60]!r}"
+        exec(f"{imports}\n{answer}\n{check}", {})
+        assert "Right" in capsys.readouterr().out
+        with pytest.raises(NotImplementedError):
+            exec(f"{imports}\n{gap}\n{check}", {})
+
+
+def test_solutions_are_folded_below_the_checks_and_links_lead_where_they_did():
+    for path in GAPS:
+        notebook = read(path)
+        answers = [text for text in markdown(notebook) if "<summary><b>A solution</b></summary>" in text]
+        assert len(answers) == len(list(gaps_of(notebook)))
+        assert not list(links_resolve(notebook, path)), path.name
+        assert not any(cell.outputs for cell in code(notebook))
+
+
 # --- every guard sees what it is there to see ------------------------------------------------------------------------
 
 OPENING = """# A page
@@ -365,7 +462,7 @@ OPENING = """# A page
 
 **Know first:** nothing."""
 PREDICTION = "## A part\n\n**Predict.** What does it print?"
-ANSWER = "<details><summary><b>What happened</b></summary>\n\nIt printed 42.\n\n</details>"
+ANSWER = "<details><summary><b>What happened</b></summary>\n\n*What does it print?*\n\nIt printed 42.\n\n</details>"
 TAKE_AWAYS = "## Take-aways\n\n- It prints."
 QUESTIONS = """## Three questions
 
@@ -460,6 +557,9 @@ FAULTS = [
     (predictions_are_answered, put(3, source="On.")),
     (predictions_are_answered, put(1, source="On.")),
     (predictions_are_answered, put(2, cell_type="markdown", source="On.")),
+    (predictions_ask_one_question_and_answers_repeat_it, replace(3, "*What does it print?*", "")),
+    (predictions_ask_one_question_and_answers_repeat_it, replace(1, "What does it print?", "What? And why?")),
+    (says_how_long_it_takes, replace(0, "about 5 minutes", "about 50 minutes")),
     (ends_with_takeaways_questions_exercise, replace(6, "## Take-aways", "## Summary")),
     (ends_with_takeaways_questions_exercise, replace(6, "- It prints.", "It prints.")),
     (ends_with_takeaways_questions_exercise, replace(7, "<summary>How?</summary>So.", "How?")),

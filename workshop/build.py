@@ -1,7 +1,7 @@
 """Writes what is generated under `notebooks/`.
 
     python -m workshop.build notebooks    execute notebooks and solutions, keep their outputs; write the exercises
-    python -m workshop.build exercises    write the exercises from the solutions
+    python -m workshop.build exercises    write exercises from solutions, and notebooks with gaps from the solved
     python -m workshop.build metadata     write tags and slide types anew, and execute nothing
     python -m workshop.build figure-data  write the CSV files that the figures are compared with
 
@@ -21,6 +21,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell
 
 from minimoe.atomic import write_atomically
 from minimoe.progress import progress_bar
@@ -36,6 +37,14 @@ _METADATA = {
     "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
 }
 _WIDGET = "application/vnd.jupyter.widget-view+json"
+YOUR_CODE = "# your code here"
+# What a solved notebook says of its gaps, and what one with gaps says.
+_FILLED = re.compile(r"^\*\*To write the gaps yourself,\*\* .*$", re.MULTILINE)
+_TO_FILL = (
+    f"**Write** where a cell says `{YOUR_CODE}`. The next cell checks it, and a solution is folded below the check."
+)
+# Where a link leads, and a path in code.
+_RELATIVE = {"markdown": re.compile(r"(\]\()([^)\s]+)"), "code": re.compile(r"""(["'])(\.\./[^"'\s]*)""")}
 _SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n.*?^ *### END SOLUTION$", re.MULTILINE | re.DOTALL)
 
 
@@ -117,6 +126,42 @@ def make_exercise(solution: NotebookNode) -> NotebookNode:
     return exercise
 
 
+def written_lines(notebook: NotebookNode) -> int:
+    """How many lines of code readers write in the gaps of a notebook."""
+    regions = [found[0] for cell in notebook.cells for found in _SOLUTION.finditer(cell.source)]
+    return sum(bool(line.strip()) for region in regions for line in region.splitlines()[1:-1])
+
+
+def make_gaps(notebook: NotebookNode) -> NotebookNode:
+    """A notebook of the course as readers get it who write themselves: without outputs, with a gap where a cell has
+    `### BEGIN SOLUTION ... ### END SOLUTION`, and the solution folded below the check, which is the next code cell. It
+    lies one folder deeper, so that its relative links and paths do, too.
+    """
+    with_gaps = normalise(notebook)
+    cells, folded = [], ""
+    for cell in with_gaps.cells:
+        cell.source = _RELATIVE[cell.cell_type].sub(_one_deeper, cell.source)
+        cell.source = _FILLED.sub(_TO_FILL, cell.source)
+        cells.append(cell)
+        if cell.cell_type != "code":
+            continue
+        cell.outputs, cell.execution_count = [], None
+        if folded:
+            cells.append(new_markdown_cell(folded, id=f"{cell.id[:56]}-answer"))
+            folded = ""
+        if "### BEGIN SOLUTION" in cell.source:
+            solved = re.sub(r"^ *### (BEGIN|END) SOLUTION\n?", "", cell.source, flags=re.MULTILINE).rstrip()
+            folded = f"<details><summary><b>A solution</b></summary>\n\n```python\n{solved}\n```\n\n</details>"
+            cell.source = _SOLUTION.sub(rf"\1{YOUR_CODE}\n\1raise NotImplementedError", cell.source)
+    with_gaps.cells = cells
+    return normalise(with_gaps)
+
+
+def _one_deeper(found: re.Match) -> str:
+    before, target = found.groups()
+    return found[0] if target.startswith(("http", "#")) else f"{before}../{target}"
+
+
 def write(notebook: NotebookNode, path: Path) -> None:
     """Write a valid notebook to `path`, whole or not at all."""
     nbformat.validate(notebook)
@@ -150,9 +195,12 @@ def build_metadata(folder: Path = NOTEBOOKS) -> None:
 
 
 def build_exercises(folder: Path = NOTEBOOKS) -> None:
-    """Write `exercises/` from `solutions/`."""
+    """Write `exercises/` from `solutions/`, and `gaps/` from the notebooks that have some."""
     for path in sorted(folder.glob("solutions/*.ipynb")):
         write(make_exercise(read(path)), folder / "exercises" / path.name)
+    for path in sorted(folder.glob("*.ipynb")):
+        if written_lines(read(path)):
+            write(make_gaps(read(path)), folder / "gaps" / path.name)
 
 
 def build_figure_data(folder: Path = FIGURE_DATA) -> None:

@@ -9,12 +9,24 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from minimoe.fingerprints.direction import Direction
-from minimoe.fingerprints.verdict import EVIDENCE, Correlation, Evidence
+from minimoe.fingerprints.verdict import EVIDENCE, Correlation, Evidence, PValue
 from minimoe.fingerprints.weights import Files
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# What methods are called where people read; the names of compare.METHODS and QUICK are for programs.
+NAMES = {
+    "csu": "neuron order (csu)",
+    "aligned_cka": "aligned CKA",
+    "aligned_cka_plain": "aligned CKA, plain",
+    "virtual_response_whitened": "whitened response",
+    "token_agreement": "equal next tokens",
+    "hidden_cka": "CKA of hidden states",
+    "last_csu": "neuron order, last layers",
+    "score": "all, combined",
+}
 _TITLES = ("method", "score", "strangers: median", "highest", "lower", "p-value")
 
 
@@ -62,34 +74,33 @@ class Report:
         return f"{head}<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>{notes}"
 
     def plot(self) -> "tuple[Figure, dict[str, dict[str, Any]]]":
-        """Each method's score as a mark on a bar that spans the strangers, and a tick where evidence begins.
+        """Each method's score as a mark on a bar that spans the strangers, and a tick where evidence begins; first the
+        methods that enter the verdict, then the others, in a panel of their own.
 
         Returns:
             The figure, and its numbers by method: "score", "lowest", "highest" and "level".
         """
+        import matplotlib as mpl
         from matplotlib.figure import Figure
 
         shown = {name: evidence for name, evidence in self.methods.items() if evidence.result.score is not None}
-        figure = Figure(figsize=(6.8, 1.2 + 0.34 * len(shown)), layout="constrained")
-        axes, data = figure.subplots(), {}
-        for row, (name, evidence) in enumerate(shown.items()):
-            data[name] = numbers = {"score": evidence.result.score}
-            if evidence.strangers:
-                numbers |= {"lowest": min(evidence.strangers), "highest": max(evidence.strangers)}
-                span = numbers["highest"] - numbers["lowest"]
-                axes.barh(row, span, left=numbers["lowest"], height=0.5, color="#BBBBBB")
-            numbers["level"] = evidence.level
-            if evidence.level is not None and isinstance(evidence.scale, Correlation):  # others are not of the score
-                axes.plot([evidence.level] * 2, [row - 0.36, row + 0.36], color="#222222", linewidth=1.6)
-            axes.plot(numbers["score"], row, marker="D", color="#4477AA", markersize=7)
-        axes.use_sticky_edges = False  # the widest bar would end at the axis
-        axes.autoscale_view()
-        axes.set_yticks(range(len(shown)), list(shown))
-        axes.invert_yaxis()
-        axes.set_xlabel("score (diamond); strangers (grey); where evidence begins (line)")
-        axes.spines[["top", "right"]].set_visible(False)
-        score = "" if self.score is None else f", score {self.score:.2f}"
-        figure.suptitle(f"{self.verdict}{score}", x=0.01, ha="left")
+        decide = {name: evidence for name, evidence in shown.items() if evidence.scale is not None}
+        others = {name: evidence for name, evidence in shown.items() if evidence.scale is None}
+        parts = [part for part in (decide, others) if part] or [{}]
+        sizes = [max(len(part), 1) for part in parts]
+        with mpl.rc_context({"font.size": 11}):
+            height = 1.5 + 0.36 * sum(sizes) + 0.5 * len(parts)
+            figure = Figure(figsize=(7.6, height), dpi=160, layout="constrained")
+            panels = figure.subplots(len(parts), 1, sharex=True, squeeze=False, height_ratios=sizes)[:, 0]
+            data = {}
+            for axes, part in zip(panels, parts, strict=True):
+                data |= _draw_scores(axes, part)
+                axes.set_title("these decide" if part is decide else "these do not decide", loc="left", size=11)
+            panels[-1].set_xlabel("score")
+            panels[0].set_xlim(min(-0.1, *(numbers.get("lowest", 0) - 0.02 for numbers in data.values()), 0), 1.04)
+            key = {text: mark for axes in panels for mark, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+            figure.legend(key.values(), key.keys(), loc="outside lower left", ncols=3, frameon=False, columnspacing=1.2)
+            figure.suptitle("\n".join(self._headline()[0].split(" (")).rstrip(")"), x=0.01, ha="left", weight="bold")
         return figure, data
 
     def _headline(self) -> list[str]:
@@ -119,6 +130,40 @@ class Report:
             [name if evidence.level is None else f"{name} *", *_cells(evidence)]
             for name, evidence in self.methods.items()
         ]
+
+
+def title_of(method: str) -> str:
+    """What a method is called where people read."""
+    return NAMES.get(method, method.replace("_", " "))
+
+
+def _draw_scores(axes: "Axes", part: Mapping[str, Evidence]) -> dict[str, dict[str, Any]]:
+    """A row for each method, the first at the top; returns the numbers in them."""
+    data = {}
+    for row, (name, evidence) in enumerate(part.items()):
+        data[name] = numbers = {"score": evidence.result.score, "level": evidence.level}
+        if evidence.strangers:
+            numbers |= {"lowest": min(evidence.strangers), "highest": max(evidence.strangers)}
+            span = numbers["highest"] - numbers["lowest"]
+            axes.barh(row, span, left=numbers["lowest"], height=0.6, color="#C8C8C8", label="strangers")
+        if evidence.level is not None and isinstance(evidence.scale, Correlation):  # others are not of the score
+            look = {"color": "#222222", "linewidth": 2.5}
+            axes.vlines(evidence.level, row - 0.42, row + 0.42, **look, label="evidence begins")
+        beyond = numbers["score"] > numbers.get("highest", math.inf)
+        look = {"markeredgecolor": "#222222", "markerfacecolor": "#4477AA" if beyond else "white", "markersize": 9}
+        label = {"label": "this pair (filled: above all strangers)"} if row == 0 else {}
+        axes.plot(numbers["score"], row, "D", **look, **label, zorder=3)
+        number = f"{numbers['score']:z.2f}"
+        if isinstance(evidence.scale, PValue):
+            number = f"p = {evidence.result.p_value:.2g}"
+        axes.annotate(number, (1.02, row), xycoords=("axes fraction", "data"), va="center")
+    axes.set_yticks(range(len(part)), map(title_of, part))
+    axes.set_ylim(max(len(part), 1) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.grid(axis="x", color="#E5E5E5", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return data
 
 
 def _cells(evidence: Evidence) -> list[str]:

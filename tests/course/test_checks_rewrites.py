@@ -187,6 +187,34 @@ def remix(left=torch.linalg.inv, *, owner=None, mixed=False, biased=True):
     return answer
 
 
+def one_map_for_all(model, seed):
+    """A right rewrite, but with one map for all key-value heads."""
+    changed, size = copy.deepcopy(model), model.config.head_dim
+    turn = torch.linalg.qr(torch.randn(size, size, generator=generator(seed), dtype=torch.float64)).Q
+    for block in changed.model.layers:
+        values, output = block.self_attn.v_proj, block.self_attn.o_proj
+        values.weight.copy_((turn @ values.weight.unflatten(0, (-1, size))).flatten(0, 1))
+        if values.bias is not None:
+            values.bias.copy_((values.bias.unflatten(0, (-1, size)) @ turn.mT).flatten())
+        output.weight.copy_((output.weight.unflatten(1, (-1, size)) @ turn.mT).flatten(1))
+    return changed
+
+
+def in_single_precision(model, seed):
+    """What the hint of the exercise leads to, without the type of the weight."""
+    size = model.config.head_dim * model.config.num_key_value_heads
+    turn = torch.linalg.qr(torch.randn(size, size, generator=generator(seed))).Q
+    return turn @ model.model.layers[0].self_attn.v_proj.weight
+
+
+@torch.no_grad()
+def test_one_map_for_all_heads_and_the_wrong_type_are_named():
+    with pytest.raises(WrongAnswer, match="one and the same map"):
+        check_value_remix(one_map_for_all)
+    with pytest.raises(WrongAnswer, match=r"is in torch.float64.*\.to\(weight\)"):
+        check_value_remix(in_single_precision)
+
+
 def turn_values(model, seed):
     """The same with rotations from scipy, without a loop over heads."""
     changed = copy.deepcopy(model)

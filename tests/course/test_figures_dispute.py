@@ -43,27 +43,39 @@ def test_the_record_names_both_sides_and_passes_no_verdict():
     assert {"claim", "answer", "independent analysis"} <= set(kinds)
     dated = [row["date"] for row in record if row["date"][0].isdigit()]
     assert [date[:7] for date in dated] == sorted(date[:7] for date in dated)
-    words = " ".join(row["statement"] + row["title"] for row in record).lower()
+    alleged = " ".join(row["statement"] for row in record if row["kind"] == "claim")
+    assert "alleges potential model plagiarism" in alleged  # the whole claim, as what somebody claims
+    words = " ".join(row["statement"] + row["title"] for row in record if row["kind"] != "claim").lower()
     assert not any(word in words for word in ("stolen", "theft", "plagiari", "guilt", "proven", "innocent"))
+
+
+def test_there_is_one_claimant_and_an_anonymous_letter_is_no_claim_of_theirs():
+    record = rows("published/dispute.csv")
+    assert all("HonestAGI" in row["party"] for row in record if row["kind"].startswith("claim"))
+    (letter,) = (row for row in record if row["kind"].startswith("anonymous"))
+    assert "unverified" in letter["kind"] and "second-hand" in letter["kind"]
 
 
 def test_a_record_of_ones_own_is_drawn_by_side_from_the_top():
     kinds = ("claim", "answer to it", "claim, second-hand", "measurement")
     record = [{"date": f"202{n}", "kind": kind, "party": "P", "title": f"T{n}"} for n, kind in enumerate(kinds)]
-    drawn, data = figures.dispute_timeline([*record, record[0] | {"date": "undated"}])
+    left_out = [record[0] | {"date": "undated"}, record[0] | {"kind": dispute.NOT_DRAWN[0]}]
+    drawn, data = figures.dispute_timeline([*record, *left_out])
     assert data["side"] == ["claim", "answer", "claim", "other"]
     marks = [line.get_xydata().tolist() for line in drawn.axes[0].lines if line.get_marker() != "None"]
-    assert marks == [[[0, 0], [0, 2]], [[1, 1]], [[2, 3]]]
+    assert marks == [[[0, 0]], [[1, 1]], [[0, 2]], [[2, 3]]]
     assert drawn.axes[0].yaxis_inverted()
 
 
 def test_the_timeline_shows_what_has_a_date_in_its_order():
     drawn, data = figures.dispute_timeline()
-    record = [row for row in rows("published/dispute.csv") if row["date"] != "undated"]
+    record = rows("published/dispute.csv")
+    record = [row for row in record if row["date"] != "undated" and row["kind"] not in dispute.NOT_DRAWN]
+    assert len(record) <= 12  # rows that can be read from the last seat
     assert data["title"] == [row["title"] for row in record]
     assert all(row["title"] in drawn.get_label() for row in record)
     sides = dict(zip(data["party"], data["side"], strict=True))
-    assert (sides["HonestAGI"], sides["Huawei Noah's Ark Lab"], sides["arXiv, by a copy of its page"]) == (
+    assert (sides["HonestAGI (paper)"], sides["Huawei Noah's Ark Lab"], sides["arXiv, by a copy of its page"]) == (
         "claim",
         "answer",
         "other",
@@ -143,6 +155,14 @@ def test_groups_are_those_of_the_table():
 def test_disputed_pairs_and_relatives_are_no_background():
     published = sorted(dispute.backgrounds()["published pairs"])
     assert published == [0.775, 0.779, 0.811, 0.91]
+
+
+def test_tail_and_height_are_the_two_readings():
+    data = figures.tail_and_height()[1]
+    relatives, four = counted()
+    for group, found in (("relatives", relatives), ("strangers", four)):
+        shown = [hits for of, hits in zip(data["group"], data["pairs"], strict=True) if of == group]
+        assert shown == [sum(one >= 0.927 for one in found), sum(0.902 <= one <= 0.952 for one in found)]
 
 
 def exact(hits, pairs):
@@ -266,7 +286,7 @@ def test_situations_of_ones_own_are_drawn_in_the_order_of_the_methods():
     rows = list(zip(*data.values(), strict=True))
     assert rows[:2] == [("match", "mine", 1, 0.2, 0.2, 0.2), ("csu", "mine", 2, 0.7, pytest.approx(0.8), 0.9)]
     assert drawn.get_label().endswith("by these methods: mine, csu.")
-    assert [label.get_text() for label in drawn.axes[0].get_yticklabels()] == ["match", "csu"]
+    assert [label.get_text() for label in drawn.axes[0].get_yticklabels()] == ["match", "neuron order (csu)"]
     assert drawn.axes[0].yaxis_inverted()
 
 

@@ -59,7 +59,7 @@ def test_a_model_of_ones_own_is_rewritten():
     scores = dict(zip(data["method"], data["score"], strict=True))
     assert scores["std_profile"] == pytest.approx(1) and scores["csu"] < 0.5
     labels = [text.get_text() for text in drawn.axes[1].texts]
-    assert labels == [f"{score:.2f}" for score in list(scores.values())[:-1]]
+    assert labels[:-1] == [f"{score:.2f}" for score in list(scores.values())[:-1]]
 
 
 def test_the_needle_moves_where_the_function_does(monkeypatch):

@@ -105,8 +105,7 @@ def test_the_map_has_the_layers_of_the_child_from_the_top(model):
     child = prune_layers(MoEForCausalLM(model.config, seed=2), [0])
     drawn, data = figures.turned_vectors(child, model, name="mine")
     assert [label.get_text() for label in drawn.axes[0].get_xticklabels()] == list(ROLES)
-    (image,) = drawn.axes[0].images
-    assert image.get_array().flatten().tolist() == pytest.approx(data["degrees"])
+    assert [float(text.get_text()) for text in drawn.axes[0].texts] == pytest.approx(data["degrees"], abs=0.51)
     assert data["layer"] == [0] * 7 + [1] * 7
 
 

@@ -21,6 +21,7 @@ from minimoe.cli import app
 from minimoe.data_files import data_path
 from minimoe.fingerprints.compare import DECIDING, METHODS, background_of_rows, compare
 from minimoe.fingerprints.fingerprint import fingerprint
+from minimoe.fingerprints.report import title_of
 from minimoe.fingerprints.result import Result
 from minimoe.fingerprints.verdict import (
     CANNOT_TELL,
@@ -437,7 +438,10 @@ def test_the_figure_shows_each_score_beside_its_strangers(report, tmp_path):
     drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
     assert 0 <= drawn.x0 < drawn.x1 <= width and 0 <= drawn.y0 < drawn.y1 <= height  # nothing is cut off
     applicable = [name for name, found in report.methods.items() if found.result.score is not None]
-    assert list(data) == applicable == [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert sorted(data) == sorted(applicable)
+    labels = [label.get_text() for axes in figure.axes for label in axes.get_yticklabels()]
+    assert labels == [title_of(name) for name in data]
+    assert len(figure.legends[0].texts) == 3  # each mark is explained once
     for name, numbers in data.items():
         known = report.methods[name].strangers
         assert (numbers["lowest"], numbers["highest"]) == (min(known), max(known))

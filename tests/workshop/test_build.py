@@ -11,9 +11,11 @@ from workshop.build import (
     build_notebooks,
     main,
     make_exercise,
+    make_gaps,
     normalise,
     read,
     write,
+    written_lines,
 )
 
 pytestmark = pytest.mark.exact("computes nothing")
@@ -65,6 +67,31 @@ def test_exercises_are_written_beside_the_solutions(tmp_path):
     write(solution(SOLUTION), tmp_path / "solutions" / "01_a.ipynb")
     build_exercises(tmp_path)
     assert "raise NotImplementedError" in read(tmp_path / "exercises" / "01_a.ipynb").cells[1].source
+
+
+def test_a_notebook_with_gaps_folds_the_solution_below_the_check_and_leads_where_it_did(tmp_path):
+    cells = [
+        new_markdown_cell(
+            "# Page\n\n**To write the gaps yourself,** open [it](gaps/01_a.ipynb). Here they are filled."
+        ),
+        new_code_cell(SOLUTION, execution_count=1),
+        new_code_cell("print(check_double(double))", execution_count=2, outputs=[new_output("stream", text="Right")]),
+        new_markdown_cell("[Next](02_b.ipynb), [docs](https://docs.python.org), [below](#below)"),
+        new_code_cell("names['a'](b)\nopen('../data/x')", execution_count=3),
+    ]
+    solved = new_notebook(cells=cells)
+    assert written_lines(solved) == 2
+    intro, gap, check, folded, links, code = make_gaps(solved).cells
+    assert "# your code here" in intro.source and "filled" not in intro.source
+    assert gap.source.endswith("    # your code here\n    raise NotImplementedError") and "y + y" not in gap.source
+    assert check.source == "print(check_double(double))" and not check.outputs
+    assert folded.source.startswith("<details>") and "return y + y" in folded.source and "###" not in folded.source
+    assert links.source == "[Next](../02_b.ipynb), [docs](https://docs.python.org), [below](#below)"
+    assert code.source == "names['a'](b)\nopen('../../data/x')"
+    write(solved, tmp_path / "01_a.ipynb")
+    write(new_notebook(), tmp_path / "02_b.ipynb")
+    build_exercises(tmp_path)
+    assert [path.name for path in (tmp_path / "gaps").iterdir()] == ["01_a.ipynb"]
 
 
 def test_normalising_keeps_tags_and_drops_what_differs_between_machines():

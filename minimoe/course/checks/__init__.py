@@ -8,6 +8,7 @@ order, and returns a line of praise; for a known mistake it raises `WrongAnswer`
 from minimoe.course.checks.answers import WrongAnswer
 from minimoe.course.checks.case import *
 from minimoe.course.checks.evidence import *
+from minimoe.course.checks.gaps import *
 from minimoe.course.checks.mixture import *
 from minimoe.course.checks.museum import *
 from minimoe.course.checks.rewrites import *

@@ -1,40 +1,74 @@
-"""The check of the case: six models in `data/cases`, and the question which of them came from which."""
+"""The check of the case: seven models in `data/cases`, and the question which of them came from which."""
 
 import hashlib
+import json
 from collections.abc import Mapping
-from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 
+from minimoe.atomic import write_atomically
 from minimoe.course.checks.answers import WrongAnswer
+from minimoe.data_files import cache_folder, data_path
 
-# sha256 of "child<parent", so that nobody reads the answer here by accident. It stands in docs/instructor.md.
-_ANSWERS = {
-    "a": "de02c07374630ae170e112e717ae5e3d616bcb6fdcd1db9abcf84efe507a18f8",
-    "b": "18318eee4dbe6c0d1e6cb585d94a3e7e1f83c4aa034218d521de8316f06e7eca",
-    "c": "b9dc5606963cc6890d3cdf1c0854f5b42ec517a3fa9107ac7d044e24c49e389c",
-    "d": "d2ad667e196ceb1fc4fc902fef4e1b6eb9953efffe3a62446b1cdc1f26d41353",
-    "e": "53da1920a874cad4af6ad6cd07e875228da426f4af349c14de6444f2ac249adc",
-    "f": "02cc62801450f3751ed9de56a96370b5097fd0851dc522231d6129a9e13dfd97",
-}
+CANNOT_TELL = "cannot tell"
+Beliefs = Mapping[str, Mapping[str | None, float]]
 
 
-def check_case(parents: Mapping[str, str | None]) -> str:
-    """Check a family tree of the six: for each model the one that its weights were made from, or None.
+def seal(child: str, parent: str | None) -> str:
+    """What stands in `sealed.json` for an answer, so that nobody reads it there by accident."""
+    return hashlib.sha256(f"{child}<{parent}".encode()).hexdigest()
 
-    A parent is the model that the last change began from; of an ancestor further up nothing is said. Say None for a
-    model that has no weights of any other. Raises WrongAnswer with what is no tree, or with how many of
-    the six are right, not which.
+
+def check_case(beliefs: Beliefs, folder: str | Path | None = None) -> str:
+    """Score beliefs about a family tree, once.
+
+    For each model probabilities of what it was made from, as `{"a": {"b": 0.7, None: 0.3}, ...}`: another letter; None,
+    if it has no weights of any other; or "cannot tell". They sum to 1; what is left out has 0. The score of a model is
+    1 - (sum of squared errors) / 2 (Brier): 1 for what is right with certainty, 0 for what is wrong with certainty. In
+    the mean it is highest for who writes what they believe.
+
+    The first beliefs that are scored are kept, in the folder of the cache: others are not scored after them.
+
+    folder: of the case, with its `sealed.json`; None: `data/cases`. Raises WrongAnswer with what is no belief.
     """
-    if not isinstance(parents, Mapping) or sorted(parents) != list(_ANSWERS):
-        raise WrongAnswer(f"parents is {parents!r}; wanted a dictionary with an entry for each of a to f.")
-    for child, parent in parents.items():
-        if parent is not None and parent not in _ANSWERS:
-            raise WrongAnswer(f"The parent of {child} is {parent!r}; wanted one of a to f, or None.")
-    try:
-        TopologicalSorter({child: [parent] for child, parent in parents.items() if parent}).prepare()
-    except CycleError as error:
-        raise WrongAnswer(f"{' from '.join(reversed(error.args[1]))}: a model cannot descend from itself.") from None
-    digests = {child: hashlib.sha256(f"{child}<{parent}".encode()).hexdigest() for child, parent in parents.items()}
-    right = sum(digests[child] == wanted for child, wanted in _ANSWERS.items())
-    if right < len(_ANSWERS):
-        raise WrongAnswer(f"{right} of 6 are right. Say of each pair what speaks for it before you change it.")
-    return f"All {right} are right. Now say how sure you are of each, and what would have fooled you."
+    folder = data_path("cases") if folder is None else Path(folder)
+    sealed = json.loads((folder / "sealed.json").read_text(encoding="utf-8"))
+    _require_beliefs(beliefs, list(sealed))
+    _hand_in(beliefs, hashlib.sha256("".join(sealed.values()).encode()).hexdigest()[:16])
+    scores, likeliest = {}, 0
+    for child, of_parents in beliefs.items():
+        errors = [(share - (seal(child, parent) == sealed[child])) ** 2 for parent, share in of_parents.items()]
+        named = any(seal(child, parent) == sealed[child] for parent in of_parents)
+        scores[child] = 1 - (sum(errors) + (not named)) / 2
+        likeliest += seal(child, max(of_parents, key=of_parents.get)) == sealed[child]
+    mean = sum(scores.values()) / len(scores)
+    return (
+        f"Handed in. Score {mean:.2f} of 1; of {len(scores)} likeliest answers {likeliest} are right. "
+        "The same probability for all eight answers would give 0.56."
+    )
+
+
+def _require_beliefs(beliefs: Beliefs, letters: list[str]) -> None:
+    if not isinstance(beliefs, Mapping) or sorted(beliefs) != letters:
+        raise WrongAnswer(f"{beliefs!r}: wanted a dictionary with an entry for each of {letters[0]} to {letters[-1]}.")
+    for child, of_parents in beliefs.items():
+        if not isinstance(of_parents, Mapping) or not of_parents:
+            raise WrongAnswer(f"{child}: {of_parents!r}; wanted probabilities, as {{'b': 0.7, None: 0.3}}.")
+        for parent, share in of_parents.items():
+            if parent not in {*letters, None, CANNOT_TELL} - {child}:
+                raise WrongAnswer(f"{child}: {parent!r} is no parent; wanted another letter, None or {CANNOT_TELL!r}.")
+            if not 0 <= share <= 1:
+                raise WrongAnswer(f"{child}: {share} is no probability.")
+        if abs(sum(of_parents.values()) - 1) > 1e-6:
+            raise WrongAnswer(f"{child}: the probabilities sum to {sum(of_parents.values()):.2f}; wanted 1.")
+
+
+def _hand_in(beliefs: Beliefs, case: str) -> None:
+    """Keep the first beliefs about a case; raise WrongAnswer where others were kept."""
+    path, text = (
+        cache_folder() / f"case-{case}.json",
+        json.dumps({c: sorted(map(str, b.items())) for c, b in beliefs.items()}),
+    )
+    if not path.exists():
+        write_atomically(path, text.encode())
+    elif path.read_text(encoding="utf-8") != text:
+        raise WrongAnswer(f"Other beliefs were handed in before, and one shot is all there is ({path}).")

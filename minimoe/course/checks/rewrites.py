@@ -142,7 +142,17 @@ def check_value_remix(answer: Gauge) -> str:
             raise WrongAnswer(f"{others[0]} changed. Only values and output projections are to be rewritten here.")
         if sum("v_proj.weight" in name for name in changed) < model.config.num_hidden_layers:
             raise WrongAnswer("The values of some layer are as they were. Every layer is to be remixed.")
+        found = answer(deepcopy(model), 1)
+        if model.config.num_key_value_heads > 1 and all(map(_is_one_map, model.model.layers, found.model.layers)):
+            raise WrongAnswer("All key-value heads got one and the same map. Draw one for each.")
     return "Right: the values are remixed in every layer, with and without groups, and no logit moves."
+
+
+def _is_one_map(old: torch.nn.Module, new: torch.nn.Module) -> bool:
+    """Whether the values of all key-value heads went through one map: fitted on the first head, it serves them all."""
+    rows = [block.self_attn.v_proj.weight.unflatten(0, (-1, block.self_attn.head_dim)) for block in (old, new)]
+    one_map = rows[1][0] @ torch.linalg.pinv(rows[0][0])
+    return torch.allclose(one_map @ rows[0], rows[1], atol=1e-6)
 
 
 @torch.no_grad()
@@ -181,7 +191,15 @@ def _tried(answer: Gauge, model: MoEForCausalLM) -> MoEForCausalLM:
     copies = []
     for seed in (1, 1, 2):
         given = deepcopy(model)
-        copies.append(answer(given, seed))
+        try:
+            copies.append(answer(given, seed))
+        except RuntimeError as error:
+            if "dtype" not in str(error):
+                raise
+            raise WrongAnswer(
+                f"The model is in {next(model.parameters()).dtype}, and what you multiply with it is not. Bring "
+                "random matrices to the type of the weight: `torch.randn(...).to(weight)`."
+            ) from error
         if not isinstance(copies[-1], MoEForCausalLM):
             raise WrongAnswer(f"The function returned {type(copies[-1]).__name__}; wanted the rewritten model.")
         if _changed(given, model):

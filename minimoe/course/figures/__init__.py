@@ -6,7 +6,7 @@ from minimoe.course.figures.register import FIGURES, make, to_csv
 
 for _subject in (
     *("tokens", "routers", "load", "twins", "watching", "specialists", "relatives"),
-    *("profile", "hiding", "promises", "dispute", "provenance", "benchmark_results", "fleet", "scale"),
+    *("profile", "hiding", "ideas", "promises", "dispute", "provenance", "benchmark_results", "fleet", "scale"),
 ):
     import_module(f"{__name__}.{_subject}")  # puts its figures into the register
 

@@ -18,8 +18,8 @@ from minimoe.course.figures.register import Drawing, columns, figure
 from minimoe.course.published import CLAIMED
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES
 from minimoe.data_files import data_path
-from minimoe.fingerprints.compare import METHODS
-from minimoe.fingerprints.verdict import CORRELATION
+from minimoe.fingerprints.report import title_of
+from minimoe.fingerprints.verdict import CORRELATION, SAME, SHARED
 from minimoe.fingerprints.zoo_scores import Row, Rows, is_rewritten, read_table, scores, scores_of, strangers_of
 from minimoe.lineage.tree import FAMILIES, FRAMES, PLANTS
 
@@ -30,19 +30,27 @@ CURVES = {
     "whitened response": "virtual_response_whitened",
     "all, combined": "score",
 }
+# Of the methods, those that maps show: what reads coordinates, then what sees through them.
+MAPPED = (
+    *("std_profile", "norm_profile", "weight_cosine", "csu"),
+    *("aligned_cka", "virtual_response_whitened", "aligned_neurons", "best_part"),
+)
 LOWEST = -2.0  # below every score: a method that refuses a pair has found nothing in it
+REMEMBERING = (  # the kinds of models in the figure of orders
+    *("itself", "gauged", "continued-0.1", "continued-1", "continued-4", "lora", "finetuned"),
+    *("copy-trained", "drop-0.5-trained", "distilled", "the other root", "stranger-13"),
+)
 LEAST_P = 1e-3  # where the axes of p-values by promise begin
 RARE, EXAMPLES = 0.01, 800  # a p-value that is marked; examples in the order of a root, one from each step
 GRAFTED = ("", "-gauged", "-trained", "-trained-gauged")
+ANEW, BEFORE = ("drop-0.25", "drop-0.5", "drop-0.9"), ("gauged-copy", "gauged-drop-0.5")
 GROUPS = {
     "trained further": ("finetuned", "lora", "continued-0.1", "continued-1", "continued-4", "mixture-finetuned"),
     "merged": ("lerp", "slerp", "ties"),
-    "rounded; more tokens": ("int8", "int4", "extended"),
+    "nothing; rounded; more tokens": ("gauged", "int8", "int4", "extended"),
     "narrower": ("fewer-neurons", "fewer-heads"),
     "shallower, deeper": ("fewer-layers", "deepened"),
-    "upcycled whole": ("copy", "copy-qwen2_moe", "copy-pangu", "noisy"),
-    "upcycled in slices": ("sliced", "virtual-groups"),
-    "upcycled, partly anew": ("drop-0.25", "drop-0.5", "drop-0.9"),
+    "upcycled": ("copy", "copy-qwen2_moe", "copy-pangu", "noisy", "sliced", "virtual-groups", *ANEW, *BEFORE),
     "of several parents": ("btx", "transplant"),
     "upcycled, then trained": (),  # all that end in "-trained"
     "donor of one expert": ("transplant, donor", "transplant-trained, donor"),
@@ -50,8 +58,6 @@ GROUPS = {
     "new embeddings": ("fresh", "fresh-only"),
     "MLPs under another's attention": ("grafted", *(f"grafted{end}, donor" for end in GRAFTED)),
     "behind planted parts": tuple(f"planted-{kind}-gauged" for kind in (*PLANTS, "both", "rows")),
-    "nothing else": ("gauged",),
-    "before upcycling": ("gauged-copy", "gauged-drop-0.5"),
 }
 
 
@@ -77,6 +83,7 @@ def std_profile_of_strangers(scores: Rows) -> Drawing:
         axes.axvline(CLAIMED, **CLAIM_LINE)
         above = np.mean(np.array(found) > CLAIMED)
         axes.set(title=f"{group}: {len(found)} pairs, {above:.0%} above {CLAIMED}", ylabel="pairs")
+    panels[0].annotate(f" {CLAIMED}", (CLAIMED, 0.85), xycoords=("data", "axes fraction"))
     panels[-1].set_xlabel("mean correlation of the std profiles")
     medians = ". ".join(f"{group}: median {np.median(found):.2f}" for group, found in groups.items())
     alt = f"Three histograms of the std profile's score with a dashed line at {CLAIMED}. {medians}"
@@ -95,14 +102,15 @@ def roc_curves(scores: Rows, methods: Mapping[str, str] = CURVES) -> Drawing:
         found = [LOWEST if row[method] is None else row[method] for row in asked]
         false, true, _ = roc_curve([row["use"] == "positive" for row in asked], found, drop_intermediate=False)
         area = auc(false, true)
-        axes.step(false, true, where="post", label=f"{label} (AUC {area:.3f})", **style | {"marker": ""})
+        look = style | {"marker": "", "linewidth": 2}
+        axes.step(false, true, where="post", label=f"{label} (AUC {area:.3f})", **look)
         rows += [(label, *corner) for corner in zip(false, true, strict=True)]
         areas.append(f"{label} {area:.3f}")
-    axes.axvline(0.01, color=QUIET, linewidth=0.8, linestyle=":")
-    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="strangers taken for relatives", ylabel="relatives found")
+    axes.set(xlim=(-0.0004, 1.1), ylim=(-0.03, 1.05), xlabel="strangers taken for relatives", ylabel="relatives found")
     axes.set_xscale("symlog", linthresh=0.005)
     axes.set_xticks([0, 0.005, 0.01, 0.1, 1], ["0", "0.5 %", "1 %", "10 %", "100 %"])
-    axes.legend(loc="lower right")
+    axes.grid(color=PALE, linewidth=0.8)
+    axes.legend(loc="lower right", fontsize=11)
     alt = f"ROC curves of {len(methods)} methods over all transformations of the zoo; areas: {', '.join(areas)}."
     return drawn, columns(("method", "false_positive_rate", "true_positive_rate"), rows), alt
 
@@ -187,9 +195,10 @@ def strangers_by_width(
         axes.axhline(level, color=INK, linestyle="--", linewidth=1, label="evidence begins")
         widths = sorted({width for _, _, width, _ in rows})
         axes.set_xscale("log", base=2)
-        axes.set_xticks(widths, [f"{width:.0f}" for width in widths], fontsize=8)
+        apart = [width for width, wider in zip(widths, [*widths[1:], np.inf], strict=True) if wider > 1.21 * width]
+        axes.set_xticks(apart, [f"{width:.0f}" for width in apart])
         axes.minorticks_off()
-        axes.set(title=method.replace("_", " "), xlabel="width of the narrower model")
+        axes.set(title=title_of(method), xlabel="width of the narrower model")
     panels[0].set(ylabel="score", ylim=(-0.1, 1.05))
     drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     alt = f"Scores against the width of models, strangers low and relatives high at each: {'; '.join(told)}."
@@ -226,7 +235,8 @@ def p_values_of_strangers(scores: Rows, tests: Iterable[str] = ("csu", "permutat
 def p_values_by_promise(scores: Rows, p_values: Rows, calibration: Rows) -> Drawing:
     """What every p-value of the benchmark says of strangers, by what it is: exact, nominal, or not about lineage.
 
-    A p-value of lineage stays on or below the diagonal: among strangers, a share p of them is at most p.
+    A p-value that keeps its promise stays on the diagonal or below it, give or take chance: among strangers, a share p
+    of them is at most p.
 
     Data: promise, test, p_value, share; every p-value in ascending order, and the share of tests up to it.
     """
@@ -238,47 +248,50 @@ def p_values_by_promise(scores: Rows, p_values: Rows, calibration: Rows) -> Draw
             found = scores_of(strangers_of(scores), column)
         promises.setdefault(row["p_value"], {})[test] = sorted(found)
     rows, small = [], []
-    xlabel = "p-value (beside each name, the number of tests)"
-    drawn, panels = new_panels(3.7, 1, len(promises), sharey=True, xlabel=xlabel)
+    xlabel = "p-value"
+    drawn, panels = new_panels(3.9, 1, len(promises), sharey=True, xlabel=xlabel)
     for axes, (promise, tests) in zip(panels, promises.items(), strict=True):
         axes.plot([LEAST_P, 1], [LEAST_P, 1], color=QUIET, linewidth=1)
         for style, (test, found) in zip(SERIES, tests.items(), strict=False):
-            label = f"{test.removeprefix('token_agreement, ').replace('_', ' ')}, {len(found)}"
+            label = test.removeprefix("token_agreement, ").replace("_", " ")
             shares = np.arange(1, len(found) + 1) / len(found)
             axes.step(np.maximum(found, LEAST_P), shares, where="post", label=label, **style | {"marker": ""})
             rows += [(promise, test, *step) for step in zip(found, shares, strict=True)]
             small.append(f"{test.replace('_', ' ')} ({promise}) {np.mean(np.array(found) <= 0.05):.0%}")
         axes.set(title=promise, xscale="log", yscale="log", xlim=(LEAST_P, 1), ylim=(LEAST_P, 8))
         axes.set_yticks([1e-3, 1e-2, 1e-1, 1])
-        axes.legend(loc="upper left", fontsize=8)
+        axes.legend(loc="upper left", fontsize=10, handlelength=1.2, borderpad=0)
     panels[0].set_ylabel("share of strangers up to it")
     alt = f"""Shares of tests of strangers up to each p-value, both on a logarithmic scale, in three panels with a
-        diagonal that no p-value of lineage rises above. At most .05 were: {"; ".join(small)}."""
+        diagonal, on or below which a p-value that keeps its promise stays. At most .05 were: {"; ".join(small)}."""
     return drawn, columns(("promise", "test", "p_value", "share"), rows), alt
 
 
 @figure(palimpsest=partial(read_table, "palimpsest"))
-def orders_remembered(palimpsest: Rows) -> Drawing:
-    """Which models tell the order in which a root was trained: palimpsest, beside a reference, within domains."""
-    names = list(dict.fromkeys(map(_seen_from_its_root, palimpsest)))
+def orders_remembered(palimpsest: Rows, shown: Sequence[str] = REMEMBERING) -> Drawing:
+    """Which models tell the order in which a root was trained: palimpsest, beside a reference, within domains.
+    `shown`: the kinds of models that are drawn. Data: of all rows that are given."""
+    names = [name for name in shown if name in map(_seen_from_its_root, palimpsest)]
     told = []
-    drawn, (axes,) = new_panels(1.3 + 0.22 * len(names))
+    drawn, (axes,) = new_panels(1.3 + 0.36 * len(names))
     for style, root in zip(SERIES, dict.fromkeys(row["order_of"] for row in palimpsest), strict=False):
         rows = [row for row in palimpsest if row["order_of"] == root]
-        heights = [names.index(_seen_from_its_root(row)) for row in rows]
-        rhos = [row["rho_within_domains"] for row in rows]
-        axes.plot(rhos, heights, label=f"order of {root}", **style | {"linestyle": ""})
+        kept = [row for row in rows if _seen_from_its_root(row) in names]
+        heights = [names.index(_seen_from_its_root(row)) for row in kept]
+        rhos = [row["rho_within_domains"] for row in kept]
+        axes.plot(rhos, heights, label=f"order of {root}", **style | {"linestyle": "", "markersize": 8})
         told.append(f"{root} {sum(row['p_value_within_domains'] <= RARE for row in rows)} of {len(rows)}")
     rare = NormalDist().inv_cdf(1 - RARE) / (EXAMPLES - 1) ** 0.5
     axes.axvline(0, color=QUIET, linewidth=0.8)
-    axes.axvline(rare, color=INK, linestyle="--", linewidth=1, label=f"p = {RARE}")
-    label_rows(axes, names, fontsize=9)
-    axes.set_xlabel("rho of order and log-likelihood, beside a reference, within domains")
-    axes.legend(loc="lower right")
+    axes.axvline(rare, color=INK, linestyle="--", linewidth=1)
+    axes.annotate(f" p = {RARE}", (rare, -0.42), va="center")
+    label_rows(axes, names)
+    axes.set_xlabel("rho of order and log-likelihood, within kinds of text")
+    drawn.legend(loc="outside lower center", ncols=2)
     alt = f"""How well {len(names)} kinds of models tell the order in which two roots were trained, with a dashed line
-        at p = {RARE}. Told by: {"; ".join(told)}."""
-    kept = ("order_of", "suspect", "relation", "rho_within_domains", "p_value_within_domains")
-    return drawn, {name.removesuffix("_within_domains"): [row[name] for row in palimpsest] for name in kept}, alt
+        at p = {RARE}. Told, of all kinds, by: {"; ".join(told)}."""
+    fields = ("order_of", "suspect", "relation", "rho_within_domains", "p_value_within_domains")
+    return drawn, {name.removesuffix("_within_domains"): [row[name] for row in palimpsest] for name in fields}, alt
 
 
 def _seen_from_its_root(row: Row) -> str:
@@ -298,61 +311,59 @@ def group_of(row: Row) -> str:
 
 
 def share_found(relatives: Rows, strangers: Rows, method: str) -> float:
-    """The share of relatives with a score above that of all but 1 % of the strangers; a refused pair has the lowest."""
+    """The share of relatives with a score above that of all but 1 % of the strangers; a refused pair has the lowest.
+    NaN where the method refuses all relatives. Of "verdict", the share that is called related."""
+    if method == "verdict":
+        return float(np.mean([row["verdict"] in (SAME, SHARED) for row in relatives]))
+    if not scores_of(relatives, method):
+        return np.nan
     high, low = ([LOWEST if row[method] is None else row[method] for row in rows] for rows in (relatives, strangers))
     return float(np.mean(np.array(high) > sorted(low, reverse=True)[len(low) // 100]))
 
 
 @figure(scores=scores)
-def found_by_transformation(scores: Rows) -> Drawing:
+def found_by_transformation(
+    scores: Rows, rewritten: bool = False, methods: Sequence[str] = (*MAPPED[:1], *MAPPED[2:], "verdict")
+) -> Drawing:
     """What share of its relatives each method finds at 1 % false positives, group by group of transformations.
 
     Strangers are those whose shapes differ as those of the group. The table transformations.csv of the benchmark has
-    the transformations one by one.
+    the transformations one by one, for all methods.
 
-    Data: transformation, method, found; the second half is of relatives that were rewritten by all gauges afterwards.
+    rewritten: of relatives that were rewritten by all gauges besides, not of those as they were made.
+    Data: transformation, method, found; empty where the method refuses all.
     """
-    methods = (*METHODS, "score")
-    tables = {}  # panel -> transformation -> shares
-    for panel, end in (("as made", ""), ("rewritten", ", gauged")):
-        relatives = [row for row in scores if row["use"] == "positive" and is_rewritten(row) == bool(end)]
-        for name in sorted({group_of(row) for row in relatives}, key=list(GROUPS).index):
-            some = [row for row in relatives if group_of(row) == name]
-            shapes = {row["shapes"] for row in some}
-            alike = [row for row in scores if row["use"] == "evaluation" and row["shapes"] in shapes]
-            tables.setdefault(panel, {})[name + end] = [share_found(some, alike, method) for method in methods]
-    title = "Relatives found at 1 % false positives"
-    return _draw_tables(title, ("transformation", "method", "found"), tables, methods)
+    relatives = [row for row in scores if row["use"] == "positive" and is_rewritten(row) == rewritten]
+    table = {}  # group -> shares
+    for name in sorted({group_of(row) for row in relatives}, key=list(GROUPS).index):
+        some = [row for row in relatives if group_of(row) == name]
+        shapes = {row["shapes"] for row in some}
+        alike = [row for row in scores if row["use"] == "evaluation" and row["shapes"] in shapes]
+        table[name] = [share_found(some, alike, method) for method in methods]
+    title = f"Relatives found, {'rewritten by all gauges' if rewritten else 'as made'}"
+    return _draw_table(title, ("transformation", "method", "found"), table, methods)
 
 
 @figure(scores=scores)
-def gauge_map(scores: Rows, model: str = "alder") -> Drawing:
+def gauge_map(scores: Rows, model: str = "alder", methods: Sequence[str] = MAPPED) -> Drawing:
     """What each gauge leaves of the score of a model with itself: 1 is everything.
     Data: gauge, method, score. Empty where a method refuses."""
     rows = [row for row in scores if row["use"] == "invariance" and row["a"] == model]
-    tables = {"": {row["kind"]: [row[method] for method in METHODS] for row in rows}}
-    title = "Score of a model with its rewritten copy"
-    drawn, data, alt = _draw_tables(title, ("gauge", "method", "score"), tables, METHODS)
-    drawn.supxlabel("empty: the method refuses")
-    return drawn, data, alt
+    table = {row["kind"]: [row[method] for method in methods] for row in rows}
+    return _draw_table("Score of a model with its rewritten copy", ("gauge", "method", "score"), table, methods)
 
 
-def _draw_tables(
-    title: str, names: Sequence[str], tables: Mapping[str, Mapping[str, list]], methods: Sequence[str]
-) -> Drawing:
-    """Tables below each other with a column for each method, given as panel -> row -> numbers; `names` of the data."""
-    heights = [len(table) for table in tables.values()]
-    rows, lowest = [], []
-    height = 1.6 + 0.22 * sum(heights) + 0.3 * len(tables)
-    drawn, panels = new_panels(height, len(tables), sharex=True, height_ratios=heights)
-    for axes, (panel, table) in zip(panels, tables.items(), strict=True):
-        values = np.array(list(table.values()), dtype=float)
-        labels = [name.removesuffix(", gauged").replace("_", " ") for name in table]
-        heatmap(axes, values, "z.2f", rows=labels, size=7)
-        axes.set_xticks(range(len(methods)), [name.replace("_", " ") for name in methods], rotation=60, ha="right")
-        axes.tick_params(labelsize=8)
-        axes.set_title(f"{title}, {panel}" if panel else title)
-        lowest.append(f"{panel or 'in it'}, the lowest row is {list(table)[np.nanmean(values, axis=1).argmin()]}")
-        rows += [(name, *cell) for name, line in table.items() for cell in zip(methods, line, strict=True)]
-    alt = f"{title}, {sum(heights)} rows, a column for each method; {'; '.join(lowest)}."
+def _draw_table(title: str, names: Sequence[str], table: Mapping[str, list], methods: Sequence[str]) -> Drawing:
+    """A table with a column for each method, given as row -> numbers; `names` of the data."""
+    drawn, (axes,) = new_panels(1.9 + 0.34 * len(table), title=title, xlabel="empty: the method refuses")
+    values = np.array(list(table.values()), dtype=float)
+    heatmap(axes, values, "z.2f", rows=[name.replace("_", " ") for name in table], size=11)
+    axes.set_xticks(range(len(methods)), [title_of(method).replace(" ", "\n", 1) for method in methods], rotation=45)
+    axes.xaxis.tick_top()
+    axes.tick_params(axis="x", length=0, labelsize=11)
+    for label in axes.get_xticklabels():
+        label.set(ha="left", va="bottom", rotation_mode="anchor")
+    lowest = list(table)[np.nanmean(values, axis=1).argmin()]
+    rows = [(name, *cell) for name, line in table.items() for cell in zip(methods, line, strict=True)]
+    alt = f"{title}, {len(table)} rows, a column for each of {len(methods)} methods; the lowest row is {lowest}."
     return drawn, columns(names, rows), alt

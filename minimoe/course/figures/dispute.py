@@ -20,6 +20,7 @@ from minimoe.course.published import CLAIMED, read_published
 from minimoe.course.shipped import zoo_weights
 from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES
 from minimoe.fingerprints.norm_profile import read_norms
+from minimoe.fingerprints.report import title_of
 from minimoe.fingerprints.weights import Weights
 from minimoe.fingerprints.zoo_scores import Rows, scores, scores_of, strangers_of
 from minimoe.model.config import require
@@ -30,6 +31,7 @@ READINGS = {
     f"about {CLAIMED}": lambda found: abs(found - CLAIMED) <= NEAR,
 }
 _AT_LEAST = next(iter(READINGS))
+NOT_DRAWN = ("press", "the method elsewhere")  # kinds of the record that the picture leaves out
 CHANCE = ("independent", "wandering", "shared trend")
 TRENDS = (0.9, 0.93)  # a little below the claimed value, and a little above it
 METHODS = (
@@ -42,28 +44,28 @@ Similarities = dict[str, dict[str, dict[str, float]]]  # group -> pair -> statis
 
 @figure(record=partial(read_published, "dispute"))
 def dispute_timeline(record: Sequence[Mapping[str, str]]) -> Drawing:
-    """What was published, claimed, answered and measured, in order of time; rows without a date are not drawn.
+    """What was published, claimed, answered and measured, in order of time; without what has no date, and without the
+    kinds in `NOT_DRAWN`.
     Data: date, side ("claim", "answer" or "other"), party, title."""
     lanes = dict(zip(("claim", "answer", "other"), SERIES, strict=False))
     rows = []
     for row in record:
-        if row["date"][0].isdigit():
+        if row["date"][0].isdigit() and row["kind"] not in NOT_DRAWN:
             side = next((side for side in lanes if row["kind"].startswith(side)), "other")
             rows.append((row["date"], side, row["party"], row["title"]))
-    drawn, (axes,) = new_panels(0.42 * len(rows) + 0.6)
+    drawn, (axes,) = new_panels(0.41 * len(rows) + 0.6)
+    for height, (date, side, party, title) in enumerate(rows):
+        place, colour = list(lanes).index(side), lanes[side]["color"]
+        axes.text(-0.12, height, date, ha="right", va="center", color=QUIET)
+        axes.plot(place, height, lanes[side]["marker"], color=colour, ms=9)
+        text = textwrap.fill(f"{party}: {title}", 26 if side == "other" else 44)
+        axes.text(place + 0.07, height, text, va="center", linespacing=1)
+        axes.axhline(height + 0.5, color=PALE, linewidth=0.8, zorder=0)
     for place, (lane, style) in enumerate(lanes.items()):
-        axes.axvline(place, color=QUIET, linewidth=0.8, zorder=0)
-        heights = [height for height, (_, side, *_) in enumerate(rows) if side == lane]
-        axes.plot([place] * len(heights), heights, color=style["color"], marker=style["marker"], ms=9, linestyle="")
-    for height, (date, _, party, title) in enumerate(rows):
-        axes.text(-0.5, height, date, ha="right", va="center", color=QUIET)
-        axes.text(2.5, height, textwrap.fill(f"{party}: {title}", 46), va="center")
-    axes.set(xlim=(-2.3, 9), ylim=(len(rows) - 0.4, -0.6), yticks=[], frame_on=False)
-    axes.set_xticks(range(len(lanes)), lanes, rotation=25)
-    axes.xaxis.tick_top()
-    axes.tick_params(length=0)
+        axes.text(place, -0.75, lane, color=style["color"], weight="bold", ha="left")
+    axes.set(xlim=(-0.55, 2.95), ylim=(len(rows) - 0.4, -0.9), xticks=[], yticks=[], frame_on=False)
     said = "; ".join(f"{date}, {side}, {party}: {title}" for date, side, party, title in rows)
-    alt = f"A timeline with three lanes, claim, answer and other. {said}."
+    alt = f"What was said, in three columns, claim, answer and other. {said}."
     return drawn, columns(("date", "side", "party", "title"), rows), alt
 
 
@@ -93,7 +95,7 @@ def chance_by_depth(trend: float = 0.9, depths: Sequence[int] = (4, 8, 16, 32, 4
     the claimed value or above).
     """
     rows, parts = [], []
-    xlabel = f"layers (dashed: the claimed {CLAIMED}; band: 95 % of the draws)"
+    xlabel = "layers (line: median; band: 95 % of the draws)"
     drawn, panels = new_panels(3.6, 1, len(CHANCE), sharey=True, xlabel=xlabel)
     for axes, kind, style in zip(panels, CHANCE, SERIES, strict=False):
         found = [chance(kind, layers, trend=trend) for layers in depths]
@@ -105,7 +107,8 @@ def chance_by_depth(trend: float = 0.9, depths: Sequence[int] = (4, 8, 16, 32, 4
         shares = np.mean(np.array(found) >= CLAIMED, axis=1)
         rows += [(kind, *row) for row in zip(depths, low, median, high, shares, strict=True)]
         parts.append(f"{kind}: median {median[-1]:.2f}, {shares[-1]:.1%} at {CLAIMED} or above")
-    panels[0].set(ylim=(-1, 1.03), ylabel="score by chance")
+    panels[0].set(ylim=(-1, 1.12), ylabel="score by chance")
+    panels[0].annotate(f"claimed: {CLAIMED}", (len(depths) - 1, CLAIMED), va="bottom", ha="right")
     alt = f"""Three plots of the score by chance over {depths[0]} to {depths[-1]} layers, band and median, with a dashed
         line at {CLAIMED}. At {depths[-1]} layers, {"; ".join(parts)}."""
     return drawn, columns(("assumption", "layers", "low", "median", "high", "at_least"), rows), alt
@@ -121,12 +124,12 @@ def relatives() -> np.ndarray:
 def backgrounds() -> dict[str, np.ndarray]:
     """Scores of pairs without common weights, by where they come from."""
     zoo = std_profile_groups(scores())
-    others = ("different makers", "same maker, separate runs", "not stated")
+    others = ("different makers", "same maker, separate runs", "strangers")
     published = [row for row in read_published("profile_correlations") if row["statistic"] == "std profile"]
     return {
         "zoo of 4 layers": np.array(zoo["strangers of 4 layers"]),
         "zoo of 8 layers": np.array(zoo["strangers of 8 layers"]),
-        "published pairs": np.array([float(row["score"]) for row in published if row["truth"] in others]),
+        "published pairs": np.array([float(row["score"]) for row in published if row["truth"].startswith(others)]),
         "chance at 48: independent": chance("independent", 48),
         "chance at 48: wandering": chance("wandering", 48),
         **{f"chance at 48: trend {trend:.0%}": chance("shared trend", 48, trend=trend) for trend in TRENDS},
@@ -176,6 +179,36 @@ def worth_of_the_number(related: np.ndarray, backgrounds: Mapping[str, np.ndarra
     counts = ", ".join(f"{group} {hits} of {pairs}" for group, pairs, *_, hits, _ in rows)
     alt = f"Ranges of the std profile's score in {len(groups)} groups of pairs. At {CLAIMED} or above: {counts}."
     return drawn, columns(("group", "pairs", "low", "median", "high", "at_least", "about"), rows), alt
+
+
+@figure(related=relatives, strangers=lambda: backgrounds()["zoo of 4 layers"])
+def tail_and_height(related: np.ndarray, strangers: np.ndarray, score: float = CLAIMED) -> Drawing:
+    """One score, two questions: how many pairs reach it (the tail), and how many have about it (the height).
+    Data: group, reading, pairs, of. A bin is as wide as "about" means, and one of them is around the score."""
+    edges = score + NEAR * np.arange(-17, 4, 2)  # the last bin but one is around the score
+    groups = {"relatives": related, "strangers": strangers}
+    drawn, panels = new_panels(5.0, 2, 2, sharex=True, sharey="row", xlabel="score of the std profile")
+    rows = []
+    for lower, reading in enumerate(READINGS):
+        for axes, (group, found), style in zip(panels[2 * lower :], groups.items(), SERIES, strict=False):
+            hits = found[READINGS[reading](found)]
+            for some, begin, look in (
+                (found, edges[:-1], {"color": "white", "edgecolor": QUIET}),
+                (hits, edges[:-1] if lower else np.maximum(edges[:-1], score), {"color": style["color"]}),
+            ):
+                shares = np.histogram(some, edges)[0] / len(found)
+                axes.bar(begin, shares, edges[1:] - begin, align="edge", **look)
+            axes.axvline(score, color=INK, linestyle="--", linewidth=1.2)
+            title = f"{group}, {reading}:\n{len(hits)} of {len(found)}, {len(hits) / len(found):.0%}"
+            axes.set_title(title, color=style["color"], weight="bold")
+            rows.append((group, reading, len(hits), len(found)))
+    panels[0].set(ylim=(0, 0.9), ylabel="share of the pairs")
+    panels[2].set(ylim=(0, 0.16), ylabel="share of the pairs")
+    panels[2].annotate("higher", (edges[-2], 0.15), ha="right", va="center")
+    told = "; ".join(f"{group}, {reading}, {hits} of {pairs}" for group, reading, hits, pairs in rows)
+    alt = f"""Histograms of the std profile's scores among relatives and strangers, above with the tail from {score} on
+        filled, below with the bin around {score} filled. {told}."""
+    return drawn, columns(("group", "reading", "pairs", "of"), rows), alt
 
 
 @figure(related=relatives, backgrounds=backgrounds)
@@ -253,7 +286,7 @@ def if_measured(situations: Mapping[str, Rows], methods: Sequence[str] = METHODS
         rows += [(method, situation, *row) for method, *row in zip(found, counts, low, median, high, strict=True)]
     for line in range(len(methods) - 1):
         axes.axhline(line + 0.5, color=PALE, linewidth=0.8)
-    label_rows(axes, [method.replace("_", " ") for method in methods])
+    label_rows(axes, [title_of(method) for method in methods])
     axes.set(xlim=(-0.65, 1.03), xlabel="score in the zoo: median, lowest and highest")
     drawn.legend(loc="outside lower center", ncols=2)
     above = {one: ", ".join(separating(situations, one, methods)) for one in situations if one != "independent"}

@@ -12,8 +12,9 @@ from scipy.stats import zscore
 
 from minimoe.course.figures.drawing import new_panels, note
 from minimoe.course.figures.register import Drawing, columns, figure
-from minimoe.course.style import INK, MAIN, PALE, QUIET, SERIES
+from minimoe.course.style import EXPERT_COLOURS, INK, MAIN, PALE, QUIET, SERIES
 from minimoe.fingerprints.compare import METHODS, background_of_the_zoo
+from minimoe.fingerprints.report import title_of
 from minimoe.fingerprints.std_profile import ATTENTION, read_std_profile, std_profile
 from minimoe.fingerprints.weights import open_weights
 from minimoe.lineage.frame import frame_std_profile
@@ -27,6 +28,7 @@ from minimoe.training.tokenizer import VOCAB_SIZE
 COORDINATES = ("std_profile", "norm_profile", "weight_cosine", "aligned_cka_plain", "csu")
 FUNCTIONS = ("aligned_cka", "spectral", "virtual_response")
 SUBJECTS = ("alder", "alder-drop-0.5-trained", "alder-copy-pangu")  # a gauge is shown on the first that it applies to
+FILLED = EXPERT_COLOURS[0]  # light enough for a black mark on it
 NOT_MOVED = 1e-9  # of a logit: what float64 rounds away stays far below
 _LOOKS = (
     {"color": QUIET, "linestyle": ":", "marker": "x"},
@@ -103,12 +105,13 @@ def gauge_bench(
     places = np.arange(len(found)) + 0.5 * (np.arange(len(found)) >= len(COORDINATES))
     outlines = bars.barh(places, 1, color="white", edgecolor=QUIET, linewidth=1)
     labels = ["refuses" if score is None else f"{score:.2f}" for score in found.values()]
-    bars.bar_label(outlines, labels, padding=5, size=10)
-    bars.barh(places, [max(score or 0, 0) for score in found.values()], color=MAIN, edgecolor=INK, linewidth=0.5)
-    bars.vlines(strangers, places - 0.4, places + 0.4, color=INK, linestyle="--", linewidth=1.4)
-    bars.set(title="score with the original: outline before, blue after", xlabel="dashed: the highest of strangers")
+    bars.bar_label(outlines, labels, padding=5)
+    bars.barh(places, [max(score or 0, 0) for score in found.values()], color=FILLED, edgecolor=INK, linewidth=0.5)
+    bars.vlines(strangers, places - 0.45, places + 0.45, color=INK, linewidth=3)
+    bars.annotate("highest stranger", (strangers[0], -0.5), ha="right", va="bottom", annotation_clip=False)
+    bars.set_title("score with the original: outline before, filled after", pad=18)
     bars.set(xlim=(0, 1.13), xticks=[0, 0.25, 0.5, 0.75, 1])
-    bars.set_yticks(places, [method.replace("_", " ") for method in found])
+    bars.set_yticks(places, [title_of(method) for method in found])
     bars.tick_params(axis="y", length=0)
     bars.invert_yaxis()
 

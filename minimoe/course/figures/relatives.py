@@ -3,7 +3,7 @@
 Shapes: B batch, S sequence.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -100,14 +100,16 @@ def _group(name: str, true: str) -> str:
 
 
 @figure(family=family_of)
-def family_tree(family: Sequence[Relative]) -> Drawing:
-    """A family in boxes by what was done, with arrows for what was passed on.
+def family_tree(family: Sequence[Relative], groups: Collection[str] | None = None) -> Drawing:
+    """A family in boxes by what was done, with arrows for what was passed on; of `groups` alone, if any are named.
 
     The root is the first, and its group its own name. An arrow into a box comes from its members' parents, and from
     the root only where they have no other. Rewritten members and strangers are only counted.
     Data: name, group, relation (to the root), parents, and x and y of the name, in inches from the lower left corner.
     """
-    root, groups = family[0].name, {}
+    root = family[0].name
+    family = [one for one in family if groups is None or one.group in (root, *groups)]
+    groups = {}
     for one in sorted(family, key=lambda one: one.group == "strangers"):  # these last
         groups.setdefault(one.group, []).append(one)
     drawn = new_figure(1)  # as high as its boxes need
@@ -194,15 +196,17 @@ def turned_vectors(
     degrees = np.array([values.mean() for values in found.values()]).reshape(layers, len(ROLES))
     title = f"{name}: how far from {parent_name}"
     drawn, (left, right) = new_panels(0.42 * layers + 1.9, 1, 2, width_ratios=[1.7, 1], title=title)
-    heatmap(left, degrees, ".0f", columns=ROLES, top=90)
+    heatmap(left, degrees, ".0f", columns=ROLES, shade=np.sqrt(degrees / 90), size=11)  # else small angles look alike
     left.set(title="degrees, mean", ylabel="layer")
-    for part, roles, style in zip(("attention", "MLP"), (ATTENTION, MLP), SERIES, strict=False):
+    for line, (part, roles) in enumerate((("attention", ATTENTION), ("MLP", MLP))):
+        style = SERIES[line]
         values = np.concatenate([found[layer, role] for layer in range(layers) for role in roles])
         counts, edges = np.histogram(values, bins=np.arange(0, 95, 5))
-        right.stairs(counts / len(values), edges, label=part, color=style["color"], linestyle=style["linestyle"], lw=2)
+        right.stairs(counts / len(values), edges, color=style["color"], linestyle=style["linestyle"], lw=2.5)
+        look = {"color": style["color"], "weight": "bold", "ha": "right"}
+        right.text(0.97, 0.9 - 0.12 * line, part, transform=right.transAxes, **look)
     right.set(title="each vector", xlabel="degrees", ylabel="share of the vectors")
     right.set(xlim=(0, 90), ylim=(0, 1.02), xticks=(0, 30, 60, 90))
-    right.legend()
     row, column = np.unravel_index(degrees.argmax(), degrees.shape)
     every = np.concatenate([*found.values()])
     alt = f"""Left a table of {layers} layers by seven roles, with the mean angle between a vector of {name} and the
