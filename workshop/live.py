@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,27 @@ from workshop.packing import pack, pack_tokenizer
 
 LIVE = Path(__file__).with_name("pages") / "live"
 BALANCED, UNBALANCED = "moe-real", "moe-real-unbalanced"  # mixtures trained with a balance loss, and without
+PAGES = {"mixture": ("mixture.js", "explore.js")}  # the scripts of each: its models, then what runs and shows them
+
+
+def live_body(page: str) -> str:
+    """The part of a page that its scripts fill."""
+    return (LIVE / f"{page}.html").read_text(encoding="utf-8")
+
+
+def live_head(page: str) -> str:
+    """What its head loads, after the text has been drawn."""
+    scripts = "".join(f'<script defer src="{name}"></script>\n' for name in PAGES[page])
+    return f'<link rel="stylesheet" href="live.css">\n{scripts}'
+
+
+@cache
+def live_files() -> dict[str, bytes]:
+    """What lies beside the pages, by name: scripts, their style, and the modules that the pages show as they are."""
+    files = {"mixture.js": _constant("MIXTURE", _mixtures()), "explore.js": bundle(LIVE / "explore.js")}
+    files["live.css"] = (LIVE / "live.css").read_text(encoding="utf-8")
+    files |= {f"source/{path.name}": path.read_text(encoding="utf-8") for path in sorted(LIVE.glob("*.js"))}
+    return {name: text.encode() for name, text in files.items()}
 
 
 def open_shipped(name: str) -> MoEForCausalLM:
@@ -22,16 +44,14 @@ def open_shipped(name: str) -> MoEForCausalLM:
     return MoEForCausalLM.from_pretrained(data_path(f"zoo/{name}"), dtype=torch.float32)
 
 
-def mixture_scripts() -> dict[str, str]:
-    """The scripts of the front page by name: its models, and what runs and shows them."""
+def _mixtures() -> dict[str, Any]:
     balanced, unbalanced = open_shipped(BALANCED), open_shipped(UNBALANCED)
-    data = {
+    return {
         "balanced": pack(balanced),
         "unbalanced": pack(unbalanced, bits=8),
         "tokenizer": pack_tokenizer(balanced.tokenizer_json),
     }
-    return {"mixture.js": _constant("MIXTURE", data), "explore.js": bundle(LIVE / "explore.js")}
 
 
 def _constant(name: str, data: dict[str, Any]) -> str:
-    return f"const {name} = {json.dumps(data, ensure_ascii=True, separators=(',', ':'))};\n"
+    return f"const {name} = {json.dumps(data, separators=(',', ':'))};\n"

@@ -2,8 +2,8 @@
 
     python -m workshop.website    write the folder site/
 
-A page for each notebook with its committed outputs, one for each of `DOCUMENTS`, an index, and exercises to download.
-Pages hold no script, and ask nobody for anything but their own style sheet.
+A page for each notebook with its committed outputs, one for each of `DOCUMENTS`, an index, and exercises to download. The
+index and claim.html are alive (live.py): models run in them. No page asks anybody for anything but files beside it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pygments.formatters import HtmlFormatter
 
 from minimoe.atomic import write_atomically
 from workshop.build import ROOT, read
+from workshop.live import live_body, live_files, live_head
 
 SITE = ROOT / "site"
 DOCUMENTS = {"glossary.md": "Glossary"}  # the instructor guide holds the answers of the case
@@ -50,8 +51,10 @@ def build_site(target: Path = SITE, root: Path = ROOT) -> None:
 
     files = {addresses[path]: path.read_bytes() for path in exercises}
     files["style.css"] = _style().encode()
+    files |= live_files()
     index = _linked(to_html(_index(notebooks, documents)), root / "index", addresses)
-    files["index.html"] = _page("minimoe", index)
+    files["index.html"] = _page("minimoe", live_body("mixture") + index, head=live_head("mixture"))
+    files["claim.html"] = _page("Explore a claim", live_body("claim"))
     for path, notebook in notebooks.items():
         body = _linked(_body(notebook, path.name), path, addresses)
         files[addresses[path]] = _page(titles[path], body, neighbours[path])
@@ -141,10 +144,10 @@ def _linked(body: str, source: Path, addresses: dict[Path, str]) -> str:
     return _LINK.sub(link, body)
 
 
-def _page(title: str, body: str, neighbours: str = "") -> bytes:
+def _page(title: str, body: str, neighbours: str = "", head: str = "") -> bytes:
     body = body.replace("<table", '<div class="scroll"><table').replace("</table>", "</table></div>")
     page = Template((_PARTS / "page.html").read_text(encoding="utf-8"))
-    return page.substitute(title=title, body=body, neighbours=neighbours).encode()
+    return page.substitute(title=title, body=body, neighbours=neighbours, head=head).encode()
 
 
 def _style() -> str:
