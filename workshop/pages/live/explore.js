@@ -30,10 +30,11 @@ let latest = 0; // the number of the last request; older ones give up
 async function update() {
   const request = ++latest;
   const isStale = () => request !== latest;
+  find("explorer").ariaBusy = true;
   const text = find("text").value;
   const found = read(tokenizer, text, balanced.context);
   find("explorer").classList.toggle("refused", Boolean(found.refusal));
-  if (found.refusal) return say(found.refusal);
+  if (found.refusal) return settle(found.refusal);
 
   const { ids, pieces } = found;
   const routing = routingOf(balanced, controls);
@@ -45,18 +46,21 @@ async function update() {
   if (!isSame) chosen = { ...chosen, token: ids.length - 1 };
   reading = { text, ids, pieces, now, before, routing, other: isSame ? reading.other : null };
   show();
-
   const other = reading.other ?? (await finishWithPauses(forward(unbalanced, ids), isStale));
   if (!other) return;
   reading.other = other;
   showCompare();
-  find("explorer").dataset.shown = request;
+  settle(summary());
+}
+
+function settle(words) {
+  say(words);
+  find("explorer").ariaBusy = false;
 }
 
 function show() {
   showStrips();
   showChosen();
-  say(summary());
 }
 
 function say(words) {
@@ -108,6 +112,7 @@ function showCompare() {
 function choose(place) {
   chosen = place;
   show();
+  say(summary());
   if (reading.other) showCompare();
   const tile = find("strips").querySelector("[aria-selected=true]");
   tile.focus({ preventScroll: true });
