@@ -270,7 +270,7 @@ def test_the_keyboard_moves_through_tokens_and_layers_and_words_follow(page, sit
 
 
 @pytest.mark.parametrize("width", [390, 1280, 1920])
-@pytest.mark.parametrize("name", ["index"])
+@pytest.mark.parametrize("name", ["index", "claim"])
 def test_pages_fit_and_have_names_for_all_that_can_be_moved(browser, site, tmp_path, name, width):
     page = browser.new_page(viewport={"width": width, "height": 900}, reduced_motion="reduce")
     open_live(page, site, name)
@@ -279,7 +279,9 @@ def test_pages_fit_and_have_names_for_all_that_can_be_moved(browser, site, tmp_p
     unnamed = """[...document.querySelectorAll('input, select, textarea, button')].filter(
         part => !part.labels?.length && !part.ariaLabel && !part.textContent.trim()).map(part => part.outerHTML)"""
     assert page.evaluate(unnamed) == []
-    moving = "[...document.querySelectorAll('*')].some(part => parseFloat(getComputedStyle(part).transitionDuration) > 0)"
+    moving = (
+        "[...document.querySelectorAll('*')].some(part => parseFloat(getComputedStyle(part).transitionDuration) > 0)"
+    )
     assert not page.evaluate(moving)
     page.close()
 
@@ -300,7 +302,8 @@ def test_it_works_in_a_folder_of_a_static_host_and_asks_nobody_else(browser, sit
 
 
 def test_the_page_is_light(site):
-    loaded = {"index": ("style.css", "live.css", "mixture.js", "explore.js")}
+    common = ("style.css", "live.css")
+    loaded = {"index": (*common, "mixture.js", "explore.js"), "claim": (*common, "relatives.js", "claim.js")}
     for name, files in loaded.items():
         assert sum((site / file).stat().st_size for file in (f"{name}.html", *files)) < 5e6
 

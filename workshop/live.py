@@ -12,11 +12,15 @@ import torch
 from minimoe.data_files import data_path
 from minimoe.model import MoEForCausalLM
 from workshop.bundle import bundle
+from workshop.claims import claim_data
 from workshop.packing import pack, pack_tokenizer
 
 LIVE = Path(__file__).with_name("pages") / "live"
 BALANCED, UNBALANCED = "moe-real", "moe-real-unbalanced"  # mixtures trained with a balance loss, and without
-PAGES = {"mixture": ("mixture.js", "explore.js")}  # the scripts of each: its models, then what runs and shows them
+PAGES = {
+    "mixture": ("mixture.js", "explore.js"),
+    "claim": ("relatives.js", "claim.js"),
+}  # the scripts of each: its models, then what runs and shows them
 
 
 def live_body(page: str) -> str:
@@ -33,7 +37,8 @@ def live_head(page: str) -> str:
 @cache
 def live_files() -> dict[str, bytes]:
     """What lies beside the pages, by name: scripts, their style, and the modules that the pages show as they are."""
-    files = {"mixture.js": _constant("MIXTURE", _mixtures()), "explore.js": bundle(LIVE / "explore.js")}
+    files = {"mixture.js": _constant("MIXTURE", _mixtures()), "relatives.js": _constant("RELATIVES", claim_data())}
+    files |= {name: bundle(LIVE / name) for name in ("explore.js", "claim.js")}
     files["live.css"] = (LIVE / "live.css").read_text(encoding="utf-8")
     files |= {f"source/{path.name}": path.read_text(encoding="utf-8") for path in sorted(LIVE.glob("*.js"))}
     return {name: text.encode() for name, text in files.items()}

@@ -54,7 +54,7 @@ def build_site(target: Path = SITE, root: Path = ROOT) -> None:
     files |= live_files()
     index = _linked(to_html(_index(notebooks, documents)), root / "index", addresses)
     files["index.html"] = _page("minimoe", live_body("mixture") + index, head=live_head("mixture"))
-    files["claim.html"] = _page("Explore a claim", live_body("claim"))
+    files["claim.html"] = _page("Explore a claim", live_body("claim"), head=live_head("claim"))
     for path, notebook in notebooks.items():
         body = _linked(_body(notebook, path.name), path, addresses)
         files[addresses[path]] = _page(titles[path], body, neighbours[path])

@@ -16,7 +16,7 @@ export function* forward(model, ids, routing = model.routing) {
     x = x.map((vector, t) => add(vector, linear(layer.o, attended[t])));
     yield;
     const normed = x.map((vector) => norm(vector, layer.norm2, model.eps));
-    const mixed = normed.map((vector) => (layer.experts ? mix(layer, vector, routing[number]) : { output: expert(layer, vector) }));
+    const mixed = normed.map((vector) => (layer.router ? mix(layer, vector, routing[number]) : { output: expert(layer, vector) }));
     x = x.map((vector, t) => add(vector, mixed[t].output));
     routes.push(mixed);
     yield;
@@ -42,7 +42,7 @@ function expert({ gate, up, down }, x) {
 }
 
 // Every token looks at itself and at those before it: its queries ask, their keys answer, their values are added.
-function attend({ heads, headSize, frequencies }, { q, k, v }, x) {
+function attend({ heads, frequencies }, { q, k, v, headSize }, x) {
   const queries = x.map((vector, t) => rotate(linear(q, vector), t, headSize, frequencies));
   const keys = x.map((vector, t) => rotate(linear(k, vector), t, headSize, frequencies));
   const values = x.map((vector) => linear(v, vector));
@@ -115,6 +115,7 @@ export function buildModel(config, tensors) {
     const [gate, up, down] = config.experts ? [] : ["gate", "up", "down"].map((role) => matrix(`${name}.mlp.${role}_proj.weight`));
     return {
       q, k, v, o, gate, up, down,
+      headSize: config.headSize,
       norm1: tensors[`${name}.input_layernorm.weight`].data,
       norm2: tensors[`${name}.post_attention_layernorm.weight`].data,
       ...(config.experts && { router: matrix(`${name}.mlp.gate.weight`), experts: expertsOf(`${name}.mlp.experts`) }),
