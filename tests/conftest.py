@@ -1,4 +1,4 @@
-"""What all tests share: threads, seeds, rounding, bounded and repeatable property tests, every kind of router, a browser."""
+"""What all tests share: threads, seeds, rounding, bounded property tests, every kind of router, a browser, the site."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""The page "Explore a claim" in a browser, held against Python: every rewrite by its weights, every method by its score."""
+"""The page "Explore a claim" in a browser, held against Python: rewrites by their weights, methods by their scores."""
 
 import base64
 import math
@@ -41,7 +41,8 @@ REWRITES = [
 ASK = """async ([start, amounts]) => {
     const {original} = minimoe.models
     const b = minimoe.rewrite(minimoe.models[start], amounts, original)
-    const send = data => btoa(new Uint8Array(Float64Array.from(data).buffer).reduce((all, byte) => all + String.fromCharCode(byte), ""))
+    const bytes = data => new Uint8Array(Float64Array.from(data).buffer)
+    const send = data => btoa(bytes(data).reduce((all, byte) => all + String.fromCharCode(byte), ""))
     const names = ["q", "k", "v", "o", "gate", "up", "down"]
     const weights = Object.fromEntries(b.layers.flatMap((layer, n) => [
         ...names.map(name => [`${n}.${name}`, send(layer[name].data)]),
@@ -50,8 +51,9 @@ ASK = """async ([start, amounts]) => {
     const order = minimoe.finish(minimoe.csu(original, b))
     const [ours, theirs] = [original, b].map(model => minimoe.finish(minimoe.readResponses(model, RELATIVES.tokens)))
     const answers = minimoe.compareResponses(ours, theirs)
-    return {weights, scores: {std_profile: minimoe.stdProfile(original, b), norm_profile: minimoe.normProfile(original, b),
-            csu: order.rho, virtual_response_whitened: answers.reduce((sum, r) => sum + r / answers.length, 0)}, p: order.p}
+    const scores = {std_profile: minimoe.stdProfile(original, b), norm_profile: minimoe.normProfile(original, b)}
+    scores.virtual_response_whitened = answers.reduce((sum, r) => sum + r / answers.length, 0)
+    return {weights, scores: {...scores, csu: order.rho}, p: order.p}
 }"""
 
 

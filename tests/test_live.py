@@ -1,4 +1,4 @@
-"""The front page in a browser, held against Python: tokens, routes, logits, every control; and how it treats a reader."""
+"""The front page in a browser, held against Python: tokens, routes, logits, controls; and how it treats a reader."""
 
 import base64
 import functools
@@ -238,9 +238,12 @@ def test_sampling_is_that_of_generate(page, site, models, tokenizer):
 
 def test_bad_input_is_answered_and_good_input_works_afterwards(page, site):
     open_live(page, site)
-    binary = "let s = ''; for (let i = 0; i < 2e6; i++) s += String.fromCharCode((i * 7919) % 65536)"
-    paste = f"{binary}; document.querySelector('#text').value = s; document.querySelector('#text').dispatchEvent(new Event('input'))"
-    page.evaluate(f"() => {{ {paste} }}")
+    paste = """() => {
+        const box = document.querySelector("#text")
+        box.value = Array.from({length: 2e6}, (_, i) => String.fromCharCode((i * 7919) % 65536)).join("")
+        box.dispatchEvent(new Event("input"))
+    }"""
+    page.evaluate(paste)
     page.wait_for_function("document.querySelector('#status').textContent.includes('2,000,000 characters')")
     page.fill("#text", "word " * 600)
     page.wait_for_function("document.querySelector('#status').textContent.includes('wanted 1 to 512')")

@@ -38,20 +38,21 @@ PAIRS = (
     Pair(
         "stranger-01",
         lambda model, original: frame_std_profile(frame_norms(model, original), original),
-        "B is a stranger that was given A's norm weights and A's std profile. Both numbers can be forged; the two others "
-        "are those of any stranger.",
+        "B is a stranger that was given A's norm weights and A's std profile. Both numbers can be forged; the two "
+        "others are those of any stranger.",
     ),
     Pair(
         "alder-finetuned",
         _hide,
-        "B is A, fine-tuned, then rewritten: its dimensions and neurons were shuffled, its attention and neurons scaled. "
-        "Three numbers are gone. The whitened response looks at what the layers answer, and no rewrite changes that.",
+        "B is A, fine-tuned, then rewritten: its dimensions and neurons were shuffled, its attention and neurons "
+        "scaled. Three numbers are gone. The whitened response looks at what the layers answer, and no rewrite "
+        "changes that.",
     ),
     Pair(
         "birch",
         frame_neuron_order,
-        "B is a stranger whose neurons were put in the order of those of A. A p-value takes it that nobody chose the order, "
-        "so it may not decide alone: an expert that was taken over would look the same.",
+        "B is a stranger whose neurons were put in the order of those of A. The p-value assumes that nobody chose the "
+        "order, so it may not decide alone; one expert taken over from A would look the same.",
     ),
 )
 
@@ -72,7 +73,7 @@ def claim_data() -> dict[str, Any]:
 
 
 def _strangers(original: MoEForCausalLM) -> dict[str, float]:
-    """The highest score among strangers of the zoo, of each method that gives a correlation; of csu where evidence begins."""
+    """The highest score of each method among strangers of the zoo; of csu, the p-value where evidence begins."""
     weights = open_weights(original)
     known = background_of_the_zoo(weights, weights).scores
     return {name: RARE_P if name == "csu" else max(known[name]) for name in SHOWN}

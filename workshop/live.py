@@ -1,8 +1,13 @@
-"""The scripts of the live pages: the modules in pages/live/ as classic scripts, and beside them the models they run."""
+"""The live pages: the modules in pages/live/ as classic scripts, and beside them the models they run.
+
+python -m workshop.live mixture    print a page with all that it needs in one file, as notebooks show it
+"""
 
 from __future__ import annotations
 
 import json
+import re
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,13 +40,29 @@ def live_head(page: str) -> str:
 
 
 @cache
+def live_scripts(page: str) -> dict[str, str]:
+    """The scripts of a page by name, in the order in which they run."""
+    data, program = PAGES[page]
+    packed = _constant("MIXTURE", _mixtures()) if page == "mixture" else _constant("RELATIVES", claim_data())
+    return {data: packed, program: bundle(LIVE / program)}
+
+
 def live_files() -> dict[str, bytes]:
     """What lies beside the pages, by name: scripts, their style, and the modules that the pages show as they are."""
-    files = {"mixture.js": _constant("MIXTURE", _mixtures()), "relatives.js": _constant("RELATIVES", claim_data())}
-    files |= {name: bundle(LIVE / name) for name in ("explore.js", "claim.js")}
+    files = {name: text for page in PAGES for name, text in live_scripts(page).items()}
     files["live.css"] = (LIVE / "live.css").read_text(encoding="utf-8")
     files |= {f"source/{path.name}": path.read_text(encoding="utf-8") for path in sorted(LIVE.glob("*.js"))}
     return {name: text.encode() for name, text in files.items()}
+
+
+def standalone(page: str) -> str:
+    """A page in one file; what it links to is not there, so that links are plain words."""
+    style = "".join(path.read_text(encoding="utf-8") for path in (LIVE.parent / "style.css", LIVE / "live.css"))
+    body = re.sub(r"<a\b[^>]*>(.*?)</a>", r"\1", live_body(page), flags=re.DOTALL)
+    scripts = "".join(f"<script>\n{text}</script>\n" for text in live_scripts(page).values())
+    head = f'<meta charset="utf-8">\n<title>minimoe</title>\n<style>\n{style}</style>'
+    document = f"<head>\n{head}\n</head>\n<body>\n<main>\n{body}</main>\n{scripts}</body>"
+    return f'<!DOCTYPE html>\n<html lang="en">\n{document}\n</html>\n'
 
 
 def open_shipped(name: str) -> MoEForCausalLM:
@@ -59,4 +80,10 @@ def _mixtures() -> dict[str, Any]:
 
 
 def _constant(name: str, data: dict[str, Any]) -> str:
-    return f"const {name} = {json.dumps(data, separators=(',', ':'))};\n"
+    """As a script; in HTML, `</` could end it, and `<!--` begin a comment."""
+    text = json.dumps(data, separators=(",", ":")).replace("</", "<\\/").replace("<!--", "<\\!--")
+    return f"const {name} = {text};\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(standalone(sys.argv[1]))

@@ -1,15 +1,21 @@
 """Makes the course as static pages: `make site`.
 
-    python -m workshop.website    write the folder site/
+    python -m workshop.website            write the folder site/
+    python -m workshop.website --serve    write it, and open it in a browser
 
-A page for each notebook with its committed outputs, one for each of `DOCUMENTS`, an index, and exercises to download. The
-index and claim.html are alive (live.py): models run in them. No page asks anybody for anything but files beside it.
+A page for each notebook with its committed outputs, one for each of `DOCUMENTS`, an index, and exercises to download.
+The index and claim.html are alive (live.py): models run in them. No page asks for anything but files beside it.
 """
 
 from __future__ import annotations
 
+import argparse
 import html
 import re
+import webbrowser
+from contextlib import suppress
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from string import Template
@@ -166,6 +172,28 @@ def _code_style(name: str) -> str:
     return "\n".join(rule for rule in rules if rule.startswith(".highlight ."))
 
 
+def serve(folder: Path) -> None:
+    """Open the pages in a browser, from an address on this machine, until Ctrl-C."""
+    handler = partial(SimpleHTTPRequestHandler, directory=folder)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        address = f"http://127.0.0.1:{server.server_port}/"
+        print(f"Served at {address} until Ctrl-C.", flush=True)
+        webbrowser.open(address)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
+
+
+def main() -> None:
+    """Do what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=SITE, help="folder for the pages")
+    parser.add_argument("--serve", action="store_true", help="open them in a browser, until Ctrl-C")
+    arguments = parser.parse_args()
+    build_site(arguments.out)
+    print(f"Written: {arguments.out / 'index.html'}")
+    if arguments.serve:
+        serve(arguments.out)
+
+
 if __name__ == "__main__":
-    build_site()
-    print(f"Written: {SITE / 'index.html'}")
+    main()

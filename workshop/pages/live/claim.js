@@ -2,7 +2,7 @@
 
 import { bar, create, find, fixed, visible } from "./dom.js";
 import { openModel } from "./engine.js";
-import { scoreRows, showAnswers, showNorms, showOrder, showProfiles } from "./evidence.js";
+import { describeScore, scoreRows, showAnswers, showNorms, showOrder, showProfiles } from "./evidence.js";
 import { showPairs } from "./judging.js";
 import { compareResponses, csu, mean, normProfile, readResponses, stdProfile } from "./methods.js";
 import { finish, finishWithPauses, forward } from "./model.js";
@@ -43,7 +43,9 @@ async function update() {
   const answers = await finishWithPauses(readResponses(b, RELATIVES.tokens), isStale);
   if (!answers) return;
   const agreement = compareResponses(answersOfA, answers);
-  showScores({ ...scores, csu: order.p, virtual_response_whitened: mean(agreement) });
+  const all = { ...scores, csu: order.p, virtual_response_whitened: mean(agreement) };
+  showScores(all);
+  find("said").textContent = Object.entries(all).map(([method, score]) => `${method} ${describeScore(method, score)}`).join(", ");
   showAnswers(find("answers"), agreement);
   find("claim").ariaBusy = false;
 }

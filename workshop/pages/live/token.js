@@ -1,6 +1,6 @@
 // One token in one layer, down to the arithmetic; and its path through all layers.
 
-import { bar, chip, COLOURS, create, draw, find, fixed, percent, visible } from "./dom.js";
+import { bar, chip, COLOURS, create, draw, fixed, percent, visible } from "./dom.js";
 
 let dimension = 0; // whose sum is written out
 
