@@ -1,11 +1,10 @@
-"""The command line: `minimoe train | sample | figures | compare | fingerprint | tree | families`,
+"""The command line: `minimoe train | sample | site | figures | compare | fingerprint | tree | families`,
 `minimoe card make | check`, `minimoe fleet add | find | tree | stats`, and
 `minimoe zoo list | show | build | path | verify`."""
 
 import os
 import shlex
 import subprocess
-import sys
 import textwrap
 import warnings
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ app.add_typer(fleet, name="fleet")
 StoreFolder = Annotated[Path, typer.Option("--store", help="Folder of the store.")]
 Home = Annotated[Path, typer.Option(help="Folder for members that are not shipped.")]
 _STOPPED = 130  # the exit status of what Ctrl-C has ended
-HOME, RUN, FLEET = Path("runs/zoo"), Path("runs/moe"), Path("runs/fleet")
+HOME, RUN, FLEET, SITE = Path("runs/zoo"), Path("runs/moe"), Path("runs/fleet"), Path("site")
 
 
 @contextmanager
@@ -111,6 +110,17 @@ def _train(
     _show_samples(model, text, seed)
     typer.echo(f"\nTrained in {log[-1]['seconds']:.0f} s, saved in {out}. Try:")
     typer.echo(f"  minimoe sample {shlex.quote(str(out))} --prompt 'def '")
+
+
+@app.command()
+@_plain()
+def site(
+    out: Annotated[Path, typer.Option(help="Folder for the pages.")] = SITE,
+    serve: Annotated[bool, typer.Option("--serve", help="Open them in a browser, until Ctrl-C.")] = False,
+) -> None:
+    """Write the course as pages, in a clone of the repository; models run in two of them."""
+    _check_writable(out)
+    _run_in_workshop("workshop.website", "--out", str(out), *(["--serve"] if serve else []))
 
 
 @app.command()
@@ -391,7 +401,8 @@ def build(
 ) -> None:
     """Make members, and what they come from, in a clone of the repository. Goes on where it was interrupted."""
     _check_writable(home)
-    _run_in_workshop(names, home, *(["--processes", str(processes)] if processes else []))
+    at_once = ["--processes", str(processes)] if processes else []
+    _run_in_workshop("workshop.build_zoo", *(names or ()), "--home", str(home), *at_once)
 
 
 @zoo.command()
@@ -401,7 +412,7 @@ def verify(
     home: Home = HOME,
 ) -> None:
     """Train members once more, in a clone of the repository. Exit status 1 if one comes out as another model."""
-    _run_in_workshop(names, home, "--verify")
+    _run_in_workshop("workshop.build_zoo", *(names or ()), "--home", str(home), "--verify")
 
 
 @zoo.command()
@@ -418,15 +429,12 @@ def path(name: Annotated[str, typer.Argument(help="Of a member.")], home: Home =
     typer.echo(there.folder(name))
 
 
-def _run_in_workshop(names: list[str] | None, home: Path, *options: str) -> None:
-    """Train as the members were trained: that makes the course and is no part of the package."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / "workshop").is_dir():
-        raise FileNotFoundError(f"{root}: found no workshop/, wanted a clone of the repository")
-    command = [sys.executable, "-m", "workshop.build_zoo", *(names or ()), "--home", str(home), *options]
-    search_path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": search_path}, check=False)
-    raise typer.Exit(done.returncode)
+def _run_in_workshop(module: str, *arguments: str) -> None:
+    """Do what makes the course and is no part of the package."""
+    from minimoe.data_files import workshop_command
+
+    command, environment = workshop_command(module, *arguments)
+    raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
 
 
 def _check_writable(folder: Path) -> None:

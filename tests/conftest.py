@@ -1,15 +1,17 @@
-"""What all tests share: threads, seeds, rounding, bounded and repeatable property tests, every kind of router."""
+"""What all tests share: threads, seeds, rounding, bounded property tests, every kind of router, a browser, the site."""
 
 import os
 import random
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.chromium import CHROMIUM, PATIENCE
 from tests.rounding import perturbed, seed_from_environment
 
 ROUNDING = seed_from_environment()
@@ -75,3 +77,34 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def router_settings(request: pytest.FixtureRequest) -> dict:
     """The settings of each kind of router in turn, to pass to `MoEConfig(**router_settings)`."""
     return {"num_experts": 6, "num_experts_per_tok": 2} | ROUTERS[request.param]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator:
+    """A headless Chromium."""
+    from playwright.sync_api import expect, sync_playwright
+
+    expect.set_options(timeout=PATIENCE * 1000)
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(browser) -> Iterator:
+    """An empty page."""
+    opened = browser.new_page(viewport={"width": 1200, "height": 900})
+    opened.set_default_timeout(PATIENCE * 1000)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory) -> Path:
+    """The folder of the built site."""
+    from workshop.website import build_site
+
+    folder = tmp_path_factory.mktemp("site")
+    build_site(folder)
+    return folder

@@ -14,23 +14,13 @@ from pathlib import Path
 
 import pytest
 from nbconvert import SlidesExporter
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
+from tests.chromium import BROWSER_MARKS, PATIENCE
 from workshop.build import NOTEBOOKS, read
 from workshop.slides import PAGE
-from workshop.website import build_site
 
-CHROMIUM = next(filter(None, map(shutil.which, ("/usr/bin/chromium", "chromium", "google-chrome"))), None)
-PATIENCE = 60  # seconds, for any one thing to happen on a busy machine
-
-pytestmark = [
-    pytest.mark.exact("starts programs, which are not reached"),
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        CHROMIUM is None and not os.environ.get("MINIMOE_REQUIRE_BROWSER"),
-        reason="no chromium and no google-chrome on this machine",
-    ),
-]
+pytestmark = BROWSER_MARKS
 
 
 @pytest.fixture(scope="module")
@@ -59,25 +49,6 @@ def lab(tmp_path_factory) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """A headless Chromium."""
-    expect.set_options(timeout=PATIENCE * 1000)
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield running
-        running.close()
-
-
-@pytest.fixture
-def page(browser) -> Iterator[Page]:
-    """An empty page."""
-    opened = browser.new_page(viewport={"width": 1200, "height": 900})
-    opened.set_default_timeout(PATIENCE * 1000)
-    yield opened
-    opened.close()
 
 
 def _free_port() -> int:
@@ -139,14 +110,6 @@ def test_a_moved_slider_changes_the_picture(lab, page, notebook):
 
 
 # --- the site --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
-    """The folder of the built site."""
-    folder = tmp_path_factory.mktemp("site")
-    build_site(folder)
-    return folder
 
 
 @pytest.mark.parametrize(("width", "colours"), [(390, "light"), (1280, "dark")])

@@ -20,10 +20,11 @@ from minimoe.training.presets import small_config
 from minimoe.training.tokenizer import load_tokenizer
 
 ZOO = data_path("zoo")
-FOLDERS = ("moe-planted", "moe-real")
+FOLDERS = ("moe-planted", "moe-real", "moe-real-unbalanced")
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "lineage.json")
 SAMPLED = {
     "moe-real": ("code", "prose", "arithmetic"),
+    "moe-real-unbalanced": ("code", "prose", "arithmetic"),
     "moe-planted": ("english/kitchen", "french/harbour", "german/weather", "spanish/market", "code", "arithmetic"),
 }
 
@@ -78,7 +79,8 @@ def test_the_zoo_is_within_its_size():
 def test_the_recipe_is_what_the_command_does(folder, recipe):
     steps = {"steps": int(options(folder)["steps"])} if "steps" in options(folder) else {}
     assert Settings(**recipe["settings"]) == Settings(**steps)
-    assert MoEConfig(**recipe["config"]) == small_config() == opened(folder).config
+    wanted = small_config(balance=options(folder).get("balance", "loss"))
+    assert MoEConfig(**recipe["config"]) == wanted == opened(folder).config
     assert f"{small_config().num_parameters():,}" in listed()["moe-real"]
 
 
@@ -86,7 +88,8 @@ def test_the_corpora_are_those_that_are_made_here():
     """That of the real model by the digests of its domains in order, which the manifest records."""
     domains = json.loads(data_path("corpora/manifest.json").read_text(encoding="utf-8"))["domains"]
     digests = [[domain, entry["sha256"]] for domain, entry in domains.items()]
-    made = {"moe-real": sha256(json.dumps(digests).encode()).hexdigest(), "moe-planted": Corpus.planted().sha256}
+    real = sha256(json.dumps(digests).encode()).hexdigest()
+    made = {"moe-real": real, "moe-real-unbalanced": real, "moe-planted": Corpus.planted().sha256}
     for name, digest in made.items():
         recipe = json.loads((ZOO / name / "training.json").read_text(encoding="utf-8"))
         assert recipe["corpus_sha256"] == digest, name

@@ -1,15 +1,21 @@
 """Makes the course as static pages: `make site`.
 
-    python -m workshop.website    write the folder site/
+    python -m workshop.website            write the folder site/
+    python -m workshop.website --serve    write it, and open it in a browser
 
 A page for each notebook with its committed outputs, one for each of `DOCUMENTS`, an index, and exercises to download.
-Pages hold no script, and ask nobody for anything but their own style sheet.
+The index and claim.html are alive (live.py): models run in them. No page asks for anything but files beside it.
 """
 
 from __future__ import annotations
 
+import argparse
 import html
 import re
+import webbrowser
+from contextlib import suppress
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from string import Template
@@ -23,6 +29,7 @@ from pygments.formatters import HtmlFormatter
 
 from minimoe.atomic import write_atomically
 from workshop.build import ROOT, read
+from workshop.live import live_body, live_files, live_head
 
 SITE = ROOT / "site"
 DOCUMENTS = {"glossary.md": "Glossary"}  # the instructor guide holds the answers of the case
@@ -50,8 +57,10 @@ def build_site(target: Path = SITE, root: Path = ROOT) -> None:
 
     files = {addresses[path]: path.read_bytes() for path in exercises}
     files["style.css"] = _style().encode()
+    files |= live_files()
     index = _linked(to_html(_index(notebooks, documents)), root / "index", addresses)
-    files["index.html"] = _page("minimoe", index)
+    files["index.html"] = _page("minimoe", live_body("mixture") + index, head=live_head("mixture"))
+    files["claim.html"] = _page("Explore a claim", live_body("claim"), head=live_head("claim"))
     for path, notebook in notebooks.items():
         body = _linked(_body(notebook, path.name), path, addresses)
         files[addresses[path]] = _page(titles[path], body, neighbours[path])
@@ -141,10 +150,10 @@ def _linked(body: str, source: Path, addresses: dict[Path, str]) -> str:
     return _LINK.sub(link, body)
 
 
-def _page(title: str, body: str, neighbours: str = "") -> bytes:
+def _page(title: str, body: str, neighbours: str = "", head: str = "") -> bytes:
     body = body.replace("<table", '<div class="scroll"><table').replace("</table>", "</table></div>")
     page = Template((_PARTS / "page.html").read_text(encoding="utf-8"))
-    return page.substitute(title=title, body=body, neighbours=neighbours).encode()
+    return page.substitute(title=title, body=body, neighbours=neighbours, head=head).encode()
 
 
 def _style() -> str:
@@ -163,6 +172,28 @@ def _code_style(name: str) -> str:
     return "\n".join(rule for rule in rules if rule.startswith(".highlight ."))
 
 
+def serve(folder: Path) -> None:
+    """Open the pages in a browser, from an address on this machine, until Ctrl-C."""
+    handler = partial(SimpleHTTPRequestHandler, directory=folder)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        address = f"http://127.0.0.1:{server.server_port}/"
+        print(f"Served at {address} until Ctrl-C.", flush=True)
+        webbrowser.open(address)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
+
+
+def main() -> None:
+    """Do what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=SITE, help="folder for the pages")
+    parser.add_argument("--serve", action="store_true", help="open them in a browser, until Ctrl-C")
+    arguments = parser.parse_args()
+    build_site(arguments.out)
+    print(f"Written: {arguments.out / 'index.html'}")
+    if arguments.serve:
+        serve(arguments.out)
+
+
 if __name__ == "__main__":
-    build_site()
-    print(f"Written: {SITE / 'index.html'}")
+    main()

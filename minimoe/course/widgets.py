@@ -4,6 +4,7 @@ Such a function returns (figure, data). What it cannot draw it refuses with a Va
 """
 
 import html
+import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from inspect import signature
 from typing import Any
@@ -12,6 +13,7 @@ import ipywidgets
 from matplotlib.figure import Figure
 
 from minimoe.course.style import image_tag
+from minimoe.data_files import workshop_command
 
 Draw = Callable[..., tuple[Figure, dict]]
 
@@ -42,6 +44,20 @@ def controls(draw: Draw, **ranges: tuple | Sequence | bool):
             part.continuous_update = False  # a drawing takes longer than a moving hand waits
     picture = _picture(lambda: draw(**{name: part.value for name, part in parts.items()}), parts.values())
     return ipywidgets.VBox([*parts.values(), picture])
+
+
+def live_page(draw: Draw, page: str, *, height: int = 800):
+    """A page of the site in a frame, "mixture" or "claim", whose models run in the browser: an ipywidgets HTML.
+
+    Only a clone of the repository has the page; elsewhere it is the still picture that `draw` draws.
+    """
+    try:
+        command, environment = workshop_command("workshop.live", page)
+    except FileNotFoundError:
+        return ipywidgets.HTML(image_tag(draw()[0]))
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, encoding="utf-8", check=True)
+    look = f"width: 100%; height: {height}px; border: 0"
+    return ipywidgets.HTML(f'<iframe title="Live page" style="{look}" srcdoc="{html.escape(done.stdout)}"></iframe>')
 
 
 def _picture(draw: Callable[[], tuple[Figure, dict]], parts: Iterable[Any]):

@@ -9,10 +9,12 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from workshop.build import NOTEBOOKS, write
+from workshop.live import live_files
 from workshop.website import build_site
 
 pytestmark = pytest.mark.exact("computes nothing")
 
+ALIVE = {"index": ("mixture.js", "explore.js"), "claim": ("relatives.js", "claim.js")}
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAACAkQBADs="
 OPENING = """# {title}
 
@@ -124,6 +126,7 @@ def whole(tmp_path_factory) -> Path:
 def test_the_small_site_has_its_pages_and_no_broken_link(small):
     assert {str(path.relative_to(small)) for path in small.rglob("*") if path.is_file()} == {
         *("00_a.html", "01_b.html", "glossary.html", "index.html", "style.css", "exercises/00_first.ipynb"),
+        *("claim.html", *live_files()),
     }
     assert broken_links(small) == []
 
@@ -181,13 +184,24 @@ def test_the_course_has_no_broken_link(whole):
     assert broken_links(whole) == []
 
 
-def test_pages_ask_nobody_for_anything(whole):
+def test_pages_ask_nobody_for_anything_and_two_of_them_are_alive(whole):
     for path in whole.glob("*.html"):
         page = Page(path)
-        others = [address for address in page.loads if address != "style.css" and not address.startswith("data:")]
+        wanted = {"style.css"}
+        if path.stem in ALIVE:
+            wanted |= {"live.css", *ALIVE[path.stem]}
+        others = [address for address in page.loads if address not in wanted and not address.startswith("data:")]
         assert not others, f"{path.name} loads {others}"
-        assert "script" not in {tag for tag, _ in page.tags}, path.name
-    assert not re.search(r"url\(|@import", (whole / "style.css").read_text(encoding="utf-8"))
+        assert [given for tag, given in page.tags if tag == "script"] == [
+            {"defer": None, "src": name} for name in ALIVE.get(path.stem, ())
+        ]
+    for style in ("style.css", "live.css"):
+        assert not re.search(r"url\(|@import", (whole / style).read_text(encoding="utf-8"))
+    for script in ("explore.js", "claim.js"):
+        text = (whole / script).read_text(encoding="utf-8")
+        assert not re.search(
+            r"\bfetch\(|XMLHttpRequest|WebSocket|https?://(?!www\.w3\.org/2000/svg)|\bimport\b\(", text
+        )
 
 
 def test_pages_are_in_english_with_one_title_and_alt_texts(whole):
