@@ -79,9 +79,9 @@ def router_settings(request: pytest.FixtureRequest) -> dict:
     return {"num_experts": 6, "num_experts_per_tok": 2} | ROUTERS[request.param]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator:
-    """A headless Chromium."""
+    """A headless Chromium; no longer than a file, since its event loop would be in the way of others."""
     from playwright.sync_api import expect, sync_playwright
 
     expect.set_options(timeout=PATIENCE * 1000)

@@ -94,6 +94,15 @@ def test_a_typed_sentence_changes_the_picture(lab, page):
     no_cell_failed(page)
 
 
+def test_the_model_runs_in_a_page_inside_the_notebook(lab, page):
+    open_and_run(page, lab.format("00_start_here.ipynb"))
+    live = page.frame_locator("iframe[title='Live page']")
+    expect(live.locator("#strips [role=row]")).to_have_count(4)
+    live.locator("#text").fill("Un chat noir")
+    expect(live.locator("#strips [role=gridcell]").first).to_have_attribute("aria-label", re.compile("token 1: U,"))
+    no_cell_failed(page)
+
+
 # The playground, and the simulator of devices.
 @pytest.mark.parametrize("notebook", ["02_routers.ipynb", "03_load_balance.ipynb"])
 def test_a_moved_slider_changes_the_picture(lab, page, notebook):

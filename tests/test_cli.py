@@ -5,8 +5,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -208,6 +210,21 @@ def test_what_trains_runs_in_the_workshop_and_keeps_its_status(tmp_path, monkeyp
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False)
         assert done.returncode == status and said in done.stdout + done.stderr
+
+
+@pytest.mark.exact("the processes it starts round as they do")
+def test_the_site_is_written_and_served_until_it_is_stopped(tmp_path):
+    command = [sys.executable, "-u", "-m", "minimoe.cli", "site", "--serve", "--out", str(tmp_path / "pages")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "BROWSER": "true"}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, encoding="utf-8", start_new_session=True
+    ) as server:
+        address = next(re.search(r"http://\S+", line) for line in server.stdout if "http://" in line)[0]
+        with urllib.request.urlopen(address) as answer:
+            assert b"Watch a mixture of experts read" in answer.read()
+        os.killpg(server.pid, signal.SIGINT)
+    assert server.returncode == 130  # as after every Ctrl-C
+    assert (tmp_path / "pages" / "claim.html").exists()
 
 
 def test_zoo_mistakes_get_one_line(tmp_path):

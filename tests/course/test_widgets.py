@@ -1,9 +1,12 @@
 """The widgets, driven from Python; the browser test drives them where people meet them."""
 
+import html
+import subprocess
 from functools import partial
 
+from minimoe.course import widgets
 from minimoe.course.style import describe, new_figure
-from minimoe.course.widgets import controls, text_box
+from minimoe.course.widgets import controls, live_page, text_box
 
 
 def draw(text):
@@ -45,3 +48,25 @@ def test_controls_start_at_the_defaults_and_redraw():
     assert 'alt="4 bars of mine, 2.0, hash, True, True"' in picture.value
     parts[0].value = 13
     assert picture.value == "<p>experts=13: wanted &lt;another&gt;</p>"
+
+
+def test_a_live_page_stands_in_a_frame(monkeypatch):
+    page = '<p title="a">1 < 2 & "b"</p>'
+    asked = []
+
+    def run(command, **_):
+        asked.append(command[1:])
+        return subprocess.CompletedProcess(command, 0, stdout=page)
+
+    monkeypatch.setattr(widgets.subprocess, "run", run)
+    frame = live_page(partial(draw, "one"), "mixture", height=500).value
+    assert asked == [["-m", "workshop.live", "mixture"]]
+    assert f'srcdoc="{html.escape(page)}"' in frame and "height: 500px" in frame and 'title="' in frame
+
+
+def test_without_a_clone_a_live_page_is_its_still_picture(monkeypatch):
+    def missing(*_):
+        raise FileNotFoundError("found no workshop/")
+
+    monkeypatch.setattr(widgets, "workshop_command", missing)
+    assert 'alt="a picture of one"' in live_page(partial(draw, "one"), "mixture").value

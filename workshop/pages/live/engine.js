@@ -11,7 +11,8 @@ export async function openModel(packed, FloatArray) {
 // The ids of what somebody typed or pasted, or the reason why they are not run.
 export function read(tokenizer, text, context) {
   const wanted = `wanted 1 to ${context} tokens`;
-  if (text.length > context * tokenizer.longest) return { refusal: `The text has ${text.length.toLocaleString("en")} characters: ${wanted}.` };
+  const bytes = new TextEncoder().encode(text).length;
+  if (bytes > context * tokenizer.longest) return { refusal: `The text has ${text.length.toLocaleString("en")} characters: ${wanted}.` };
   const ids = encode(tokenizer, text);
   if (ids.length > context) return { refusal: `The text has ${ids.length} tokens: ${wanted}.` };
   return ids.length ? { ids, pieces: ids.map((id) => decode(tokenizer, [id])) } : { refusal: `The text is empty: ${wanted}.` };

@@ -12,11 +12,11 @@ export function strip(layer, pieces, choices, { selected = null, choose = null }
   return create("div", { class: "tiles" }, ...tiles);
 }
 
-function tile(layer, token, piece, { indices: [expert], scores }, { isSelected, choose }) {
-  const words = `${visible(piece)}, expert ${expert} with ${percent(scores[expert])}`;
+function tile(layer, token, piece, { indices: [expert], weights: [weight], scores }, { isSelected, choose }) {
+  const words = `${visible(piece)}, expert ${expert} with ${percent(scores[expert])}${weight ? "" : ", switched off"}`;
   const element = create(
     "span",
-    { class: "tile", title: words, style: { "--colour": COLOURS[expert % COLOURS.length] } },
+    { class: weight ? "tile" : "tile off", title: words, style: { "--colour": COLOURS[expert % COLOURS.length] } },
     create("span", { class: "piece" }, visible(piece)),
     create("span", { class: "expert" }, String(expert)),
   );

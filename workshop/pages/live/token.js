@@ -106,7 +106,7 @@ export function showPath(place, piece, choices, selected) {
 
 function node(x, y, expert, indices, weights) {
   const slot = indices.indexOf(expert);
-  if (slot < 0) return draw("circle", { cx: x, cy: y, r: 3, class: "unused" });
+  if (slot < 0 || !weights[slot]) return draw("circle", { cx: x, cy: y, r: 3, class: "unused" });
   const radius = 9 + 5 * weights[slot];
   const text = draw("text", { x, y: y + 4, "text-anchor": "middle", class: "inside" }, String(expert));
   return draw("g", {}, draw("circle", { cx: x, cy: y, r: radius, fill: COLOURS[expert % COLOURS.length], class: "chosen" }), text);
