@@ -127,11 +127,12 @@ def align(a: Weights, b: Weights, all_count: bool = False) -> Alignment:
         own = _score(source, _every(found, 2, 1), _fit(source, _thin(_every(found, 2, 0))))
         best[place] = max(best[place], own)
     names = [f"layer {part.layer} {'mlp' if part.name == 'mlp' else f'expert {part.name}'}" for _, part in pairs]
-    silent = max(_silent(left), _silent(right))
+    silent = max(silent_share(left), silent_share(right))
     return Alignment(max(bodies, key=lambda scores: float(scores.mean())), best, names, silent)
 
 
-def _silent(layers: list[list[Part]]) -> float:
+def silent_share(layers: list[list[Part]]) -> float:
+    """Of all neurons that `read_parts` looked at, how many do nothing."""
     counts = torch.cat([part.counts for parts in layers for part in parts])
     return float((counts < SILENT).double().mean())
 

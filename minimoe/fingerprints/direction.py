@@ -9,9 +9,10 @@ What it measures
 What leaves it unchanged
     Every gauge, but for the grid, which mixing weights hides.
 What it cannot see
-    Two models of one function. A merged model: averaging takes out what its parents have of their own, so that it looks
-    like their ancestor. A descendant that hardly differs from the ancestor stands in for it before its cousins.
-    Training with a strong weight decay, which shrinks the ancestor away.
+    Two models of one function: whether parts that do nothing were added to one, or left out of the other. A merged
+    model: averaging takes out what its parents have of their own, so that it looks like their ancestor. A descendant
+    that hardly differs from the ancestor stands in for it before its cousins. Training with a strong weight decay,
+    which shrinks the ancestor away.
 Source
     The share is ours. Weights lose or gain outliers while they are trained (Horwitz et al. 2024, arXiv 2405.18432),
     which alone decides nothing here: workshop/directions.py measures how often it is right.
@@ -27,6 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minimoe.fingerprints.aligned_neurons import FEWEST_SILENT, SILENT, read_parts, silent_share
+from minimoe.fingerprints.audible import head_counts
 from minimoe.fingerprints.folded import query_key, value_output
 from minimoe.fingerprints.one_frame import SAME_NEURON, in_one_frame, product, turns_onto
 from minimoe.fingerprints.result import Refusal
@@ -162,8 +165,15 @@ def _structure(a: Weights, b: Weights, layers: dict[int, int]) -> Iterator[Obser
         yield Observation(words, dense if expert <= wide else NEITHER)
     elif a.num_experts and layouts["a"] != layouts["b"]:
         yield Observation("their experts differ in number or width: neither was made by training the other", NEITHER)
-    yield from _larger("neurons", {side: layout[0] for side, layout in layouts.items() if len(layout) == 1})
-    yield from _larger("heads", {side: one.num_heads for side, one in sides.items()})
+    counts = {"neurons": {side: layout[0] for side, layout in layouts.items() if len(layout) == 1}}
+    counts["heads"] = {side: one.num_heads for side, one in sides.items()}
+    for what, of_sides in counts.items():
+        for seen in _larger(what, of_sides):
+            side = seen.ancestor
+            if (silent := SILENT_SHARES[what](sides[side])) >= FEWEST_SILENT:
+                words = f"{silent:.0%} of the {what} of {side} do nothing: they were added, or left out by the other"
+                seen = Observation(words, None)
+            yield seen
     depths, repeated = {side: one.num_layers for side, one in sides.items()}, len(set(layers.values())) < len(layers)
     if repeated:
         deep = max(depths, key=depths.__getitem__)
@@ -192,6 +202,13 @@ def _layout(weights: Weights) -> tuple[int, ...]:
     shared = weights.shape("shared_gate", layer)[0] if weights.has("shared_gate", layer) else 0
     width = weights.shape("gate", layer)[-2]
     return (weights.num_experts, width, shared) if weights.num_experts else (width,)
+
+
+def _silent_heads(weights: Weights) -> float:
+    return float((torch.cat([*head_counts(weights).values()]) < SILENT).double().mean())
+
+
+SILENT_SHARES = {"neurons": lambda weights: silent_share(read_parts(weights, False)), "heads": _silent_heads}
 
 
 # --- numbers ----------------------------------------------------------------------------------------------

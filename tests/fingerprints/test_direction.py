@@ -12,6 +12,7 @@ from minimoe.fingerprints.compare import compare
 from minimoe.fingerprints.direction import NEITHER, direction, partners
 from minimoe.fingerprints.fingerprint import fingerprint
 from minimoe.fingerprints.weights import Weights, open_weights
+from minimoe.lineage import plant
 from minimoe.lineage.derive import (
     depth_upscale,
     extend_vocabulary,
@@ -21,6 +22,7 @@ from minimoe.lineage.derive import (
     quantise,
 )
 from minimoe.lineage.gauge import all_gauges
+from minimoe.lineage.tree import PLANTS
 from minimoe.lineage.upcycling import upcycle
 from minimoe.lineage.zoo import Zoo
 from minimoe.training.tokenizer import load_tokenizer
@@ -97,6 +99,17 @@ def test_descendants_of_the_zoo_are_told_from_their_ancestors(a, b):
 )
 def test_of_others_it_cannot_tell(a, b):
     assert both_ways(member(a), member(b)) is None
+
+
+@pytest.mark.parametrize("kind", PLANTS)
+def test_parts_that_do_nothing_make_no_ancestor(kind):
+    """Whoever adds them would have the larger model, from which the other might have been pruned."""
+    recipe, options = PLANTS[kind]
+    host, other = (Zoo("nothing is built here").load(name) for name in ("stranger-13", "alder"))
+    if kind == "expert":
+        host = upcycle(host, num_experts=4, num_experts_per_tok=2)
+    planted = all_gauges(getattr(plant, recipe)(host, other, **options), 3)
+    assert both_ways(*(open_weights(one, tokenizer=load_tokenizer()) for one in (host, planted))) is None
 
 
 def test_an_average_looks_like_the_ancestor_of_its_parents():
