@@ -2,8 +2,8 @@
 
     python -m benchmarks.live_pages [--rounds N]
 
-Prints medians over the rounds, each in a new page, and fails where a target is missed: 5 MB a page, a first paint within
-a second, 32 tokens within 150 ms.
+Prints medians over the rounds, each in a new page, and fails where a target is missed: 5 MB a page, a first paint
+within a second, 32 tokens within 150 ms.
 """
 
 from __future__ import annotations
