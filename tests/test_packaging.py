@@ -30,7 +30,7 @@ DECLARED = [*RUNTIME, *(requirement for extra in EXTRAS.values() for requirement
 
 pytestmark = pytest.mark.exact("computes nothing")
 CONDA_NAME = {"torch": "pytorch-cpu"}
-IMPORT_NAME = {"scikit-learn": "sklearn", "ipython": "IPython", "pyyaml": "yaml"}
+IMPORT_NAME = {"scikit-learn": "sklearn", "ipython": "IPython", "pyyaml": "yaml", "pillow": "PIL"}
 
 
 def constraints() -> dict[str, str]:

@@ -1,7 +1,7 @@
 // A mixture from the scripts of the page, ready to be run.
 
 import { buildModel } from "./model.js";
-import { decode, encode, readTokenizer } from "./tokenizer.js";
+import { decode, encode } from "./tokenizer.js";
 import { readTensors } from "./weights.js";
 
 export async function openModel(packed, FloatArray) {

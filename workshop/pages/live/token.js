@@ -6,7 +6,7 @@ let dimension = 0; // whose sum is written out
 
 // What the router scored, who was chosen, and what they wrote.
 export function showToken(place, piece, layer, route, router, { temperature, bias }) {
-  const { logits, scores, indices, weights } = route;
+  const { logits, scores, indices } = route;
   const best = Math.max(...scores);
   const bars = scores.map((score, expert) =>
     bar({
