@@ -165,15 +165,14 @@ def _structure(a: Weights, b: Weights, layers: dict[int, int]) -> Iterator[Obser
         yield Observation(words, dense if expert <= wide else NEITHER)
     elif a.num_experts and layouts["a"] != layouts["b"]:
         yield Observation("their experts differ in number or width: neither was made by training the other", NEITHER)
-    counts = {"neurons": {side: layout[0] for side, layout in layouts.items() if len(layout) == 1}}
-    counts["heads"] = {side: one.num_heads for side, one in sides.items()}
-    for what, of_sides in counts.items():
-        for seen in _larger(what, of_sides):
-            side = seen.ancestor
-            if (silent := SILENT_SHARES[what](sides[side])) >= FEWEST_SILENT:
-                words = f"{silent:.0%} of the {what} of {side} do nothing: they were added, or left out by the other"
-                seen = Observation(words, None)
-            yield seen
+    yield from _larger("neurons", {side: layout[0] for side, layout in layouts.items() if len(layout) == 1})
+    yield from _larger("heads", {side: one.num_heads for side, one in sides.items()})
+    for what, share in SILENT_SHARES.items():
+        silent = {side: share(one) for side, one in sides.items()}
+        if abs(silent["a"] - silent["b"]) >= FEWEST_SILENT:
+            side = max(silent, key=silent.__getitem__)
+            words = f"{silent[side]:.0%} of the {what} of {side} do nothing, {silent[_other(side)]:.0%} of those of"
+            yield Observation(f"{words} {_other(side)}: they were added by one, or left out by the other", NEITHER)
     depths, repeated = {side: one.num_layers for side, one in sides.items()}, len(set(layers.values())) < len(layers)
     if repeated:
         deep = max(depths, key=depths.__getitem__)
