@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from minimoe.cli import app
 from minimoe.data_files import data_path
 from minimoe.fingerprints.compare import compare
-from minimoe.fingerprints.direction import NEITHER, direction, partners
+from minimoe.fingerprints.direction import CONFIDENCE, NEITHER, direction, partners
 from minimoe.fingerprints.fingerprint import fingerprint
 from minimoe.fingerprints.weights import Weights, open_weights
 from minimoe.lineage import plant
@@ -170,3 +170,11 @@ def test_a_report_says_it_where_it_is_asked_for(tmp_path):
     fingerprint(folders[0]).save(tmp_path / "saved.npz")
     with pytest.raises(ValueError, match="ask_direction=True: found a saved fingerprint, wanted the weights"):
         compare(tmp_path / "saved.npz", folders[1], ask_direction=True)
+
+
+def test_the_confidence_is_what_was_measured():
+    page = data_path("zoo/benchmark/direction.md").read_text(encoding="utf-8")
+    for how, words in (("shapes", "told by shapes"), ("numbers", "told by numbers alone")):
+        (row,) = (line for line in page.splitlines() if line.startswith(f"| calibration | {words} |"))
+        pairs, right = map(int, row.split("|")[3:5])
+        assert CONFIDENCE[how] == round(right / pairs, 2)

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 
 from minimoe.course.checks import check_case
@@ -23,6 +24,7 @@ def test_a_case_from_a_seed_has_its_own_letters_and_an_answer_that_is_scored(tmp
     assert sorted(experts) == [0] * 6 + [4]
 
 
+@pytest.mark.exact("compares bits")
 def test_the_same_seed_gives_the_same_models():
     first, second = (another_case.make_models(6, steps=2)["renumbered"].state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)

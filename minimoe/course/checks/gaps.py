@@ -46,8 +46,8 @@ def check_nearest_angles(answer: Callable[[Tensor, Tensor], Tensor]) -> str:
     }
     tries = [(child, parent), (parent, normal(5, 12, seed=2))]
     praise = "Right: 0 degrees for what is there, whatever its length."
-    # The arccos of float32 is good to a hundredth of a degree near 0.
-    return judge(answer, tries, lambda *rows: angles(*rows).rad2deg(), mistakes, praise, atol=0.05)
+    # Near 0 degrees, the arccos of float32 is good to a few tenths of a degree.
+    return judge(answer, tries, lambda *rows: angles(*rows).rad2deg(), mistakes, praise, atol=0.3)
 
 
 def check_mixture(answer: Callable[[Tensor, Experts, Tensor, int, bool], Tensor]) -> str:
