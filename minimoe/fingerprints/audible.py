@@ -9,11 +9,12 @@ Shapes: H hidden size, n heads or neurons.
 import torch
 from torch import Tensor
 
+from minimoe.fingerprints.anchors import WIDE
 from minimoe.fingerprints.weights import Weights, read_once
 
 ALIKE = 0.98  # the cosine from which on two parts read the same
 AUDIBLE = 0.1  # of the root mean square: who writes so much counts in full
-WIDE, DIMENSIONS = 512, 256  # of a residual stream of more, heads are compared in so many
+DIMENSIONS = 256  # of a wide residual stream, in which heads are compared
 
 
 def loudness(alike: Tensor, together: Tensor) -> Tensor:
