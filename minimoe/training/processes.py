@@ -3,6 +3,8 @@
 n processes, ranks 0 to n - 1. `torchrun` starts them on one machine or on several, `run_processes` on this one.
 """
 
+import faulthandler
+import gc
 import os
 import pickle
 import socket
@@ -21,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from minimoe.model.config import require
 
@@ -157,8 +160,15 @@ def _together(device: str) -> Iterator[Ranks]:
     dist.barrier(ranks.group)
     watch.stopped.set()
     watch.join()
-    dist.barrier(ranks.group)  # nobody leaves while another still watches
+    _leave(ranks)  # together: nobody is gone while another still watches
+
+
+def _leave(ranks: Ranks) -> None:
+    """Leave the group when all do, and end its threads: those that live while Python shuts down may abort it."""
+    dist.barrier(ranks.group)
+    del ranks.mesh  # which keeps the group, and the group its threads
     dist.destroy_process_group()
+    gc.collect()
 
 
 class _Watch(threading.Thread):
@@ -206,22 +216,27 @@ def run_processes(size: int, function: Callable[..., Any], *arguments: Any) -> l
     """What `function(ranks, *arguments)` returns in each of `size` new processes on this machine, of one thread each.
 
     Over gloo. They write nothing to the screen. `function` must be one that can be imported.
-    Raises torch.multiprocessing.ProcessRaisedException or ProcessExitedException, naming the process, where one fails.
+    Raises torch.multiprocessing.ProcessRaisedException or ProcessExitedException, naming the process, where one fails,
+    with what it had written as a note.
     """
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_one_of_several, (size, folder, function, arguments), nprocs=size)
+        try:
+            torch.multiprocessing.spawn(_one_of_several, (size, folder, function, arguments), nprocs=size)
+        except (ProcessRaisedException, ProcessExitedException) as error:
+            error.add_note((Path(folder) / f"{error.error_index}.txt").read_text(encoding="utf-8", errors="replace"))
+            raise
         return [pickle.loads((Path(folder) / f"{rank}.pickle").read_bytes()) for rank in range(size)]
 
 
 def _one_of_several(rank: int, size: int, folder: str, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
     torch.set_num_threads(1)
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:  # gloo says on the screen who met whom
-        os.dup2(nowhere.fileno(), 1)
-        os.dup2(nowhere.fileno(), 2)
+    with open(Path(folder) / f"{rank}.txt", "wb") as written:  # gloo says who met whom
+        os.dup2(written.fileno(), 1)
+        os.dup2(written.fileno(), 2)
+    faulthandler.enable()
     meeting = f"file://{Path(folder) / 'meeting'}"
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size, timeout=timedelta(minutes=2))
     ranks = Ranks(init_device_mesh("cpu", (size,), mesh_dim_names=("expert",)))
     result = function(ranks, *arguments)
     (Path(folder) / f"{rank}.pickle").write_bytes(pickle.dumps(result))
-    dist.barrier()
-    dist.destroy_process_group()
+    _leave(ranks)

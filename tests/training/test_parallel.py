@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.multiprocessing import ProcessExitedException
 
 from minimoe.model import MoEForCausalLM
 from minimoe.training import train
@@ -201,6 +202,37 @@ def test_a_process_that_is_gone_or_stuck_ends_the_others_which_name_it(tmp_path,
         end(processes)
     assert other.returncode == 1
     assert re.search(message.replace("PID", str(gone.pid)), said), said
+
+
+def test_what_a_process_wrote_before_it_ended_is_a_note_of_the_exception():
+    with pytest.raises(ProcessExitedException, match="SIGABRT") as raised:
+        run_processes(2, workers.abort)
+    (said,) = raised.value.__notes__
+    assert "about to give up" in said and "in abort" in said  # and where it was
+
+
+THREADS_AFTERWARDS = """
+from tests.training.workers import FEW, Drawn, build, threads
+from minimoe.training.parallel import train_parallel
+from minimoe.training.processes import joined
+with joined() as ranks:
+    train_parallel(build("topk"), Drawn(), ranks, **FEW)
+    print(*threads())
+print(*threads())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="this system does not list the threads of a process")
+def test_no_thread_of_the_group_outlives_it():
+    """One that does may abort a process that has done its work, while Python shuts down."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        about = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    environment = {**ENVIRONMENT, **about, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    run = subprocess.run([sys.executable, "-c", THREADS_AFTERWARDS], env=environment, cwd=ROOT, capture_output=True,
+                         encoding="utf-8", check=True)  # fmt: skip
+    within, after = run.stdout.splitlines()[-2:]
+    assert "gloo" in within and "gloo" not in after
 
 
 def test_the_command_of_the_readme(tmp_path):

@@ -150,6 +150,18 @@ def sent_in_a_forward(ranks, rules):
     return found
 
 
+def abort(ranks):
+    """The last rank ends as a process does whose C++ code gives up."""
+    if ranks.rank == ranks.size - 1:
+        print("about to give up", flush=True)
+        os.abort()
+
+
+def threads():
+    """The names of the threads of this process, those that torch has begun among them."""
+    return [path.read_text(encoding="utf-8").strip() for path in Path("/proc/self/task").glob("*/comm")]
+
+
 def refusals(ranks):
     """What is said of runs that cannot be cut into parts, and of processes that differ."""
     said = []
