@@ -2,10 +2,11 @@
 
     python -m benchmarks.parallel [--rounds N] [--steps N] [--json FILE]
 
-Every measurement runs in new processes of one thread each. The first table is training, in turn alone and over two
-processes, with the same global batch; the second what two processes sent in a step; the third MoGE against top-k, with
-the simulation of notebook 03 beside what real processes were given; the fourth no measurement but arithmetic: what
-DeepSeek-V3's dispatch and combine take on 1 to 64 nodes at published link speeds, beside the speeds that were reported.
+Every measurement runs in new processes of one thread each. The first tables are training, in turn alone and over two
+processes, with the same global batch, for ever more work in each exchange, and what two processes sent in a step; then
+MoGE against top-k, with the simulation of notebook 03 beside what real processes were given; the last is no measurement
+but arithmetic: what DeepSeek-V3's dispatch and combine take on 1 to 64 nodes at published link speeds, beside the
+speeds that were reported.
 """
 
 import argparse
@@ -27,15 +28,23 @@ from minimoe.training.parallel import ParallelRun
 from minimoe.training.processes import Ranks, run_processes
 
 WANTED = 1.6  # times as fast with two processes, where two cores are idle
-SHAPE = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4, "moe_intermediate_size": 256}
-BATCH = {"batch_size": 16, "seq_len": 128}
+SHAPE = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4, "num_experts": 8}
+SEQ_LEN = 128
+LARGE = {"moe_intermediate_size": 768}
+SETTINGS = {  # what differs: of the configuration, and sequences in a batch
+    "8 experts of 256, top-2": ({"moe_intermediate_size": 256}, 16),
+    "8 experts of 768, top-2": (LARGE, 16),
+    "8 experts of 768, MoGE": (LARGE | {"router": "grouped", "n_group": 2}, 16),
+    "8 experts of 768, MoGE, twice the batch": (LARGE | {"router": "grouped", "n_group": 2}, 32),
+}
 ALONE, TWO = "1 process", "2 processes"
 
 
-def train_some(ranks: Ranks, steps: int) -> dict[str, Any]:
+def train_some(ranks: Ranks, steps: int, setting: str) -> dict[str, Any]:
     """Seconds by the clock and of the processor for `steps` steps after two, and what was sent in them."""
-    config = MoEConfig(**SHAPE, num_experts=8, num_experts_per_tok=2, router_aux_loss_coef=0.01)
-    settings = Settings(steps=steps + 2, **BATCH)
+    special, sequences = SETTINGS[setting]
+    config = MoEConfig(**SHAPE, **special, num_experts_per_tok=2, router_aux_loss_coef=0.01)
+    settings = Settings(steps=steps + 2, batch_size=sequences, seq_len=SEQ_LEN)
     corpus = Corpus.planted(documents_per_domain=100)
     run = ParallelRun(MoEForCausalLM(config), corpus, settings, None, 10**6, None, (), ranks)
     run.model.train()
@@ -49,15 +58,16 @@ def train_some(ranks: Ranks, steps: int) -> dict[str, Any]:
     return {"clock": clock, "processor": processor, "sent": {kind: asdict(sent) for kind, sent in ranks.sent.items()}}
 
 
-def one_against_two(rounds: int, steps: int) -> dict[str, Any]:
-    """Time both in turn; print clock and processor time of a step, and what was sent."""
+def one_against_two(setting: str, rounds: int, steps: int) -> dict[str, Any]:
+    """Time both in turn; print clock and processor time of a step."""
     found: dict[str, list[list[dict[str, Any]]]] = {ALONE: [], TWO: []}
     for turn in range(rounds):
         for name in (ALONE, TWO) if turn % 2 == 0 else (TWO, ALONE):
-            found[name].append(run_processes(1 if name == ALONE else 2, train_some, steps))
+            found[name].append(run_processes(1 if name == ALONE else 2, train_some, steps, setting))
     clock = {name: [max(one["clock"] for one in of_all) / steps for of_all in turns] for name, turns in found.items()}
-    tokens = BATCH["batch_size"] * BATCH["seq_len"]
-    result = report(f"a training step of {tokens} tokens", clock, TWO, [Target(ALONE, WANTED)])
+    result = report(
+        f"{setting}: a training step of {SETTINGS[setting][1] * SEQ_LEN} tokens", clock, TWO, [Target(ALONE, WANTED)]
+    )
     busy = {name: [[one["processor"] / steps for one in of_all] for of_all in turns] for name, turns in found.items()}
     alone, busier, both = (
         1000 * median(map(pick, busy[name])) for name, pick in ((ALONE, max), (TWO, max), (TWO, sum))
@@ -67,13 +77,16 @@ def one_against_two(rounds: int, steps: int) -> dict[str, Any]:
     )
     print(f"{alone / busier:.2f} times as fast where each has a core of its own and nothing is waited for")
     result["processor"] = busy
+    return result | {"two": found[TWO][-1][0]}
+
+
+def print_sent(two: dict[str, Any], steps: int) -> None:
+    """What one process of two sent, of a kind of collective and step."""
     print("\nwhat rank 0 sends in a step of training over two processes")
     print(f"{'':20}    calls       bytes    share of the time of a step")
-    last = found[TWO][-1][0]
-    for kind, sent in last["sent"].items():
-        calls, size, share = sent["calls"] / steps, sent["bytes"] / steps, sent["seconds"] / last["clock"]
+    for kind, sent in two["sent"].items():
+        calls, size, share = sent["calls"] / steps, sent["bytes"] / steps, sent["seconds"] / two["clock"]
         print(f"{kind:20} {calls:8.0f} {size:11,.0f}   {share:6.1%}")
-    return result | {"sent": last["sent"]}
 
 
 def exchange_repeatedly(ranks: Ranks, times: int, *arguments: Any) -> list[dict[str, Any]]:
@@ -144,7 +157,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument("--steps", type=int, default=10, help="steps of a round (default 10)")
     arguments = parse_arguments("Time training over one and two processes.", argv, rounds=5, own=[own])
-    results = [one_against_two(arguments.rounds, arguments.steps)]
+    results = [one_against_two(setting, arguments.rounds, arguments.steps) for setting in SETTINGS]
+    print_sent(results[0]["two"], arguments.steps)
     print("\nMoGE against top-k: the experts of a layer on two devices")
     results += [placed(skew, 2 * arguments.rounds) for skew in (0.0, 1.0)]
     results += [{"on_paper": on_paper(), "pangu": pangu_on_paper()}]

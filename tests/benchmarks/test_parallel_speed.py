@@ -9,13 +9,17 @@ from minimoe.course.published import read_published
 
 
 @pytest.mark.exact("times and prints; results are compared in other tests")
-def test_prints_tables_and_writes_every_time(tmp_path, capsys):
+def test_prints_tables_and_writes_every_time(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(parallel, "SETTINGS", dict(list(parallel.SETTINGS.items())[:2]))
     file = tmp_path / "results.json"
     parallel.main(["--rounds", "1", "--steps", "1", "--json", str(file)])
-    speed, even, skewed, paper = json.loads(file.read_text(encoding="utf-8"))["results"]
-    assert list(speed["seconds"]) == [parallel.ALONE, parallel.TWO]
-    assert speed["targets"][0]["wanted"] == parallel.WANTED
-    assert {"dispatch", "combine", "gradients", "load"} <= speed["sent"].keys()
+    small, large, even, skewed, paper = json.loads(file.read_text(encoding="utf-8"))["results"]
+    for speed in small, large:
+        assert list(speed["seconds"]) == [parallel.ALONE, parallel.TWO]
+        assert speed["targets"][0]["wanted"] == parallel.WANTED
+        assert {"dispatch", "combine", "gradients", "load"} <= speed["two"]["sent"].keys()
+    shared = [speed["two"]["sent"]["gradients"]["bytes"] for speed in (small, large)]
+    assert shared[0] == shared[1]  # of all but the experts, whatever the experts' width
     assert skewed["MoGE"]["rows"][0] == skewed["MoGE"]["rows"][1]
     assert skewed["top-k"]["simulated"] > even["top-k"]["simulated"] > 1
     assert [row["nodes"] for row in paper["on_paper"]] == [1, 2, 4, 8, 16, 32, 64]
