@@ -3,6 +3,7 @@
 import base64
 import functools
 import http.server
+import io
 import re
 import threading
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tokenizers import Tokenizer
 
 from minimoe import generate
@@ -20,8 +22,10 @@ from minimoe.inspection.ablation import _without
 from minimoe.model import MoEForCausalLM
 from minimoe.training.planted import DOMAINS, document
 from tests.chromium import BROWSER_MARKS
+from workshop.build import ROOT
 from workshop.live import BALANCED, UNBALANCED, open_shipped
 from workshop.packing import quantise
+from workshop.recording import TARGET, record
 
 pytestmark = BROWSER_MARKS
 
@@ -302,6 +306,14 @@ def test_it_works_in_a_folder_of_a_static_host_and_asks_nobody_else(browser, sit
         server.shutdown()
     assert {status for _, status in asked} == {200}
     assert all(address.startswith((folder, "data:", "blob:")) for address, _ in asked)
+
+
+def test_the_readme_begins_with_a_recording_of_this_page(browser, site):
+    recording = record(browser, site.as_uri())
+    assert len(recording) < 2e6
+    made, shown = (Image.open(source) for source in (io.BytesIO(recording), TARGET))
+    assert shown.n_frames == made.n_frames > 20, "python -m workshop.recording"
+    assert (ROOT / "README.md").read_text(encoding="utf-8").index(f"](docs/{TARGET.name})") < 1000
 
 
 def test_the_page_is_light(site):

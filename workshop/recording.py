@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from minimoe.atomic import write_atomically
 from workshop.build import ROOT
@@ -53,15 +53,21 @@ def steps(page: Page) -> Iterator[tuple[str, int]]:
     yield OVERVIEW, LONG
 
 
-def record(page: Page) -> tuple[list[Image.Image], list[int]]:
-    """A picture after each step, and for how many milliseconds each is shown."""
+def record(browser: Browser, site: str) -> bytes:
+    """An animated WebP of the front page of `site`, an address: a picture after each step."""
+    page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, reduced_motion="reduce")
+    page.goto(f"{site}/index.html")
     pictures, times = [], []
     for place, time in steps(page):
         page.wait_for_selector(".live[aria-busy=false]")
         page.evaluate("place => document.querySelector(place).scrollIntoView()", place)
         pictures.append(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
         times.append(time)
-    return pictures, times
+    page.close()
+    first, *others = pictures
+    data = io.BytesIO()
+    first.save(data, "WEBP", save_all=True, append_images=others, duration=times, loop=0, quality=60, method=6)
+    return data.getvalue()
 
 
 def find_chromium() -> str:
@@ -77,15 +83,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         build_site(Path(folder))
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, reduced_motion="reduce")
-        page.goto((Path(folder) / "index.html").as_uri())
-        pictures, times = record(page)
+        recording = record(browser, Path(folder).as_uri())
         browser.close()
-    data = io.BytesIO()
-    first, *others = pictures
-    first.save(data, "WEBP", save_all=True, append_images=others, duration=times, loop=0, quality=60, method=6)
-    write_atomically(TARGET, data.getvalue())
-    print(f"Written: {TARGET}, {len(data.getvalue()) / 1e6:.1f} MB")
+    write_atomically(TARGET, recording)
+    print(f"Written: {TARGET}, {len(recording) / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
