@@ -16,8 +16,8 @@ Source
 
 A spherical merge (slerp) is a sum with nearly the same shares. TIES and task arithmetic add differences to a base: with
 `base`, shares are those of the differences, they need not add up to 1, and what is left is the base's. TIES leaves
-numbers out, and so is no sum: what least squares make of it depends on the basis. Of products, shares are up to .1 from
-those of their two factors (the zoo's TIES merges); of all other matrices, up to .03.
+numbers out, and so is no sum: what least squares make of it depends on the basis. In TIES merges of members of the zoo,
+shares of products are up to .2 from those of their two factors, of all other matrices up to .05.
 """
 
 import json

@@ -90,14 +90,15 @@ def test_each_expert_has_its_own_parent_and_the_rest_has_all():
         assert found.mean(role=role)[0] == pytest.approx((1 / 3,) * 3, abs=CLOSE)
 
 
-def test_ties_has_the_shares_that_least_squares_give_without_gauges():
-    base, *parents = (member(f"alder{kind}") for kind in ("", "-finetuned", "-continued-1"))
+@pytest.mark.parametrize(("root", "of_products"), [("alder", 0.12), ("birch", 0.22)])
+def test_ties_has_the_shares_that_least_squares_give_without_gauges(root, of_products):
+    base, *parents = (member(f"{root}{kind}") for kind in ("", "-finetuned", "-continued-1"))
     merged = ties(base, parents)
     rewritten, old, *known = gauged(merged, base, *parents)
     found = shares(rewritten, known, base=old)
     states = [fold_norms(model).state_dict() for model in (merged, *parents, base)]
     for cell in found.cells:
-        names, close = matrices_of(cell), 0.12 if cell.role in ("qk", "vo") else CLOSE
+        names, close = matrices_of(cell), of_products if cell.role in ("qk", "vo") else CLOSE
         rows = [torch.cat([state[name].double().flatten() for name in names]) for state in states]
         target, *sources = (one - rows[-1] for one in rows[:-1])
         wanted = torch.linalg.lstsq(torch.stack(sources, 1), target[:, None]).solution[:, 0]
