@@ -68,6 +68,7 @@ def _train(recipe: Experiment, corpus: Corpus, seed: int, out: Path) -> tuple[Mo
         experts=recipe.experts,
         experts_per_token=recipe.experts_per_token,
         balance=recipe.balance,
+        score_func=recipe.score_func,
     )
     model = MoEForCausalLM(config, seed=seed)
     log = train(

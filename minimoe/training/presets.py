@@ -11,7 +11,12 @@ BALANCES = ("loss", "sequence", "bias", "none")  # over the batch, in each seque
 
 
 def small_config(
-    vocab_size: int = 1024, *, experts: int = 8, experts_per_token: int = 2, balance: str = "loss"
+    vocab_size: int = 1024,
+    *,
+    experts: int = 8,
+    experts_per_token: int = 2,
+    balance: str = "loss",
+    score_func: str | None = None,
 ) -> MoEConfig:
     """4 layers of width 96; the layout of Mixtral wherever that can express the model.
 
@@ -21,6 +26,7 @@ def small_config(
         experts_per_token: K. With 1, the weight of an expert is its probability, as in Switch Transformer: were it
             normalised, it would always be 1, and the router could not learn.
         balance: one of `BALANCES`; a dense model has nothing to balance.
+        score_func: None: "sigmoid" with a selection bias, as DeepSeek-V3, and "softmax" without.
 
     Raises ValueError: `balance` is unknown; else as `MoEConfig`.
     """
@@ -29,17 +35,19 @@ def small_config(
     if experts == 0:
         return MoEConfig(**shape, num_experts=0, intermediate_size=WIDTH * experts_per_token, model_type="llama")
     with_loss, with_bias = balance in ("loss", "sequence"), balance == "bias"
+    score_func = score_func or ("sigmoid" if with_bias else "softmax")
+    is_mixtral = balance in ("loss", "none") and score_func == "softmax" and experts_per_token > 1
     return MoEConfig(
         **shape,
         intermediate_size=WIDTH,
         num_experts=experts,
         num_experts_per_tok=experts_per_token,
         norm_topk_prob=experts_per_token > 1,
-        score_func="sigmoid" if with_bias else "softmax",
+        score_func=score_func,
         e_score_correction_bias=with_bias,
         router_aux_loss_coef=0.01 if with_loss else 0.0,
         seq_aux=balance == "sequence",
-        model_type="mixtral" if balance in ("loss", "none") and experts_per_token > 1 else "minimoe",
+        model_type="mixtral" if is_mixtral else "minimoe",
     )
 
 
@@ -80,6 +88,7 @@ class Experiment:
     experts: int = 8
     experts_per_token: int = 2
     balance: str = "loss"
+    score_func: str | None = None
     steps: int = 1600
     snapshots: tuple[int, ...] = ()
 
@@ -99,6 +108,7 @@ EXPERIMENTS = {
     "dense-total-clock": Experiment(experts=0, experts_per_token=8, steps=960),
     "balance-none": Experiment(balance="none"),
     "balance-bias": Experiment(balance="bias"),
+    "balance-loss-sigmoid": Experiment(score_func="sigmoid"),  # the loss, with the scores of the bias runs
     "planted-batch": Experiment(corpus="planted", steps=800, snapshots=(0, 25, 50, 100, 200, 400, 600)),
     "planted-sequence": Experiment(corpus="planted", balance="sequence", steps=800),
 }

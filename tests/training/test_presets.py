@@ -1,5 +1,7 @@
 """The small models of the course: equal where they are compared as equals."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -18,6 +20,13 @@ def test_balances_differ_in_nothing_else():
     assert len({(config.hidden_size, config.num_experts, config.num_parameters()) for config in configs}) == 1
     ways = {(config.router_aux_loss_coef, config.seq_aux, config.e_score_correction_bias) for config in configs}
     assert ways == {(0.01, False, False), (0.01, True, False), (0.0, False, True), (0.0, False, False)}
+
+
+def test_a_missing_arm_differs_from_both_neighbours_in_one_thing():
+    """The loss with scores by sigmoid: its scores are those of the bias, the rest that of the loss."""
+    loss, arm, bias = small_config(), small_config(score_func="sigmoid"), small_config(balance="bias")
+    assert replace(arm, score_func="softmax", model_type="mixtral") == loss
+    assert replace(arm, e_score_correction_bias=True, router_aux_loss_coef=0.0) == bias
 
 
 def test_one_expert_per_token_is_weighted_as_in_switch_transformer():

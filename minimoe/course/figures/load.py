@@ -18,7 +18,12 @@ from minimoe.model.balance import expert_load, load_balancing_loss
 
 STARVING = 0.25  # of a fair share: what an expert gets less than to count as starving
 _POINTS, _LAST = 30, 20  # points of a curve; steps at the end of a run, over which a share is taken
-BALANCED_BY = {"nothing": "balance-none", "the loss": "moe", "the bias": "balance-bias"}  # experiments of data/runs
+BALANCED_BY = {  # experiments of data/runs; scores are those of a softmax where nothing is said
+    "nothing": "balance-none",
+    "the loss": "moe",
+    "loss, sigmoid": "balance-loss-sigmoid",
+    "bias, sigmoid": "balance-bias",
+}
 SKEWS = [step / 4 for step in range(9)]
 
 
@@ -104,6 +109,8 @@ def hidden_by_averaging(routers: Mapping[str, Sequence[RouterOutput]]) -> Drawin
 def price_of_balance(runs: Mapping[str, tuple[Table, Table]]) -> Drawing:
     """How uneven the load is at the end of training, and the held-out loss: without balancing, by a loss, by a bias.
 
+    The bias goes with scores by sigmoid, as in DeepSeek-V3, so the loss is there with both kinds of scores.
+
     Data: balanced_by, seed, max_violation (of a step and layer; mean over layers and the last 100 steps), together
     (MaxVio of a layer's load summed over these steps; mean over layers), starving (the share of the experts that get
     less than `STARVING` of a fair share of these steps' choices), nats (held-out loss per token, mean over domains).
@@ -113,11 +120,12 @@ def price_of_balance(runs: Mapping[str, tuple[Table, Table]]) -> Drawing:
     ends = np.array([[_end_of_run(*tables, seed) for seed in seeds] for tables in runs.values()])  # [runs, seeds, 4]
     by_run = dict(zip(("max_violation", "together", "starving", "nats"), ends.transpose(2, 0, 1), strict=True))
     titles = {"max_violation": "Uneven in one step", "together": "Over 100 steps", "nats": "Held-out loss"}
-    drawn, panels = new_panels(3.2, 1, 3)
+    drawn, panels = new_panels(3.6, 1, 3)
     for axes, (name, title) in zip(panels, titles.items(), strict=True):
         for seed, values, style in zip(seeds, by_run[name].T, SERIES, strict=False):
-            axes.plot([run.replace(" ", "\n") for run in runs], values, label=f"seed {seed}", **style)
+            axes.plot(list(runs), values, label=f"seed {seed}", **style)
         axes.set(title=title, xlabel="balanced by", ylabel="nats per token", xmargin=0.15)
+        axes.set_xticks(range(len(runs)), runs, rotation=35, ha="right", rotation_mode="anchor")
     for axes in panels[:2]:
         axes.set(ylabel="MaxVio (0: balanced)", ylim=(0, 2), yticks=[0, 0.5, 1, 1.5, 2])
     panels[1].legend(loc="upper right", handlelength=1.8)
