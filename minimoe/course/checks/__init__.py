@@ -15,3 +15,4 @@ from minimoe.course.checks.rewrites import *
 from minimoe.course.checks.scale_up import *
 from minimoe.course.checks.setup import *
 from minimoe.course.checks.trained_mixture import *
+from minimoe.course.checks.training_gaps import *
