@@ -110,8 +110,8 @@ def test_files_and_rooms_stay_small():
     """Limits to be lowered as the package shrinks, and raised only for a new ability: families, pages in notebooks."""
     package = {module: lines for module, lines in LINES.items() if module.startswith("minimoe")}
     assert not {module: lines for module, lines in package.items() if lines > 500}
-    assert sum(package.values()) <= 22_020
-    assert sum(lines for module, lines in package.items() if room(module) == "minimoe.course") <= 5_955
+    assert sum(package.values()) <= 22_310
+    assert sum(lines for module, lines in package.items() if room(module) == "minimoe.course") <= 6_210
 
 
 def test_every_file_is_on_the_map():

@@ -9,6 +9,7 @@ from minimoe.course.checks.answers import WrongAnswer
 from minimoe.course.checks.case import *
 from minimoe.course.checks.evidence import *
 from minimoe.course.checks.gaps import *
+from minimoe.course.checks.layer_gaps import *
 from minimoe.course.checks.mixture import *
 from minimoe.course.checks.museum import *
 from minimoe.course.checks.rewrites import *

@@ -103,7 +103,7 @@ def check_divergence(answer: Callable[[np.ndarray], float]) -> str:
 
     mistakes = {
         "These are nats. For bits take `np.log2`.": lambda use: np.log(2) * (bits(use.mean(0)) - bits(use).mean()),
-        "0 log 0 counts as 0. Take the shares above 0 only.": lambda use: np.nan,
+        "Not a number: 0 log 0 counts as 0. Take the shares above 0 only.": lambda use: np.nan,
         "It is turned round: the entropy of the mean is the larger one.": lambda u: bits(u).mean() - bits(u.mean(0)),
     }
     use = np.array([[0.5, 0.5, 0, 0], [0.1, 0.2, 0.3, 0.4]])
