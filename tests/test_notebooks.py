@@ -443,6 +443,7 @@ def test_solutions_are_folded_below_the_checks_and_links_lead_where_they_did():
         answers = [text for text in markdown(notebook) if "<summary><b>A solution</b></summary>" in text]
         assert len(answers) == len(list(gaps_of(notebook)))
         assert not list(links_resolve(notebook, path)), path.name
+        assert f"gaps/{path.name}" in "".join(markdown(read(NOTEBOOKS / path.name))), path.name
         assert not any(cell.outputs for cell in code(notebook))
 
 
