@@ -6,9 +6,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def text_of(page):
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
 def code_of(page):
     """All Python on a page, one block after the other."""
-    return "\n".join(re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.S | re.M))
+    return "\n".join(re.findall(r"^```python\n(.*?)^```$", text_of(page), re.S | re.M))
 
 
 def test_the_code_on_the_pages_does_what_it_says(tmp_path, monkeypatch, capsys):
@@ -26,3 +30,10 @@ def test_the_program_of_using_is_short_and_uses_the_short_names():
     assert len(lines) <= 30
     for page in ("README.md", "docs/using.md"):
         assert not re.search(r"(from|import) minimoe\.", code_of(page))
+
+
+def test_minutes_in_the_readme_are_those_of_the_notebooks():
+    rows = re.findall(r"^\| \w+ \| \[[^]]+\]\((notebooks/[^)]+)\) \|.*\| (\d+) \|$", text_of("README.md"), re.M)
+    assert len(rows) == 16
+    for path, minutes in rows:
+        assert f"about {minutes} minutes to read" in text_of(path), path

@@ -197,7 +197,7 @@ def predictions_are_answered(notebook: NotebookNode, path: Path) -> Iterator[str
 
 
 def concerns(path: Path) -> bool:
-    """Whether two newer rules hold for a notebook: for the second half of the course, and for those made here."""
+    """Whether a newer rule holds for a notebook: for the second half of the course, and for those made here."""
     return path in SECOND_HALF or path.parent != NOTEBOOKS
 
 
@@ -218,7 +218,7 @@ def predictions_ask_one_question_and_answers_repeat_it(notebook: NotebookNode, p
 def says_how_long_it_takes(notebook: NotebookNode, path: Path) -> Iterator[str]:
     """180 words a minute, a minute a prediction, three a gap, rounded up to five; what is optional apart."""
     minutes, optional = [0.0, 0.0], False
-    for cell in notebook.cells if concerns(path) else ():
+    for cell in notebook.cells:
         if cell.source.startswith("## "):
             optional = "(optional)" in cell.source.splitlines()[0]
         minutes[optional] += 3 * cell.source.count("### BEGIN SOLUTION")
